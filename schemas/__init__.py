@@ -1,0 +1,1 @@
+"""Every event of the log as a pydantic model, the topics they live on, and their one serialiser."""

@@ -1,0 +1,103 @@
+"""Checkpoints: versions of what a learner produced, their lifecycle and their lineage."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from schemas.envelope import Event, Model, Name
+
+
+class CheckpointState(StrEnum):
+    """Where a checkpoint stands."""
+
+    CANDIDATE = "candidate"
+    EVALUATED = "evaluated"
+    CANARY = "canary"
+    PROMOTED = "promoted"
+    RETIRED = "retired"
+    REJECTED = "rejected"
+    ROLLED_BACK = "rolled-back"
+
+
+TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
+    CheckpointState.CANDIDATE: frozenset({CheckpointState.EVALUATED, CheckpointState.REJECTED}),
+    CheckpointState.EVALUATED: frozenset(
+        {CheckpointState.CANARY, CheckpointState.PROMOTED, CheckpointState.REJECTED}
+    ),
+    CheckpointState.CANARY: frozenset({CheckpointState.PROMOTED, CheckpointState.ROLLED_BACK}),
+    CheckpointState.PROMOTED: frozenset({CheckpointState.RETIRED, CheckpointState.ROLLED_BACK}),
+    CheckpointState.RETIRED: frozenset(),
+    CheckpointState.REJECTED: frozenset(),
+    CheckpointState.ROLLED_BACK: frozenset(),
+}
+"""Legal next states."""
+
+Kind = Literal["policy", "model", "adapter", "prompt", "memory", "workflow"]
+
+
+class Artifact(Model):
+    """A reference into the artifact store, which is addressed by content.
+
+    Attributes:
+        sha256: of the bytes, 64 hexadecimal digits.
+        size: in bytes.
+        media_type: such as `application/vnd.everloop.bandit+json`.
+    """
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    size: int = Field(ge=0)
+    media_type: str
+
+
+class OffsetRange(Model):
+    """Records `first` to `last`, both included, of one partition."""
+
+    topic: str
+    partition: int = Field(ge=0)
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+
+
+class Lineage(Model):
+    """From a checkpoint back to the events that taught it.
+
+    Attributes:
+        learner: which learner, with its version, such as `bandit@1`.
+        config_sha256: of the learner's configuration.
+        ranges: the offsets folded into it.
+        lessons: how many examples changed its weights.
+        parent: version it grew from.
+    """
+
+    learner: Name
+    config_sha256: str
+    ranges: list[OffsetRange] = []
+    lessons: int = Field(ge=0)
+    parent: str | None = None
+
+
+class Checkpoint(Model):
+    """A change of a checkpoint's state.
+
+    Attributes:
+        name: logical name, such as `supervisor-policy`.
+        version: unique within the name; ends in the start of the artifact's hash.
+        metrics: measured numbers, by name.
+        reason: why it changed state.
+    """
+
+    name: Name
+    version: Name
+    kind: Kind
+    state: CheckpointState
+    artifact: Artifact | None = None
+    lineage: Lineage | None = None
+    metrics: dict[str, float] = {}
+    reason: str = ""
+
+
+class CheckpointEvent(Event[Checkpoint]):
+    """A checkpoint changed state. Key: logical name."""
+
+    type: Literal["checkpoint"] = "checkpoint"

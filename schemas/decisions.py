@@ -1,0 +1,67 @@
+"""Decisions: a policy chose one of several candidates, with the probability it had."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.envelope import Event, Model, Name, UnitInterval
+
+PositiveProbability = Annotated[float, Field(gt=0.0, le=1.0)]
+SUM_TOLERANCE = 1e-6
+
+
+class Candidate(Model):
+    """One thing that could be chosen.
+
+    Attributes:
+        id: who or what proposed it, where that matters for credit; policies do not read it.
+        text: what a text policy reads.
+        numbers: numeric features by name.
+    """
+
+    id: str = ""
+    text: str = ""
+    numbers: dict[str, float] = {}
+
+
+class Decision(Model):
+    """A logged choice; everything off-policy evaluation and the learner need, as it was when the choice was made.
+
+    Attributes:
+        policy: logical name of the policy.
+        policy_version: checkpoint that decided.
+        feature_version: version of the function from text to features.
+        context: what all candidates share.
+        candidates: in the order shown; at least one.
+        probabilities: the whole distribution, same length as candidates, sums to 1.
+        choice: index into candidates.
+        propensity: probabilities[choice], greater than 0.
+    """
+
+    policy: Name
+    policy_version: Name
+    feature_version: int = Field(ge=0)
+    context: str = ""
+    candidates: list[Candidate] = Field(min_length=1)
+    probabilities: list[UnitInterval]
+    choice: int = Field(ge=0)
+    propensity: PositiveProbability
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.probabilities) != len(self.candidates):
+            raise ValueError(f"{len(self.probabilities)} probabilities for {len(self.candidates)} candidates")
+        if self.choice >= len(self.candidates):
+            raise ValueError(f"choice {self.choice} of {len(self.candidates)} candidates")
+        if abs(sum(self.probabilities) - 1.0) > SUM_TOLERANCE:
+            raise ValueError(f"probabilities sum to {sum(self.probabilities)}, not 1")
+        if self.probabilities[self.choice] != self.propensity:
+            raise ValueError("propensity is not the probability of the choice")
+        return self
+
+
+class DecisionEvent(Event[Decision]):
+    """A policy chose. Key: rollout_id."""
+
+    type: Literal["decision"] = "decision"
+    rollout_id: Name

@@ -1,0 +1,57 @@
+"""The envelope that every event shares, and the base of every payload."""
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from schemas.clock import now
+from schemas.identifiers import new_event_id
+
+EventId = Annotated[
+    str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
+]
+TraceId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+SpanId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,199}$")]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Model(BaseModel):
+    """Base of everything in an event.
+
+    Frozen, because an event is a fact. Unknown fields are kept, because a reader older than the writer must pass on
+    what it does not know. NaN and infinities are refused: JSON has no word for them.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+Payload = TypeVar("Payload", bound=Model)
+
+
+class Event(Model, Generic[Payload]):
+    """One fact on the log.
+
+    Attributes:
+        event_id: UUIDv7. Repeats of one event carry the same id.
+        type: the event's type, one per topic.
+        schema_version: raised when a change is incompatible with older readers.
+        time: when it happened (not when it was written), timezone-aware.
+        tenant: whose event it is.
+        rollout_id: the rollout it belongs to, where it belongs to one.
+        trace_id: W3C trace id, 32 hexadecimal digits.
+        span_id: W3C span id, 16 hexadecimal digits.
+    """
+
+    event_id: EventId = Field(default_factory=new_event_id)
+    type: str
+    schema_version: int = Field(default=1, ge=1)
+    time: AwareDatetime = Field(default_factory=now)
+    tenant: Name = "default"
+    rollout_id: Name | None = None
+    trace_id: TraceId | None = None
+    span_id: SpanId | None = None
+    payload: Payload
+
+
+AnyEvent = Event[Any]

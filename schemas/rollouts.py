@@ -1,0 +1,69 @@
+"""Rollouts: one attempt of an agent at one task, from created to succeeded or failed."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import JsonValue
+
+from schemas.envelope import Event, Model, Name
+
+
+class RolloutState(StrEnum):
+    """Where a rollout stands."""
+
+    CREATED = "created"
+    STARTED = "started"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+TRANSITIONS: dict[RolloutState, frozenset[RolloutState]] = {
+    RolloutState.CREATED: frozenset({RolloutState.STARTED, RolloutState.FAILED}),
+    RolloutState.STARTED: frozenset({RolloutState.SUCCEEDED, RolloutState.FAILED}),
+    RolloutState.SUCCEEDED: frozenset(),
+    RolloutState.FAILED: frozenset(),
+}
+"""Legal next states."""
+
+TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
+
+Split = Literal["train", "validation", "test"]
+"""What a rollout may be used for: learned from, gate evidence, or reported only."""
+
+
+class Task(Model):
+    """What a rollout was asked to do. `expected` is the label, where one is known; agents never see it."""
+
+    id: Name
+    input: JsonValue = None
+    expected: JsonValue = None
+
+
+class Rollout(Model):
+    """A change of a rollout's state.
+
+    Attributes:
+        agent: which agent or workflow ran.
+        group: experiment arm, for comparisons between rollouts of one task.
+        checkpoints: logical name to the checkpoint version this rollout is pinned to.
+        output: what the agent produced, on success.
+        error: why it failed, on failure.
+        turns: agent turns taken, counted by the agent.
+    """
+
+    state: RolloutState
+    agent: Name = "agent"
+    task: Task | None = None
+    split: Split = "train"
+    group: Name = "default"
+    checkpoints: dict[str, str] = {}
+    output: JsonValue = None
+    error: str | None = None
+    turns: int | None = None
+
+
+class RolloutEvent(Event[Rollout]):
+    """A rollout changed state. Key: rollout_id."""
+
+    type: Literal["rollout"] = "rollout"
+    rollout_id: Name

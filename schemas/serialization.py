@@ -1,0 +1,42 @@
+"""The one serialiser: events to UTF-8 JSON bytes and back."""
+
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from schemas.envelope import AnyEvent
+
+E = TypeVar("E", bound=AnyEvent)
+
+
+class UndecodableError(ValueError):
+    """Bytes that are not an event of the expected type. The message says which fields are wrong and how."""
+
+
+def encode(event: AnyEvent) -> bytes:
+    """Return an event as compact JSON. Fields the model does not know are written too."""
+    return event.model_dump_json().encode()
+
+
+def decode(model: type[E], value: bytes | None) -> E:
+    """Return the event in `value`.
+
+    Raises:
+        UndecodableError: it is no JSON, or not an event of this type.
+    """
+    if value is None:
+        raise UndecodableError(f"expected a {model.__name__}, found an empty value")
+    try:
+        return model.model_validate_json(value)
+    except ValidationError as error:
+        raise UndecodableError(f"not a {model.__name__}: {readable(error)}") from error
+
+
+def readable(error: ValidationError, limit: int = 5) -> str:
+    """Return a validation error as one line: each wrong field with what is wrong, at most `limit` of them."""
+    problems = [
+        f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_context=False)
+    ]
+    more = f" (and {len(problems) - limit} more)" if len(problems) > limit else ""
+    return "; ".join(problems[:limit]) + more

@@ -1,0 +1,88 @@
+"""The topics: name, event, key, partitions, cleanup. Both logs and every client read them from here.
+
+Topics that are joined have the same key and the same number of partitions, so a join never leaves its partition:
+everything of a rollout by `rollout_id`, everything of a learned artifact (lessons, checkpoints, routes, commands) by its
+logical name.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from schemas.checkpoints import CheckpointEvent
+from schemas.commands import CommandEvent
+from schemas.dead_letters import DeadLetterEvent
+from schemas.decisions import DecisionEvent
+from schemas.envelope import AnyEvent
+from schemas.examples import ExampleEvent
+from schemas.rewards import RewardEvent
+from schemas.rollouts import RolloutEvent
+from schemas.routes import RouteEvent
+from schemas.spans import SpanEvent
+from schemas.trajectories import TrajectoryEvent
+
+PREFIX = "everloop."
+ROLLOUT_PARTITIONS = 8
+NAME_PARTITIONS = 4
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic.
+
+    Attributes:
+        event: the model of its values.
+        key: what the record key is.
+        cleanup: `delete` drops what is older than `retention`; `compact` keeps the last record of each key.
+        retention: None keeps for ever.
+    """
+
+    name: str
+    event: type[AnyEvent]
+    key: Literal["rollout_id", "logical name", "source topic"]
+    partitions: int
+    cleanup: Literal["delete", "compact"] = "delete"
+    retention: timedelta | None = None
+
+
+ROLLOUTS = Topic(PREFIX + "rollouts", RolloutEvent, "rollout_id", ROLLOUT_PARTITIONS)
+SPANS = Topic(PREFIX + "spans", SpanEvent, "rollout_id", ROLLOUT_PARTITIONS, retention=timedelta(days=90))
+REWARDS = Topic(PREFIX + "rewards", RewardEvent, "rollout_id", ROLLOUT_PARTITIONS)
+DECISIONS = Topic(PREFIX + "decisions", DecisionEvent, "rollout_id", ROLLOUT_PARTITIONS)
+TRAJECTORIES = Topic(
+    PREFIX + "trajectories", TrajectoryEvent, "rollout_id", ROLLOUT_PARTITIONS, retention=timedelta(days=90)
+)
+EXAMPLES = Topic(PREFIX + "examples", ExampleEvent, "logical name", NAME_PARTITIONS)
+CHECKPOINTS = Topic(PREFIX + "checkpoints", CheckpointEvent, "logical name", NAME_PARTITIONS)
+ROUTES = Topic(PREFIX + "routes", RouteEvent, "logical name", NAME_PARTITIONS, cleanup="compact")
+COMMANDS = Topic(PREFIX + "commands", CommandEvent, "logical name", NAME_PARTITIONS)
+DEAD_LETTERS = Topic(PREFIX + "dead-letters", DeadLetterEvent, "source topic", 1)
+
+TOPICS: dict[str, Topic] = {
+    topic.name: topic
+    for topic in (
+        ROLLOUTS,
+        SPANS,
+        REWARDS,
+        DECISIONS,
+        TRAJECTORIES,
+        EXAMPLES,
+        CHECKPOINTS,
+        ROUTES,
+        COMMANDS,
+        DEAD_LETTERS,
+    )
+}
+
+
+def topic_named(name: str) -> Topic:
+    """Return a topic by its full or short name.
+
+    Raises:
+        KeyError: with the names there are.
+    """
+    topic = TOPICS.get(name) or TOPICS.get(PREFIX + name)
+    if topic is None:
+        known = ", ".join(known.removeprefix(PREFIX) for known in TOPICS)
+        raise KeyError(f"there is no topic {name!r}; there are: {known}")
+    return topic

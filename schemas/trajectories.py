@@ -1,0 +1,39 @@
+"""Trajectories: a closed rollout with everything that happened in it and its reward."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.decisions import DecisionEvent
+from schemas.envelope import Event, Model, Name, UnitInterval
+from schemas.rewards import RewardEvent
+from schemas.rollouts import Rollout
+from schemas.spans import SpanEvent
+
+
+class Trajectory(Model):
+    """A joined rollout. The nested events keep their ids: they are its lineage.
+
+    Attributes:
+        rollout: the final state, with the task and the pinned checkpoints filled in from the earlier events.
+        spans: in the order they arrived.
+        decisions, rewards: in the order they arrived.
+        reward: the reward that counts (see `schemas.rewards.PRECEDENCE`), None while there is none.
+        revision: 1 for the first emission, one more for each later one.
+        reward_revision: 0 without a reward, 1 for the first, one more each time the value changes.
+    """
+
+    rollout: Rollout
+    spans: list[SpanEvent] = []
+    decisions: list[DecisionEvent] = []
+    rewards: list[RewardEvent] = []
+    reward: UnitInterval | None = None
+    revision: int = Field(ge=1)
+    reward_revision: int = Field(default=0, ge=0)
+
+
+class TrajectoryEvent(Event[Trajectory]):
+    """A rollout closed, or its reward changed. Key: rollout_id."""
+
+    type: Literal["trajectory"] = "trajectory"
+    rollout_id: Name
