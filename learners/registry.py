@@ -1,0 +1,48 @@
+"""The checkpoint registry: a fold of lifecycle events into what there is, where it stands, and who grew from whom."""
+
+from dataclasses import dataclass, field
+
+from schemas.checkpoints import TRANSITIONS, Checkpoint, CheckpointState
+
+
+class IllegalTransitionError(ValueError):
+    """A checkpoint cannot go from its state to the one asked for."""
+
+
+@dataclass
+class Registry:
+    """Checkpoints of one logical name by version, each with its latest event merged over the earlier ones."""
+
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+
+    def apply(self, change: Checkpoint) -> None:
+        """Take in one change of state.
+
+        Raises:
+            IllegalTransitionError: see `schemas.checkpoints.TRANSITIONS`; the first state must be `candidate`.
+        """
+        known = self.checkpoints.get(change.version)
+        allowed = TRANSITIONS[known.state] if known else {CheckpointState.CANDIDATE}
+        if change.state not in allowed:
+            before = known.state if known else "unknown"
+            raise IllegalTransitionError(
+                f"{change.name} {change.version} cannot go from {before} to {change.state};"
+                f" from there: {', '.join(sorted(allowed)) or 'nowhere'}"
+            )
+        self.checkpoints[change.version] = merged(known, change) if known else change
+
+    @property
+    def promoted(self) -> Checkpoint | None:
+        """The version that serves, if one was promoted."""
+        return next((c for c in self.checkpoints.values() if c.state is CheckpointState.PROMOTED), None)
+
+
+def merged(known: Checkpoint, change: Checkpoint) -> Checkpoint:
+    """Return a checkpoint after a change of state; what the change does not say stays as it was."""
+    return change.model_copy(
+        update={
+            "artifact": change.artifact or known.artifact,
+            "lineage": change.lineage or known.lineage,
+            "metrics": known.metrics | change.metrics,
+        }
+    )
