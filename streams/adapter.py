@@ -1,0 +1,137 @@
+"""The three-head trace adapter: one trajectory becomes conversations (SFT), samples (RL) and decisions (bandit)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.examples import BanditExample, Example, RlExample, SftExample
+from schemas.genai import to_openai
+from schemas.spans import Attribute, SpanEvent
+from schemas.trajectories import TrajectoryEvent
+
+Body = SftExample | RlExample | BanditExample
+
+
+class AdapterConfig(BaseModel):
+    """Which nodes of an agent teach which logical model.
+
+    Attributes:
+        sft, rl: logical name to the names of the nodes whose model calls are its lessons.
+        sft_credit: `chosen` teaches only from the nodes whose candidates were chosen by a decision of the rollout (a
+            rejected proposal did not earn the reward); `all` teaches from every node.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sft: Mapping[str, frozenset[str]] = {}
+    rl: Mapping[str, frozenset[str]] = {}
+    sft_credit: Literal["chosen", "all"] = "chosen"
+
+
+def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
+    """Return the lessons in a rewarded trajectory, in a fixed order; none when it has no reward or did not succeed.
+
+    Decisions of failed rollouts teach nothing either: a failure of the infrastructure says nothing of the choice.
+    """
+    trajectory = event.payload
+    if trajectory.reward is None or trajectory.rollout.state != "succeeded":
+        return []
+    task = trajectory.rollout.task
+    return [
+        Example(
+            target=target,
+            task_id=task.id if task else None,
+            split=trajectory.rollout.split,
+            group=trajectory.rollout.group,
+            reward=trajectory.reward,
+            reward_revision=trajectory.reward_revision,
+            source_event_ids=[event.event_id, source],
+            body=body,
+        )
+        for target, source, body in _bodies(event, config)
+    ]
+
+
+def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[tuple[str, str, Body]]:
+    """Yield target, source event id and body of each lesson."""
+    trajectory = event.payload
+    calls = [span for span in trajectory.spans if _is_model_call(span)]
+    for target, nodes in config.sft.items():
+        for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
+            yield target, span.event_id, _conversation(span)
+    for target, nodes in config.rl.items():
+        for span in calls:
+            if _node(span) in nodes:
+                yield target, span.event_id, _sample(span)
+    for decision in trajectory.decisions:
+        body = BanditExample(decision_id=decision.event_id, decision=decision.payload)
+        yield decision.payload.policy, decision.event_id, body
+
+
+def _credited(event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[str]) -> frozenset[str]:
+    """Return the nodes that earned the reward; all where nothing was chosen among their proposals."""
+    if config.sft_credit == "all":
+        return nodes
+    proposers = {candidate.id for d in event.payload.decisions for candidate in d.payload.candidates}
+    chosen = {d.payload.candidates[d.payload.choice].id for d in event.payload.decisions}
+    return frozenset(node for node in nodes if node in chosen or node not in proposers)
+
+
+def _is_model_call(event: SpanEvent) -> bool:
+    span = event.payload
+    return (
+        span.text(Attribute.OPERATION) == "chat"
+        and span.status != "error"
+        and bool(_messages(event, "output"))
+    )
+
+
+def _last_by_node(calls: list[SpanEvent], nodes: frozenset[str]) -> list[SpanEvent]:
+    """Return each node's last call, which holds its whole conversation, tools included."""
+    last: dict[str, SpanEvent] = {}
+    for span in calls:
+        node = _node(span)
+        if node in nodes:
+            last.pop(node, None)
+            last[node] = span
+    return list(last.values())
+
+
+def _node(event: SpanEvent) -> str:
+    return event.payload.text(Attribute.NODE) or ""
+
+
+def _conversation(event: SpanEvent) -> SftExample:
+    return SftExample(
+        node=_node(event),
+        messages=[*_messages(event, "input"), *_messages(event, "output")[:1]],
+        tools=_tools(event),
+    )
+
+
+def _sample(event: SpanEvent) -> RlExample:
+    attributes = event.payload.attributes
+    return RlExample(
+        node=_node(event),
+        prompt=_messages(event, "input"),
+        response=_messages(event, "output")[0],
+        tools=_tools(event),
+        prompt_token_ids=_list(attributes.get(Attribute.PROMPT_TOKEN_IDS)),
+        response_token_ids=_list(attributes.get(Attribute.RESPONSE_TOKEN_IDS)),
+        response_logprobs=_list(attributes.get(Attribute.RESPONSE_LOGPROBS)),
+        checkpoint=event.payload.text(Attribute.CHECKPOINT) or "",
+    )
+
+
+def _messages(event: SpanEvent, side: Literal["input", "output"]) -> list[dict[str, Any]]:
+    attribute = Attribute.INPUT_MESSAGES if side == "input" else Attribute.OUTPUT_MESSAGES
+    return [to_openai(message) for message in _list(event.payload.attributes.get(attribute))]
+
+
+def _tools(event: SpanEvent) -> list[dict[str, Any]]:
+    return _list(event.payload.attributes.get(Attribute.TOOL_DEFINITIONS))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,61 @@
+"""The contract of a log: append, read, and where partitions begin and end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from streams.records import NewRecord, Record
+
+
+class Log(Protocol):
+    """An ordered, partitioned, durable log.
+
+    Every method may raise LogUnavailableError. An instance belongs to one thread.
+    """
+
+    def append(self, records: Sequence[NewRecord]) -> list[tuple[int, int]]:
+        """Write records, all or none; return (partition, offset) of each. They are durable when this returns."""
+        ...
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Return up to `limit` records at or after `offset`, in order. Never waits."""
+        ...
+
+    def beginnings(self, topic: str) -> Mapping[int, int]:
+        """Return the first offset still there, by partition."""
+        ...
+
+    def ends(self, topic: str) -> Mapping[int, int]:
+        """Return the offset the next record will get, by partition."""
+        ...
+
+    def offset_at(self, topic: str, partition: int, time: datetime) -> int:
+        """Return the offset of the first record appended at or after `time`, or the end."""
+        ...
+
+    def lag(self, group: str) -> Mapping[tuple[str, int], int]:
+        """Return how many records a consumer group has before it, by topic and partition."""
+        ...
+
+    def close(self) -> None:
+        """Release the connection."""
+        ...
+
+
+def read_all(
+    log: Log, topic: str, *, start: Mapping[int, int] | None = None, batch: int = 500
+) -> Iterator[Record]:
+    """Yield a topic's records up to the ends it has now, partition by partition, in bounded memory.
+
+    Args:
+        start: first offset by partition; partitions not named start at their beginning.
+    """
+    beginnings = log.beginnings(topic)
+    for partition, end in log.ends(topic).items():
+        offset = max((start or {}).get(partition, 0), beginnings[partition])
+        while offset < end:
+            records = [record for record in log.read(topic, partition, offset, batch) if record.offset < end]
+            if not records:
+                break
+            yield from records
+            offset = records[-1].offset + 1
