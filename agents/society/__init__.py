@@ -1,0 +1,1 @@
+"""The research society: nine roles that turn a question into a protocol and a decision."""
