@@ -1,0 +1,1 @@
+"""What surrounds the streams: gateway, model serving, analytics, configuration, processes and the command line."""

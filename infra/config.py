@@ -1,0 +1,304 @@
+"""Configuration: every setting in one place, from defaults, `everloop.toml` and the environment, with its source."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from learners.bandit import BanditConfig
+from learners.gate import GateConfig
+from schemas.routes import Endpoint
+from schemas.serialization import readable
+from streams.adapter import AdapterConfig
+from streams.trajectories import JoinConfig
+
+CONFIG_VARIABLE = "EVERLOOP_CONFIG"
+DEFAULT_FILE = Path("everloop.toml")
+PREFIX = "EVERLOOP_"
+
+ROLES: dict[str, str] = {
+    "geneticist": "junior_researcher_llm",
+    "pharmacologist": "junior_researcher_llm",
+    "neurologist": "junior_researcher_llm",
+    "supervisor": "supervisor_llm",
+    "hypothesis_refiner": "senior_researcher_llm",
+    "protocol_designer": "senior_researcher_llm",
+    "peer_reviewer": "review_board_llm",
+    "safety_officer": "review_board_llm",
+    "principal_investigator": "review_board_llm",
+}
+"""Role of the research society to the logical model it calls."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message is one line that says what to change."""
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GatewaySettings(Section):
+    """The gateway.
+
+    Attributes:
+        port: 0 takes a free one.
+        upstream_timeout_s: longest wait for a model server.
+        max_body_bytes: larger requests are refused.
+        spool: where events wait while the log cannot be written.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65_535)
+    upstream_timeout_s: float = Field(default=120.0, gt=0)
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    spool: Path = Path("spool.db")
+
+
+class SimulatorSettings(Section):
+    """The simulator that plays the research society's models where none is configured."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8701, ge=0, le=65_535)
+
+
+class JudgeSettings(Section):
+    """The judge.
+
+    Attributes:
+        model: logical model that scores the six criteria; None measures instead (see `agents.rewards`).
+    """
+
+    model: str | None = None
+
+
+class BanditSettings(BanditConfig):
+    """The bandit.
+
+    Attributes:
+        targets: logical names of the policies it learns.
+    """
+
+    targets: tuple[str, ...] = ("supervisor-policy",)
+
+    def learner_config(self) -> BanditConfig:
+        """Return what the learner itself is configured by."""
+        return BanditConfig(**{name: getattr(self, name) for name in BanditConfig.model_fields})
+
+
+class AnalyticsSettings(Section):
+    """ClickHouse, embedded (`chdb:///path`) or a server (`clickhouse://user:password@host:8123/database`).
+
+    Attributes:
+        dsn: None is the embedded engine in the data folder.
+        port: where the process that owns the embedded store answers reports; 0 takes a free one.
+    """
+
+    dsn: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8702, ge=0, le=65_535)
+
+
+class WorkerSettings(Section):
+    """Stream workers.
+
+    Attributes:
+        lease_s: how long a dead worker's partitions stay taken (embedded log).
+    """
+
+    lease_s: float = Field(default=10.0, gt=0.1)
+
+
+class Settings(BaseSettings):
+    """All settings. In the environment a section's setting is `EVERLOOP_SECTION__SETTING`.
+
+    Attributes:
+        data_dir: folder for everything Everloop writes; relative paths below are relative to it.
+        log: `sqlite:///path` (embedded) or `kafka://host:port[,host:port]`. None is `log.db` in the data folder.
+        models: logical model name to the OpenAI-compatible endpoint behind it. Names that a role calls and that are
+            missing here are played by the simulator.
+        roles: role of the research society to logical model name.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Path(".everloop")
+    log: str | None = None
+    models: dict[str, Endpoint] = {}
+    roles: dict[str, str] = ROLES
+    gateway: GatewaySettings = GatewaySettings()
+    simulator: SimulatorSettings = SimulatorSettings()
+    judge: JudgeSettings = JudgeSettings()
+    worker: WorkerSettings = WorkerSettings()
+    analytics: AnalyticsSettings = AnalyticsSettings()
+    bandit: BanditSettings = BanditSettings()
+    gate: GateConfig = GateConfig()
+    join: JoinConfig = JoinConfig()
+    adapter: AdapterConfig = AdapterConfig(
+        sft={"junior_researcher_llm": frozenset({"geneticist", "pharmacologist", "neurologist"})},
+        rl={"senior_researcher_llm": frozenset({"hypothesis_refiner", "protocol_designer"})},
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment over the file over the defaults."""
+        file = config_file()
+        if file is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> Self:
+        if unknown := set(self.roles) - set(ROLES):
+            raise ValueError(f"unknown roles {sorted(unknown)}; there are {', '.join(ROLES)}")
+        if missing := set(ROLES) - set(self.roles):
+            raise ValueError(f"no model for the roles {sorted(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_log(self) -> Self:
+        if self.log is not None and self.log_kind not in ("sqlite", "kafka"):
+            raise ValueError(f"log is {self.log!r}; it must begin with sqlite:/// or kafka://")
+        return self
+
+    @property
+    def log_kind(self) -> str:
+        """`sqlite` or `kafka`."""
+        return "sqlite" if self.log is None else self.log.partition("://")[0]
+
+    @property
+    def log_path(self) -> Path:
+        """The file of the embedded log."""
+        if self.log is None:
+            return self.data_dir / "log.db"
+        return Path(self.log.removeprefix("sqlite:///"))
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """The folder of the artifact store."""
+        return self.data_dir / "artifacts"
+
+    @property
+    def spool_path(self) -> Path:
+        """The file of the gateway's spool."""
+        return self.data_dir / self.gateway.spool
+
+    @property
+    def analytics_dsn(self) -> str:
+        """Where analytics are kept."""
+        return self.analytics.dsn or f"chdb://{(self.data_dir / 'analytics').absolute()}"
+
+    @property
+    def simulated_models(self) -> list[str]:
+        """Logical models that some role or the judge calls and that have no endpoint."""
+        called = set(self.roles.values()) | ({self.judge.model} if self.judge.model else set())
+        return sorted(called - set(self.models))
+
+
+def config_file() -> Path | None:
+    """Return the configuration file: the one named by EVERLOOP_CONFIG, else `everloop.toml` if it is there.
+
+    Raises:
+        ConfigError: the named file is not there.
+    """
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"{CONFIG_VARIABLE} names {named}, which is not a file")
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+
+def load_settings() -> Settings:
+    """Return the settings.
+
+    Raises:
+        ConfigError: a setting is unknown or has a value it cannot have.
+    """
+    _check_environment()
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(f"configuration ({config_file() or 'environment'}): {readable(error)}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{config_file()} is not TOML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"configuration: {error}") from error
+
+
+def _check_environment() -> None:
+    """Refuse EVERLOOP_ variables that name no setting, which pydantic-settings would pass over."""
+    for name in os.environ:
+        if name.startswith(PREFIX) and not _is_known(name):
+            raise ConfigError(f"environment variable {name} names no setting; see `everloop config`")
+
+
+def _is_known(variable: str) -> bool:
+    if variable in (CONFIG_VARIABLE, "EVERLOOP_TEST_KAFKA", "EVERLOOP_REQUIRE_KAFKA"):
+        return True
+    path = variable.removeprefix(PREFIX).lower().split("__")
+    field = Settings.model_fields.get(path[0])
+    if field is None:
+        return False
+    annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and len(path) > 1:
+        return path[1] in annotation.model_fields
+    return True
+
+
+Source = Literal["default", "file", "environment"]
+
+
+def explained(settings: Settings) -> dict[str, tuple[Any, Source]]:
+    """Return every setting by its dotted name, with its value and where that came from."""
+    file = config_file()
+    from_file = tomllib.loads(file.read_text()) if file else {}
+    rows: dict[str, tuple[Any, Source]] = {}
+    for path, value in _leaves(settings.model_dump(mode="json"), ()):
+        variable = PREFIX + "__".join(path[:2]).upper()
+        source: Source = "default"
+        if any(name == variable or name.startswith(variable + "__") for name in os.environ) or (
+            PREFIX + path[0].upper() in os.environ
+        ):
+            source = "environment"
+        elif _contains(from_file, path):
+            source = "file"
+        rows[".".join(path)] = (value, source)
+    return rows
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for name, item in value.items() for leaf in _leaves(item, (*path, name))]
+    return [(path, value)]
+
+
+def _contains(document: Any, path: tuple[str, ...]) -> bool:
+    for part in path:
+        if not isinstance(document, dict) or part not in document:
+            return False
+        document = document[part]
+    return True

@@ -1,0 +1,54 @@
+"""The gateway's application: everything wired in one place."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+
+from infra.config import Settings
+from infra.gateway import chat, feedback, operations, problems, rollouts, traces
+from infra.gateway.publishing import Publisher
+from infra.gateway.routing import RouteFollower, RoutingTable
+from infra.gateway.services import Services
+from streams.artifacts import ArtifactStore
+from streams.embedded.log import EmbeddedLog
+
+SPOOL_AFTER_S = 2.0
+"""How long the log may be locked before events are spooled."""
+
+
+def create_app(settings: Settings, open_log: Callable[[], EmbeddedLog] | None = None) -> FastAPI:
+    """Return the gateway.
+
+    Args:
+        open_log: opens the log for writing; the configured embedded log by default.
+    """
+
+    def open_configured() -> EmbeddedLog:
+        return EmbeddedLog(settings.log_path, "power", SPOOL_AFTER_S)
+
+    def open_spool() -> EmbeddedLog:
+        return EmbeddedLog(settings.spool_path, "power")
+
+    open_log = open_log or open_configured
+    publisher = Publisher(open_log, open_spool)
+    table = RoutingTable(ArtifactStore(settings.artifacts_dir))
+    follower = RouteFollower(table, lambda: EmbeddedLog(settings.log_path))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        publisher.start()
+        follower.start()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        async with httpx.AsyncClient(timeout=settings.gateway.upstream_timeout_s, limits=limits) as http:
+            app.state.services = Services(settings, publisher, table, http)
+            yield
+        follower.close()
+        publisher.close()
+
+    app = FastAPI(title="Everloop gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
+    problems.install(app)
+    for module in (chat, feedback, operations, rollouts, traces):
+        app.include_router(module.router)
+    return app

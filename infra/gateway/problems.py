@@ -1,0 +1,73 @@
+"""Errors as problem documents (RFC 9457), with the `error` member that OpenAI's clients read."""
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from streams.errors import LogUnavailableError
+
+MEDIA_TYPE = "application/problem+json"
+log_event = structlog.get_logger(__name__)
+
+
+class ProblemError(Exception):
+    """A request that cannot be served.
+
+    Args:
+        status: HTTP status.
+        title: what went wrong, the same words every time.
+        detail: what was wrong this time, with the value, and what to do.
+    """
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.title = title
+        self.detail = detail
+
+
+def problem(status: int, title: str, detail: str) -> JSONResponse:
+    """Return a problem document."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "error": {"message": detail, "type": kind, "code": title.lower().replace(" ", "_")},
+    }
+    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of this application with a problem document."""
+
+    @app.exception_handler(ProblemError)
+    async def _problem(_: Request, error: ProblemError) -> JSONResponse:
+        return problem(error.status, error.title, error.detail)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        details = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5]
+        ]
+        return problem(422, "Invalid request", "; ".join(details))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _http(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        return problem(error.status_code, "Request refused", str(error.detail))
+
+    @app.exception_handler(LogUnavailableError)
+    async def _unavailable(_: Request, error: LogUnavailableError) -> JSONResponse:
+        return problem(
+            503, "Not recorded", f"the event could be written neither to the log nor to the spool: {error}"
+        )
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+        log_event.error("request failed", error=repr(error), exc_info=error)
+        return problem(500, "Gateway failed", "the gateway has a defect; its log says which")

@@ -1,0 +1,169 @@
+"""Publishing: events go to the log in order, to a spool on disk while the log cannot be written, and from there on."""
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import structlog
+
+from schemas.topics import TOPICS
+from streams.embedded.log import EmbeddedLog
+from streams.errors import LogUnavailableError
+from streams.log import Log
+from streams.records import NewRecord, Outgoing
+
+BATCH = 1000
+FORWARDER = "forwarder"
+RETRY_S = 0.5
+log_event = structlog.get_logger(__name__)
+
+
+@dataclass
+class PublishingStatus:
+    """What has become of the events handed over, by topic.
+
+    Attributes:
+        accepted: handed over; durable or about to be.
+        lost: could be written neither to the log nor to the spool.
+        spooled: waiting in the spool now.
+    """
+
+    accepted: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    spooled: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Pending:
+    records: list[NewRecord]
+    written: Future[None]
+
+
+class Publisher:
+    """Writes events from one thread, many in a transaction, so a caller waits for the disk at most once a batch.
+
+    While the log cannot be written, events go to the spool, and so does everything after them until the spool is empty
+    again: the order of events never changes. An event forwarded twice, because the process died in between, carries the
+    same event id, which the join ignores.
+
+    Args:
+        open_log: opens the log; called again after a failure.
+        open_spool: opens the spool, an embedded log of its own.
+    """
+
+    def __init__(self, open_log: Callable[[], Log], open_spool: Callable[[], EmbeddedLog]) -> None:
+        self.status = PublishingStatus()
+        self._open_log = open_log
+        self._open_spool = open_spool
+        self._log: Log | None = None
+        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="publisher")
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what was handed over, then stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def publish(self, events: Sequence[Outgoing]) -> Future[None]:
+        """Hand over events; the future ends when they are durable, or raises LogUnavailableError."""
+        records = [event.record() for event in events]
+        self.status.accepted.update(record.topic for record in records)
+        pending = _Pending(records, Future())
+        self._queue.put(pending)
+        return pending.written
+
+    def _run(self) -> None:
+        spool = self._open_spool()
+        self.status.spooled = _waiting(spool)
+        running = True
+        while running:
+            batch, running = self._next_batch()
+            self._forward(spool)
+            if batch:
+                self._write(batch, spool)
+        self._forward(spool)
+        spool.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _next_batch(self) -> tuple[list[_Pending], bool]:
+        """Wait for events and take as many as are there; False when it is time to stop."""
+        batch: list[_Pending] = []
+        try:
+            pending = self._queue.get(timeout=RETRY_S if self.status.spooled else None)
+            while pending is not None:
+                batch.append(pending)
+                if len(batch) == BATCH:
+                    break
+                pending = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, True
+        return batch, pending is not None
+
+    def _write(self, batch: list[_Pending], spool: EmbeddedLog) -> None:
+        records = [record for pending in batch for record in pending.records]
+        try:
+            if self.status.spooled or not self._append(records):
+                spool.append(records)
+                self.status.spooled += len(records)
+        except LogUnavailableError as error:
+            self.status.lost.update(record.topic for record in records)
+            log_event.error(
+                "events lost: neither log nor spool can be written", count=len(records), error=str(error)
+            )
+            for pending in batch:
+                pending.written.set_exception(error)
+            return
+        for pending in batch:
+            pending.written.set_result(None)
+
+    def _append(self, records: list[NewRecord]) -> bool:
+        """Write to the log; return whether that was possible."""
+        try:
+            if self._log is None:
+                self._log = self._open_log()
+            self._log.append(records)
+        except LogUnavailableError as error:
+            if self.status.error is None:
+                log_event.warning("the log cannot be written, events are spooled", error=str(error))
+            self.status.error = str(error)
+            if self._log is not None:
+                self._log.close()
+                self._log = None
+            return False
+        self.status.error = None
+        return True
+
+    def _forward(self, spool: EmbeddedLog) -> None:
+        """Move what waits in the spool to the log, in order, as far as the log takes it."""
+        while self.status.spooled:
+            records = spool.fetch(_forwarded(spool), BATCH)
+            moved = [NewRecord(record.topic, record.key, record.value, record.headers) for record in records]
+            if not self._append(moved):
+                return
+            positions = {(record.topic, record.partition): record.offset + 1 for record in records}
+            with spool.transaction():
+                spool.commit_within(FORWARDER, positions)
+            self.status.spooled -= len(records)
+            if not self.status.spooled:
+                log_event.info("the log can be written again, the spool is empty")
+
+
+def _forwarded(spool: EmbeddedLog) -> dict[tuple[str, int], int]:
+    """Return the first offset of each partition of the spool that still waits."""
+    most = max(topic.partitions for topic in TOPICS.values())
+    return spool.committed(FORWARDER, TOPICS, range(most))
+
+
+def _waiting(spool: EmbeddedLog) -> int:
+    positions = _forwarded(spool)
+    ends = {topic: spool.ends(topic) for topic in TOPICS}
+    return sum(ends[topic][partition] - offset for (topic, partition), offset in positions.items())

@@ -1,0 +1,83 @@
+"""What each process does: `python -m infra.processes.entry NAME [--fd N]`, started by the supervisor."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from infra.config import ConfigError, Settings, load_settings
+from infra.logging import configure_logging
+from infra.topology import learning_processors, stream_processors
+from streams.embedded.worker import Worker
+from streams.errors import StreamError
+from streams.processor import Processor
+
+NAMES = ("gateway", "simulator", "worker", "learner", "analytics")
+"""The processes; the first, second and last listen on a socket."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one process until SIGTERM or SIGINT; return its exit status."""
+    parser = argparse.ArgumentParser(prog="everloop process")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--fd", type=int, help="listening socket, inherited from the supervisor")
+    options = parser.parse_args(arguments)
+    configure_logging()
+    try:
+        _run(options.name, load_settings(), options.fd)
+    except (ConfigError, StreamError) as error:
+        sys.stderr.write(f"everloop {options.name}: {error}\n")
+        return 2
+    return 0
+
+
+def _run(name: str, settings: Settings, fd: int | None) -> None:
+    if name == "worker":
+        _work(settings, stream_processors(settings))
+    elif name == "learner":
+        _work(settings, list(learning_processors(settings)))
+    else:
+        _serve(name, settings, fd)
+
+
+def _work(settings: Settings, processors: list[Processor[Any]]) -> None:
+    """Run processors on the configured log."""
+    if settings.log_kind == "kafka":
+        from streams.faust_app import run_app
+
+        run_app(str(settings.log), processors, settings.data_dir)
+        return
+    worker = Worker(
+        settings.log_path,
+        processors,
+        f"{socket.gethostname()}:{os.getpid()}",
+        lease_s=settings.worker.lease_s,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    worker.run()
+
+
+def _serve(name: str, settings: Settings, fd: int | None) -> None:
+    """Serve an application; imports are here, so that no process loads what only another needs."""
+    from infra.http import bound_socket, serve
+
+    if name == "gateway":
+        from infra.gateway.app import create_app
+
+        app, host, port = create_app(settings), settings.gateway.host, settings.gateway.port
+    elif name == "simulator":
+        from infra.serving.simulator.app import create_app as create_simulator
+
+        app, host, port = create_simulator(), settings.simulator.host, settings.simulator.port
+    else:
+        from infra.analytics.app import create_app as create_analytics
+
+        app, host, port = create_analytics(settings), settings.analytics.host, settings.analytics.port
+    serve(app, socket.socket(fileno=fd) if fd is not None else bound_socket(host, port, f"{name}.port"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

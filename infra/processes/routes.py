@@ -1,0 +1,55 @@
+"""The first routes of an installation: configured models, simulated ones, and the baseline of each policy."""
+
+from infra.config import Settings
+from infra.logs import open_log
+from infra.serving.simulator.app import MODEL
+from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
+from schemas.serialization import decode
+from schemas.topics import ROUTES
+from streams.embedded.log import EmbeddedLog
+from streams.log import read_all
+from streams.promotion import baseline_route
+from streams.records import Outgoing
+
+RANDOM_POLICY = "random-policy"
+"""A policy that is never learned: the uniform baseline, to compare with."""
+
+
+def publish_initial_routes(settings: Settings, simulator_url: str | None) -> None:
+    """Write the routes that the configuration asks for, where the log does not say so already.
+
+    A policy that was promoted keeps its route: the configuration only says where it begins.
+    """
+    with open_log(settings) as log:
+        served = _served(log)
+        wanted = [*_model_routes(settings, simulator_url)]
+        wanted += [
+            baseline_route(name) for name in (*settings.bandit.targets, RANDOM_POLICY) if name not in served
+        ]
+        changed = [route for route in wanted if served.get(route.name) != route]
+        log.append([Outgoing(ROUTES, route.name, RouteEvent(payload=route)).record() for route in changed])
+
+
+def _model_routes(settings: Settings, simulator_url: str | None) -> list[Route]:
+    endpoints = dict(settings.models)
+    if simulator_url is not None:
+        simulated = Endpoint(base_url=f"{simulator_url}/v1", model=MODEL)
+        endpoints |= dict.fromkeys(settings.simulated_models, simulated)
+    return [
+        Route(
+            name=name,
+            kind="model",
+            targets=[RouteTarget(version=f"configured:{endpoint.model}", endpoint=endpoint)],
+            reason="configuration",
+        )
+        for name, endpoint in endpoints.items()
+    ]
+
+
+def _served(log: EmbeddedLog) -> dict[str, Route]:
+    routes: dict[str, Route] = {}
+    for record in read_all(log, ROUTES.name):
+        if record.value is not None:
+            route = decode(RouteEvent, record.value).payload
+            routes[route.name] = route
+    return routes

@@ -1,0 +1,244 @@
+"""The supervisor: starts the processes, starts one that dies again, and stops them all.
+
+It binds the listening sockets itself and lends them to the processes, so a port that is taken is known before anything
+runs, and a server that dies is replaced without a connection being refused: it waits in the socket's queue.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import orjson
+import psutil
+import structlog
+
+from infra.config import Settings
+from infra.http import bound_socket
+from infra.logs import open_log
+from infra.processes.routes import publish_initial_routes
+
+RUN_FILE = "run.json"
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+STEADY_AFTER_S = 30.0
+log_event = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """An installation did not come up; the message says which part and where its log is."""
+
+
+@dataclass
+class Process:
+    """One supervised process."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    listener: socket.socket | None = None
+    restarts: int = 0
+    started: float = 0.0
+    popen: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        """Start it, with its output appended to its log."""
+        fds = (self.listener.fileno(),) if self.listener else ()
+        with self.log.open("ab") as output:
+            self.popen = subprocess.Popen(  # noqa: S603 - our own command
+                self.command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C is for the supervisor, which stops them in order
+            )
+        self.started = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running instance."""
+        return self.popen.pid if self.popen else 0
+
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return lines[-1] if lines else "nothing was logged"
+
+
+class Supervisor:
+    """Runs an installation on this machine.
+
+    Args:
+        settings: with the ports to take; port 0 takes free ones.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._listeners: dict[str, socket.socket] = {}
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="supervisor")
+        self.processes: dict[str, Process] = {}
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway answers."""
+        return self._url("gateway")
+
+    def start(self) -> None:
+        """Bind, start all, and return when the gateway serves.
+
+        Raises:
+            ConfigError: a port is taken.
+            StartError: a process does not come up.
+        """
+        if (other := running(self._settings.data_dir)) is not None:
+            raise StartError(
+                f"Everloop already runs on {self._settings.data_dir} (pid {other['pid']}); stop it with `everloop down`"
+            )
+        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        open_log(self._settings).close()
+        try:
+            self._bind()
+            publish_initial_routes(
+                self._settings, self._url("simulator") if "simulator" in self._listeners else None
+            )
+            self._start_processes()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        self._write_run_file()
+        self._watcher.start()
+
+    def run(self) -> None:
+        """Watch over the processes until SIGINT, SIGTERM or `stop`."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        self._stop.wait()
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop all, the servers last, so that what workers still ask is answered."""
+        self._stop.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for process in self.processes.values():
+            _terminate(process)
+        for listener in self._listeners.values():
+            listener.close()
+        (self._settings.data_dir / RUN_FILE).unlink(missing_ok=True)
+
+    def _bind(self) -> None:
+        settings = self._settings
+        wanted = [("gateway", settings.gateway.host, settings.gateway.port)]
+        wanted.append(("analytics", settings.analytics.host, settings.analytics.port))
+        if settings.simulated_models:
+            wanted.append(("simulator", settings.simulator.host, settings.simulator.port))
+        for name, host, port in wanted:
+            self._listeners[name] = bound_socket(host, port, f"{name}.port")
+
+    def _start_processes(self) -> None:
+        logs = self._settings.data_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        environment = os.environ | {
+            "EVERLOOP_DATA_DIR": str(self._settings.data_dir.absolute()),
+            "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
+        }
+        for name in ("learner", "worker", "analytics", "gateway", "simulator"):
+            listener = self._listeners.get(name)
+            if name == "simulator" and listener is None:
+                continue
+            command = [sys.executable, "-m", "infra.processes.entry", name]
+            if listener is not None:
+                command += ["--fd", str(listener.fileno())]
+            process = Process(name, command, environment, logs / f"{name}.log", listener)
+            process.start()
+            self.processes[name] = process
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        waiting = [self._url(name) + "/healthz" for name in self._listeners]
+        with httpx.Client(timeout=START_TIMEOUT_S) as http:
+            for url in waiting:
+                while True:
+                    if dead := next(
+                        (p for p in self.processes.values() if p.popen and p.popen.poll() is not None), None
+                    ):
+                        raise StartError(f"{dead.name} did not start: {dead.last_words()} (see {dead.log})")
+                    try:
+                        if http.get(url, timeout=1.0).is_success:
+                            break
+                    except httpx.HTTPError as error:
+                        if time.monotonic() > deadline:
+                            raise StartError(f"no answer from {url} in {START_TIMEOUT_S:.0f} s") from error
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            for process in self.processes.values():
+                if process.popen is None or process.popen.poll() is None:
+                    continue
+                steady = time.monotonic() - process.started > STEADY_AFTER_S
+                delay = RESTART_DELAYS_S[0 if steady else min(process.restarts, len(RESTART_DELAYS_S) - 1)]
+                log_event.warning(
+                    "process died, starting it again",
+                    process=process.name,
+                    status=process.popen.returncode,
+                    last_words=process.last_words(),
+                )
+                if self._stop.wait(delay):
+                    return
+                process.restarts += 1
+                process.start()
+                self._write_run_file()
+
+    def _write_run_file(self) -> None:
+        document = {
+            "pid": os.getpid(),
+            "urls": {name: self._url(name) for name in self._listeners},
+            "processes": {
+                name: {"pid": process.pid, "restarts": process.restarts, "log": str(process.log)}
+                for name, process in self.processes.items()
+            },
+        }
+        path = self._settings.data_dir / RUN_FILE
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(orjson.dumps(document))
+        partial.replace(path)
+
+    def _port(self, name: str) -> int:
+        return int(self._listeners[name].getsockname()[1])
+
+    def _url(self, name: str) -> str:
+        host = self._listeners[name].getsockname()[0]
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port(name)}"
+
+
+def running(data_dir: Path) -> dict[str, object] | None:
+    """Return what the supervisor of a data folder wrote about itself, None where none runs."""
+    try:
+        document: dict[str, object] = orjson.loads((data_dir / RUN_FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return document if psutil.pid_exists(int(str(document["pid"]))) else None
+
+
+def _terminate(process: Process) -> None:
+    if process.popen is None or process.popen.poll() is not None:
+        return
+    process.popen.terminate()
+    try:
+        process.popen.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        log_event.warning("process did not stop, killing it", process=process.name)
+        process.popen.kill()
+        process.popen.wait()

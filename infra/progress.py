@@ -1,0 +1,42 @@
+"""How far an installation's processors are behind the log."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from streams.embedded.log import EmbeddedLog
+from streams.processor import Processor
+
+SETTLED_FOR_S = 0.3
+
+
+class NotDrainedError(Exception):
+    """Processors did not reach the end of the log in time."""
+
+
+def behind(log: EmbeddedLog, processor: Processor[Any]) -> int:
+    """Return how many records a processor has still to read."""
+    topics = [topic.name for topic in processor.topics]
+    partitions = range(processor.topics[0].partitions)
+    positions = log.committed(processor.name, topics, partitions)
+    ends = {topic: log.ends(topic) for topic in topics}
+    return sum(ends[topic][partition] - offset for (topic, partition), offset in positions.items())
+
+
+def wait_until_drained(log: EmbeddedLog, processors: Sequence[Processor[Any]], timeout_s: float) -> None:
+    """Return when every processor has read all there is, and nothing new has come for a moment.
+
+    Raises:
+        NotDrainedError: it took longer than `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    settled_since: float | None = None
+    while settled_since is None or time.monotonic() - settled_since < SETTLED_FOR_S:
+        waiting = {processor.name: behind(log, processor) for processor in processors}
+        if any(waiting.values()):
+            settled_since = None
+        elif settled_since is None:
+            settled_since = time.monotonic()
+        if time.monotonic() > deadline:
+            raise NotDrainedError(f"records still to be read after {timeout_s:.0f} s: {waiting}")
+        time.sleep(0.05)

@@ -1,0 +1,32 @@
+"""Which processors run, built from the configuration; the same for both runners."""
+
+from typing import Any
+
+from infra.config import Settings
+from infra.grading import configured_grader
+from learners.bandit import BanditLearner
+from streams.artifacts import ArtifactStore
+from streams.judging import Judge
+from streams.learning import Learning
+from streams.processor import Processor
+from streams.promotion import Promotion
+from streams.routing import LessonRouter
+from streams.trajectories import TrajectoryJoin
+
+
+def stream_processors(settings: Settings) -> list[Processor[Any]]:
+    """Return what joins, routes, judges and promotes."""
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    return [
+        TrajectoryJoin(settings.join),
+        LessonRouter(settings.adapter, settings.join.late_reward_window),
+        Judge(configured_grader(settings)),
+        Promotion(settings.gate, artifacts),
+    ]
+
+
+def learning_processors(settings: Settings) -> list[Learning[Any]]:
+    """Return the online learners, one for each thing to be learned."""
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    config = settings.bandit.learner_config()
+    return [Learning(BanditLearner(target, config), artifacts) for target in settings.bandit.targets]
