@@ -1,1 +1,1 @@
-"""The reference agent: a research society in LangGraph, its tasks, its rewards, and the runner that gathers rollouts."""
+"""The reference agent: a research society in LangGraph, its tasks, its rewards, and the runner of rollouts."""

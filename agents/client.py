@@ -69,9 +69,7 @@ class EverloopClient:
         body = {"state": state, "output": output, "error": error, "turns": turns}
         await self._post(f"/everloop/v1/rollouts/{rollout_id}/end", body)
 
-    async def decide(
-        self, rollout_id: str, policy: str, context: str, candidates: Sequence[Candidate]
-    ) -> Choice:
+    async def decide(self, rollout_id: str, policy: str, context: str, candidates: Sequence[Candidate]) -> Choice:
         """Let a policy choose among candidates."""
         answer = await self._post(
             "/everloop/v1/decisions",
@@ -86,18 +84,14 @@ class EverloopClient:
 
     async def reward(self, rollout_id: str, value: float, **details: Any) -> str:
         """Reward a rollout with a value in [0, 1] and return the reward's event id; see the API for `details`."""
-        answer = await self._post(
-            "/everloop/v1/rewards", {"rollout_id": rollout_id, "value": value, **details}
-        )
+        answer = await self._post("/everloop/v1/rewards", {"rollout_id": rollout_id, "value": value, **details})
         return str(answer["event_id"])
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             answer = await self._http.post(path, json=body)
         except httpx.HTTPError as error:
-            raise GatewayError(
-                f"no answer from the gateway at {self.url}: {type(error).__name__} {error}"
-            ) from error
+            raise GatewayError(f"no answer from the gateway at {self.url}: {type(error).__name__} {error}") from error
         document: dict[str, Any] = answer.json() if answer.content else {}
         if not answer.is_success:
             raise GatewayError(f"{path}: {answer.status_code} {document.get('detail', answer.reason_phrase)}")

@@ -50,9 +50,7 @@ class RolloutTracer(BaseCallbackHandler):
         nodes: names of the nodes that become spans.
     """
 
-    run_inline = (
-        True  # in the event loop's own thread, so that a span is there before its children ask for it
-    )
+    run_inline = True  # in the event loop's own thread, so that a span is there before its children ask for it
 
     def __init__(self, tracer: Tracer, rollout_id: str, agent: str, nodes: frozenset[str]) -> None:
         self._tracer = tracer

@@ -67,7 +67,7 @@ def measured(rollout: Rollout) -> dict[str, float] | None:
     """Return the measured criteria of a finished rollout, each in [0, 1].
 
     - decision: 1 if GO meets the label yes or NO-GO the label no, else 0 (maybe is never met).
-    - groundedness: share of the claims (sentences of hypothesis and rationale) whose words mostly occur in the abstract.
+    - groundedness: share of the claims (sentences of hypothesis and rationale) whose words are mostly the abstract's.
     - completeness: share of the parts of the protocol and the decision that were filled in.
     - efficiency: 1 for a single pass of nine turns, 0 at the turn limit, linear between.
 
@@ -99,11 +99,11 @@ def _groundedness(output: dict[str, Any], context: str) -> float:
 def _completeness(output: dict[str, Any]) -> float:
     protocol = output.get("final_protocol")
     protocol = protocol if isinstance(protocol, dict) else {}
-    filled = [
+    filled: list[bool] = [
         bool(protocol.get("title")),
         len(protocol.get("steps") or []) >= 3,
         bool(protocol.get("safety_concerns")),
-        (protocol.get("budget_usd") or 0) > 0,
+        bool((protocol.get("budget_usd") or 0) > 0),
         bool(output.get("final_rationale")),
     ]
     return sum(filled) / len(filled)
@@ -113,7 +113,7 @@ def _efficiency(turns: int | None) -> float:
     if turns is None:
         return 0.0
     left: float = (MAX_TURNS - turns) / (MAX_TURNS - FULL_PASS_TURNS)
-    return float(min(1.0, max(0.0, left)))
+    return min(1.0, max(0.0, left))
 
 
 def _words(text: str) -> set[str]:

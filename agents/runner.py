@@ -130,7 +130,7 @@ class Runner:
                 },
             )
             output, turns = _result(state), state["turn_count"]
-        except Exception as failure:  # the rollout has failed, whatever the reason; the others go on
+        except Exception as failure:  # noqa: BLE001 - the rollout has failed, whatever the reason; the others go on
             error = f"{type(failure).__name__}: {failure}"
             log_event.warning("rollout failed", rollout_id=attempt.rollout_id, error=error)
         # The rollout's spans must be on the log before its end is.

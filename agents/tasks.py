@@ -81,9 +81,7 @@ def load_tasks(source: str | None) -> list[ResearchTask]:
         return _checked((key, _from_pubmedqa(key, entry)) for key, entry in document.items())
     if isinstance(document, list):
         return _checked((f"task {index}", entry) for index, entry in enumerate(document))
-    raise TaskFileError(
-        f"{path} must hold a list of tasks or PubMedQA's object, not {type(document).__name__}"
-    )
+    raise TaskFileError(f"{path} must hold a list of tasks or PubMedQA's object, not {type(document).__name__}")
 
 
 def _from_pubmedqa(key: str, entry: Any) -> dict[str, Any]:
@@ -93,9 +91,7 @@ def _from_pubmedqa(key: str, entry: Any) -> dict[str, Any]:
     if missing := [name for name in wanted if name not in entry]:
         raise TaskFileError(f"{key}: missing {', '.join(missing)}")
     sections = [
-        {"label": label, "text": text}
-        for label, text in zip(entry["LABELS"], entry["CONTEXTS"], strict=False)
-        if text
+        {"label": label, "text": text} for label, text in zip(entry["LABELS"], entry["CONTEXTS"], strict=False) if text
     ]
     return {
         "id": key,

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 from pydantic import BaseModel
-from scipy import stats
 
 from agents.runner import Attempt, Runner
 from agents.tasks import ResearchTask
@@ -183,7 +182,9 @@ def _result(
         weights_sha256=sha256(learning.encode_state(state)).hexdigest() if state else "",
         tasks=len(options.tasks),
         seed=options.seed,
-        reward_kind="six criteria by a judge's model" if settings.judge.model else "measured criteria, no judge's model",
+        reward_kind="six criteria by a judge's model"
+        if settings.judge.model
+        else "measured criteria, no judge's model",
         models="simulated: " + ", ".join(settings.simulated_models) if settings.simulated_models else "configured",
         duration_s=round(duration_s, 1),
         data_dir=settings.data_dir,
@@ -191,6 +192,8 @@ def _result(
 
 
 def _compared(client: Any) -> PairedComparison:
+    from scipy import stats  # takes a second to import, which only the end of a demonstration should cost
+
     rows = client.query("SELECT rollout_id, reward FROM rollouts WHERE reward IS NOT NULL ORDER BY rollout_id")
     rewards: dict[str, dict[str, float]] = {}
     for rollout_id, reward in rows.result_rows:
@@ -210,4 +213,6 @@ def _compared(client: Any) -> PairedComparison:
 
 def _lost(log: EmbeddedLog, accepted: dict[str, int]) -> int:
     """Return how many events the gateway took that are not on the log, of the topics that only it writes."""
-    return sum(accepted.get(topic.name, 0) - sum(log.ends(topic.name).values()) for topic in (ROLLOUTS, SPANS, DECISIONS))
+    return sum(
+        accepted.get(topic.name, 0) - sum(log.ends(topic.name).values()) for topic in (ROLLOUTS, SPANS, DECISIONS)
+    )

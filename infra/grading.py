@@ -29,9 +29,7 @@ class MeasuredGrader:
         criteria = measured(trajectory.rollout)
         if criteria is None:
             return None
-        return Grade(
-            weighted(criteria, MEASURED_WEIGHTS), criteria, "measured criteria, no judge's model configured"
-        )
+        return Grade(weighted(criteria, MEASURED_WEIGHTS), criteria, "measured criteria, no judge's model configured")
 
 
 class ModelGrader:

@@ -15,7 +15,5 @@ def open_log(
         LogUnavailableError, LogUnreadableError: see `streams.embedded.database`.
     """
     if settings.log_kind != "sqlite":
-        raise ConfigError(
-            f'log is {settings.log}; this command reads the embedded log only (log = "sqlite:///…")'
-        )
+        raise ConfigError(f'log is {settings.log}; this command reads the embedded log only (log = "sqlite:///…")')
     return EmbeddedLog(settings.log_path, durability, busy_timeout_s)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from learners.contract import Policy
 from schemas.decisions import Decision
@@ -69,8 +69,8 @@ class Verdict:
 def judge(candidate: Policy, champion: Policy, evidence: Sequence[HeldOut], config: GateConfig) -> Verdict:
     """Compare two policies on the same held-out decisions, off-policy.
 
-    Each decision contributes (w_candidate - w_champion) * (reward - mean reward), where w is the policy's probability of
-    the logged choice over its logged propensity (inverse propensity scoring, Horvitz & Thompson 1952; the constant
+    Each decision contributes (w_candidate - w_champion) * (reward - mean reward), where w is the policy's probability
+    of the logged choice over its logged propensity (inverse propensity scoring, Horvitz & Thompson 1952; the constant
     subtracted is a control variate: the weights' difference has mean zero). The bound is Student's, one-sided; it is
     valid for one look per candidate and approximate for few decisions.
     """
@@ -85,12 +85,13 @@ def judge(candidate: Policy, champion: Policy, evidence: Sequence[HeldOut], conf
         values.append(new * (item.reward - mean_reward))
     difference = sum(differences) / count
     variance = sum((d - difference) ** 2 for d in differences) / (count - 1)
-    bound = difference - float(student.ppf(config.confidence, count - 1)) * sqrt(variance / count)
+    bound = difference - float(stdtrit(count - 1, config.confidence)) * sqrt(variance / count)
     passed = bound > -config.tolerance
     relation = "above" if passed else "not above"
+    found = f"difference {difference:+.3f}, {config.confidence:.0%} lower bound {bound:+.3f}"
     return Verdict(
         passed,
-        f"difference {difference:+.3f}, {config.confidence:.0%} lower bound {bound:+.3f} {relation} -{config.tolerance}",
+        f"{found} {relation} -{config.tolerance}",
         count,
         difference,
         bound,

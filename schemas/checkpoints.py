@@ -22,9 +22,7 @@ class CheckpointState(StrEnum):
 
 TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
     CheckpointState.CANDIDATE: frozenset({CheckpointState.EVALUATED, CheckpointState.REJECTED}),
-    CheckpointState.EVALUATED: frozenset(
-        {CheckpointState.CANARY, CheckpointState.PROMOTED, CheckpointState.REJECTED}
-    ),
+    CheckpointState.EVALUATED: frozenset({CheckpointState.CANARY, CheckpointState.PROMOTED, CheckpointState.REJECTED}),
     CheckpointState.CANARY: frozenset({CheckpointState.PROMOTED, CheckpointState.ROLLED_BACK}),
     CheckpointState.PROMOTED: frozenset({CheckpointState.RETIRED, CheckpointState.ROLLED_BACK}),
     CheckpointState.RETIRED: frozenset(),

@@ -100,9 +100,7 @@ def main() -> int:
             old = orjson.loads(path.read_bytes())
             problems = incompatibilities(old, new)
             if problems and version_of(new) <= version_of(old):
-                sys.stderr.write(
-                    f"{path.name}: incompatible, raise schema_version:\n  " + "\n  ".join(problems) + "\n"
-                )
+                sys.stderr.write(f"{path.name}: incompatible, raise schema_version:\n  " + "\n  ".join(problems) + "\n")
                 return 1
         pending.append((path, rendered(new)))
     FOLDER.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 """The topics: name, event, key, partitions, cleanup. Both logs and every client read them from here.
 
 Topics that are joined have the same key and the same number of partitions, so a join never leaves its partition:
-everything of a rollout by `rollout_id`, everything of a learned artifact (lessons, checkpoints, routes, commands) by its
-logical name.
+everything of a rollout by `rollout_id`, everything of a learned artifact (lessons, checkpoints, routes, commands) by
+its logical name.
 """
 
 from dataclasses import dataclass

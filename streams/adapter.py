@@ -80,11 +80,7 @@ def _credited(event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[st
 
 def _is_model_call(event: SpanEvent) -> bool:
     span = event.payload
-    return (
-        span.text(Attribute.OPERATION) == "chat"
-        and span.status != "error"
-        and bool(_messages(event, "output"))
-    )
+    return span.text(Attribute.OPERATION) == "chat" and span.status != "error" and bool(_messages(event, "output"))
 
 
 def _last_by_node(calls: list[SpanEvent], nodes: frozenset[str]) -> list[SpanEvent]:

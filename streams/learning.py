@@ -79,9 +79,7 @@ class Learning(Processor[Learned[S]]):
         learned.parent = due.version
         return Outcome((announcement,), learned)
 
-    def _announcement(
-        self, due: NewCheckpoint, learned: Learned[S], event: ExampleEvent, source: Record
-    ) -> Outgoing:
+    def _announcement(self, due: NewCheckpoint, learned: Learned[S], event: ExampleEvent, source: Record) -> Outgoing:
         checkpoint = Checkpoint(
             name=due.name,
             version=due.version,
@@ -91,9 +89,7 @@ class Learning(Processor[Learned[S]]):
             lineage=Lineage(
                 learner=self.learner.identity,
                 config_sha256=self.learner.config_sha256,
-                ranges=[
-                    _range(place, first, last) for place, (first, last) in sorted(learned.ranges.items())
-                ],
+                ranges=[_range(place, first, last) for place, (first, last) in sorted(learned.ranges.items())],
                 lessons=due.lessons,
                 parent=learned.parent,
             ),
@@ -101,9 +97,7 @@ class Learning(Processor[Learned[S]]):
             reason=f"{due.lessons} lessons",
         )
         event_id = output_id(self, source, event.time)
-        announced = CheckpointEvent(
-            event_id=event_id, time=event.time, tenant=event.tenant, payload=checkpoint
-        )
+        announced = CheckpointEvent(event_id=event_id, time=event.time, tenant=event.tenant, payload=checkpoint)
         return Outgoing(CHECKPOINTS, due.name, announced)
 
     def encode_state(self, state: Learned[S]) -> bytes:

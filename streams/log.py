@@ -42,9 +42,7 @@ class Log(Protocol):
         ...
 
 
-def read_all(
-    log: Log, topic: str, *, start: Mapping[int, int] | None = None, batch: int = 500
-) -> Iterator[Record]:
+def read_all(log: Log, topic: str, *, start: Mapping[int, int] | None = None, batch: int = 500) -> Iterator[Record]:
     """Yield a topic's records up to the ends it has now, partition by partition, in bounded memory.
 
     Args:

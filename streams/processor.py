@@ -106,9 +106,7 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
                 outcome = processor.handle(state, event, source)
     except UndecodableError as error:
         raise FailedRecordError(dead_letter(processor.name, source, error, 1)) from error
-    except (
-        Exception
-    ) as error:  # any bug in a processor must set the record aside, not lose it or stop the stream
+    except Exception as error:  # any bug in a processor must set the record aside, not lose it or stop the stream
         raise FailedRecordError(dead_letter(processor.name, source, error, max(attempts, 1))) from error
     return outcome
 

@@ -55,9 +55,7 @@ class Promotion(Processor[PromotionState]):
         self.config = config
         self._artifacts = artifacts
 
-    def handle(
-        self, state: PromotionState | None, event: AnyEvent, source: Record
-    ) -> Outcome[PromotionState]:
+    def handle(self, state: PromotionState | None, event: AnyEvent, source: Record) -> Outcome[PromotionState]:
         """Take in evidence, or judge a candidate."""
         state = state or PromotionState()
         if isinstance(event, ExampleEvent):
@@ -79,8 +77,7 @@ class Promotion(Processor[PromotionState]):
                 model(event_id=output_id(self, source, event.time, i), time=event.time, payload=p),
             )
             for i, (topic, model, p) in enumerate(
-                [(CHECKPOINTS, CheckpointEvent, c) for c in changes]
-                + [(ROUTES, RouteEvent, r) for r in routes]
+                [(CHECKPOINTS, CheckpointEvent, c) for c in changes] + [(ROUTES, RouteEvent, r) for r in routes]
             )
         )
         return Outcome(outputs, state.model_copy(update={"checkpoints": _trimmed(registry)}))
@@ -138,9 +135,7 @@ class Promotion(Processor[PromotionState]):
 
 def baseline_route(name: str) -> Route:
     """Return the route of a policy before anything was promoted: the uniform baseline."""
-    return Route(
-        name=name, kind="policy", targets=[RouteTarget(version=UNIFORM_VERSION)], reason="nothing learned yet"
-    )
+    return Route(name=name, kind="policy", targets=[RouteTarget(version=UNIFORM_VERSION)], reason="nothing learned yet")
 
 
 def _changed(

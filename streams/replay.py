@@ -12,7 +12,10 @@ S = TypeVar("S")
 
 
 def replay(
-    log: Log, processor: Learning[S], start: Mapping[int, int] | None = None, without: frozenset[str] = frozenset()
+    log: Log,
+    processor: Learning[S],
+    start: Mapping[int, int] | None = None,
+    without: frozenset[str] = frozenset(),
 ) -> Learned[S]:
     """Return what a learner has learned from the log, from the beginning or from the given offsets.
 
@@ -39,6 +42,7 @@ def replay(
 def live_state(log: EmbeddedLog, processor: Learning[S]) -> Learned[S] | None:
     """Return the state that the live learner has committed, None where it has none."""
     row: Any = log.connection.execute(
-        "SELECT value FROM states WHERE consumer_group = ? AND key = ?", (processor.name, processor.learner.target)
+        "SELECT value FROM states WHERE consumer_group = ? AND key = ?",
+        (processor.name, processor.learner.target),
     ).fetchone()
     return processor.decode_state(row[0]) if row else None

@@ -1,10 +1,10 @@
-"""The join: rollouts, spans, decisions and rewards of one rollout become its trajectory, again whenever the reward changes."""
+"""The join: everything of one rollout becomes its trajectory, and again whenever its reward changes."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import ClassVar
 
-from pydantic import BaseModel, Base64Bytes, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from schemas.clock import from_milliseconds
 from schemas.decisions import DecisionEvent
@@ -135,9 +135,7 @@ class TrajectoryJoin(Processor[JoinState]):
             error = RejectedRecordError(
                 f"no rollout {key!r} was announced within {self.config.orphan_limit}; create it, then replay this"
             )
-            return Outcome(
-                tuple(dead_letter(self.name, waiting.record(key), error, 1) for waiting in state.waiting)
-            )
+            return Outcome(tuple(dead_letter(self.name, waiting.record(key), error, 1) for waiting in state.waiting))
         if state.closed:
             return Outcome()
         failed = RolloutEvent(
@@ -146,14 +144,10 @@ class TrajectoryJoin(Processor[JoinState]):
             tenant=state.rollout.tenant,
             rollout_id=key,
             trace_id=state.rollout.trace_id,
-            payload=Rollout(
-                state=RolloutState.FAILED, error=f"nothing was heard of it for {self.config.idle_limit}"
-            ),
+            payload=Rollout(state=RolloutState.FAILED, error=f"nothing was heard of it for {self.config.idle_limit}"),
         )
         closed = _joined(state, [failed])
-        return self._emitted(
-            state, closed, derived_event_id(now, self.name, "idle trajectory", key), now, now
-        )
+        return self._emitted(state, closed, derived_event_id(now, self.name, "idle trajectory", key), now, now)
 
     def encode_state(self, state: JoinState) -> bytes:
         """Return the state as JSON."""
@@ -210,11 +204,7 @@ def reward_that_counts(rewards: Iterable[RewardEvent]) -> float | None:
     """
     rewards = list(rewards)
     superseded = {event.payload.supersedes for event in rewards}
-    valid = [
-        event
-        for event in rewards
-        if event.event_id not in superseded and event.payload.target_span_id is None
-    ]
+    valid = [event for event in rewards if event.event_id not in superseded and event.payload.target_span_id is None]
     for source in PRECEDENCE:
         of_source = [event for event in valid if event.payload.source is source]
         if of_source:
@@ -261,7 +251,5 @@ def _advanced(known: RolloutEvent | None, change: RolloutEvent) -> RolloutEvent:
     silent = Rollout(state=change.payload.state)
     said = {name: value for name, value in change.payload if value != getattr(silent, name, None)}
     checkpoints = known.payload.checkpoints | change.payload.checkpoints
-    payload = known.payload.model_copy(
-        update=said | {"state": change.payload.state, "checkpoints": checkpoints}
-    )
+    payload = known.payload.model_copy(update=said | {"state": change.payload.state, "checkpoints": checkpoints})
     return change.model_copy(update={"payload": payload, "trace_id": change.trace_id or known.trace_id})

@@ -33,9 +33,7 @@ async def usable_answer(
         return _read(messages[-1], output), 0
     except OutputParserException as error:
         reason = str(error).splitlines()[0]
-        again = HumanMessage(
-            f"That answer cannot be used: {reason}\nAnswer again with the JSON object alone."
-        )
+        again = HumanMessage(f"That answer cannot be used: {reason}\nAnswer again with the JSON object alone.")
         reply = await model.ainvoke([*messages, again], config)
     try:
         return _read(reply, output), 1

@@ -58,9 +58,7 @@ class Society:
         decide: the policy behind the supervisor.
     """
 
-    def __init__(
-        self, models: Mapping[str, BaseChatModel], tools: Sequence[BaseTool], decide: Decide
-    ) -> None:
+    def __init__(self, models: Mapping[str, BaseChatModel], tools: Sequence[BaseTool], decide: Decide) -> None:
         self._models = models
         self._decide = decide
         self._react = {role.name: self._react_graph(role, tools) for role in ROLES.values() if role.has_tools}
@@ -94,9 +92,7 @@ class Society:
         model = self._models[role.name].bind_tools(tools)
 
         async def think(state: ReactState, config: RunnableConfig) -> Update:
-            reply = await model.ainvoke(
-                state["messages"], config, extra_headers=call_headers(config, role.name)
-            )
+            reply = await model.ainvoke(state["messages"], config, extra_headers=call_headers(config, role.name))
             return {"messages": [reply], "sender": role.name, "rounds": 1}
 
         graph = StateGraph(ReactState)
@@ -125,9 +121,7 @@ class Society:
 
     def _junior(self, role: Role) -> Any:
         async def propose(state: SocietyState, config: RunnableConfig) -> Update:
-            answer, turns = await self._ask(
-                role, JuniorResearch, {"research_goal": state["research_goal"]}, config
-            )
+            answer, turns = await self._ask(role, JuniorResearch, {"research_goal": state["research_goal"]}, config)
             proposal = answer.model_copy(update={"agent_name": role.name})
             return {"initial_hypotheses": [proposal], "turn_count": turns}
 
@@ -201,10 +195,6 @@ class Society:
 def _note_demands(state: SocietyState) -> Update:
     """Write down what the reviewers ask for; the router after this node only reads."""
     if state["turn_count"] >= MAX_TURNS:
-        return {
-            "messages": [
-                HumanMessage(f"The limit of {MAX_TURNS} turns is reached; the investigator decides.")
-            ]
-        }
+        return {"messages": [HumanMessage(f"The limit of {MAX_TURNS} turns is reached; the investigator decides.")]}
     asked = [f"{review.critique_severity}: {review.feedback}" for review in demands(state)]
     return {"notices": asked, "messages": [HumanMessage(text) for text in asked]}

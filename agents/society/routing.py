@@ -40,6 +40,4 @@ def after_reviews(state: SocietyState) -> str:
 
 def demands(state: SocietyState) -> list[ReviewDecision]:
     """Return the reviews that ask for a revision."""
-    return [
-        review for review in (state["peer_review"], state["safety_review"]) if review.decision == "REVISE"
-    ]
+    return [review for review in (state["peer_review"], state["safety_review"]) if review.decision == "REVISE"]

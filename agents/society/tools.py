@@ -50,9 +50,7 @@ class LocalIndex:
 
     def __init__(self, tasks: Sequence[ResearchTask], must_mention: Sequence[str] = ()) -> None:
         self._tasks = [
-            task
-            for task in tasks
-            if not must_mention or any(word in task.context.lower() for word in must_mention)
+            task for task in tasks if not must_mention or any(word in task.context.lower() for word in must_mention)
         ]
         self._index = bm25s.BM25()
         if self._tasks:
@@ -88,8 +86,7 @@ class WebSearch:
             answer.raise_for_status()
         results: list[dict[str, object]] = answer.json()["results"]
         return [
-            {"id": result["url"], "sections": [{"label": "SNIPPET", "text": result["content"]}]}
-            for result in results
+            {"id": result["url"], "sections": [{"label": "SNIPPET", "text": result["content"]}]} for result in results
         ]
 
 
@@ -97,9 +94,7 @@ def build_tools(tasks: Sequence[ResearchTask]) -> list[BaseTool]:
     """Return the four tools for a task set."""
     key = os.environ.get(WEB_SEARCH_KEY)
     papers: Search = WebSearch(key, "pubmed.ncbi.nlm.nih.gov") if key else LocalIndex(tasks)
-    trials: Search = (
-        WebSearch(key, "clinicaltrials.gov") if key else LocalIndex(tasks, ("trial", "randomi", "placebo"))
-    )
+    trials: Search = WebSearch(key, "clinicaltrials.gov") if key else LocalIndex(tasks, ("trial", "randomi", "placebo"))
 
     async def pubmed_search(query: str) -> str:
         """Search PubMed for abstracts about a question."""

@@ -80,9 +80,7 @@ def build_report(client: Any) -> Report:
     """Return the report of what a store holds now."""
     tables = ("spans", "trajectories", "rewards", "decisions", "checkpoints", "routes", "dead_letters")
     counts = {table: client.query(f"SELECT count() FROM {table} FINAL").first_row[0] for table in tables}  # noqa: S608
-    names = client.query(
-        "SELECT `group` FROM rollouts GROUP BY `group` ORDER BY min(first_closed)"
-    ).result_rows
+    names = client.query("SELECT `group` FROM rollouts GROUP BY `group` ORDER BY min(first_closed)").result_rows
     nodes = client.query("SELECT * FROM node_latency ORDER BY operation, node")
     checkpoints = client.query(
         "SELECT name, version, state, announced, reason FROM checkpoint_states ORDER BY announced, version"
@@ -119,9 +117,7 @@ def _group(client: Any, name: str) -> GroupReport:
         decision_alignment=_mean([float(met) for met in aligned]),
         mean_turns=_mean([float(row[2]) for row in succeeded if row[2] is not None]),
         curve=curve,
-        rolling=[
-            sum(curve[max(0, i - ROLLING + 1) : i + 1]) / min(i + 1, ROLLING) for i in range(len(curve))
-        ],
+        rolling=[sum(curve[max(0, i - ROLLING + 1) : i + 1]) / min(i + 1, ROLLING) for i in range(len(curve))],
     )
 
 

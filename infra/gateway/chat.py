@@ -119,9 +119,7 @@ def _announce(services: Services, call: CallContext, model: str, target: Target)
         return
     services.routing.begin(call.rollout_id)
     rollout = Rollout(state=RolloutState.STARTED, checkpoints={model: target.version})
-    services.record(
-        ROLLOUTS, RolloutEvent(rollout_id=call.rollout_id, trace_id=call.trace_id, payload=rollout)
-    )
+    services.record(ROLLOUTS, RolloutEvent(rollout_id=call.rollout_id, trace_id=call.trace_id, payload=rollout))
 
 
 def _finish(services: Services, model_call: ModelCall, status: int | None, error: str | None) -> None:
@@ -134,9 +132,7 @@ def _finish(services: Services, model_call: ModelCall, status: int | None, error
     if not call.named:
         state = RolloutState.FAILED if failed else RolloutState.SUCCEEDED
         rollout = Rollout(state=state, error=span.payload.status_message or None, turns=1)
-        services.record(
-            ROLLOUTS, RolloutEvent(rollout_id=call.rollout_id, trace_id=call.trace_id, payload=rollout)
-        )
+        services.record(ROLLOUTS, RolloutEvent(rollout_id=call.rollout_id, trace_id=call.trace_id, payload=rollout))
         services.routing.release(call.rollout_id)
 
 

@@ -41,8 +41,7 @@ class ModelCall:
             Attribute.OPERATION: "chat",
             Attribute.REQUEST_MODEL: self._body["model"],
             Attribute.REQUEST_TEMPERATURE: self._body.get("temperature"),
-            Attribute.REQUEST_MAX_TOKENS: self._body.get("max_completion_tokens")
-            or self._body.get("max_tokens"),
+            Attribute.REQUEST_MAX_TOKENS: self._body.get("max_completion_tokens") or self._body.get("max_tokens"),
             Attribute.RESPONSE_MODEL: self.completion.model,
             Attribute.RESPONSE_ID: self.completion.id,
             Attribute.FINISH_REASONS: self.completion.finish_reasons or None,
@@ -52,8 +51,7 @@ class ModelCall:
             Attribute.OUTPUT_MESSAGES: [to_semantic(message) for message in self.completion.messages],
             Attribute.TOOL_DEFINITIONS: self._body.get("tools"),
             Attribute.HTTP_STATUS: status,
-            Attribute.ERROR_TYPE: error
-            and ("cancelled" if error == "cancelled" else str(status or "unavailable")),
+            Attribute.ERROR_TYPE: error and ("cancelled" if error == "cancelled" else str(status or "unavailable")),
             Attribute.NODE: self.call.node,
             Attribute.CHECKPOINT: self._target.version,
             Attribute.STREAMED: bool(self._body.get("stream")),

@@ -52,9 +52,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        details = [
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5]
-        ]
+        details = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5]]
         return problem(422, "Invalid request", "; ".join(details))
 
     @app.exception_handler(StarletteHTTPException)
@@ -63,9 +61,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(LogUnavailableError)
     async def _unavailable(_: Request, error: LogUnavailableError) -> JSONResponse:
-        return problem(
-            503, "Not recorded", f"the event could be written neither to the log nor to the spool: {error}"
-        )
+        return problem(503, "Not recorded", f"the event could be written neither to the log nor to the spool: {error}")
 
     @app.exception_handler(Exception)
     async def _unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -116,9 +116,7 @@ class Publisher:
                 self.status.spooled += len(records)
         except LogUnavailableError as error:
             self.status.lost.update(record.topic for record in records)
-            log_event.error(
-                "events lost: neither log nor spool can be written", count=len(records), error=str(error)
-            )
+            log_event.error("events lost: neither log nor spool can be written", count=len(records), error=str(error))
             for pending in batch:
                 pending.written.set_exception(error)
             return

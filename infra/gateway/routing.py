@@ -121,9 +121,7 @@ class RoutingTable:
             if (name, version) in self._versions
         }
         with self._lock:
-            self._remember(
-                rollout_id, {**{n: r.target_for(rollout_id) for n, r in self._routes.items()}, **known}
-            )
+            self._remember(rollout_id, {**{n: r.target_for(rollout_id) for n, r in self._routes.items()}, **known})
             self._begun.add(rollout_id)
 
     def release(self, rollout_id: str) -> None:
@@ -172,9 +170,7 @@ class RoutingTable:
 class RouteFollower:
     """Keeps a routing table at the end of the `routes` topic, from a thread of its own."""
 
-    def __init__(
-        self, table: RoutingTable, open_log: Callable[[], EmbeddedLog], poll_s: float = 0.05
-    ) -> None:
+    def __init__(self, table: RoutingTable, open_log: Callable[[], EmbeddedLog], poll_s: float = 0.05) -> None:
         self._table = table
         self._open_log = open_log
         self._poll_s = poll_s

@@ -85,7 +85,5 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise ProblemError(400, "Malformed JSON", f"the body is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise ProblemError(
-            400, "Malformed request", f"the body must be a JSON object, not {type(document).__name__}"
-        )
+        raise ProblemError(400, "Malformed request", f"the body must be a JSON object, not {type(document).__name__}")
     return document

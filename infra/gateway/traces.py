@@ -37,7 +37,7 @@ _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})
 
 @router.post("/v1/traces")
 async def export(request: Request, services: Shared) -> Response:
-    """Take in a batch of spans. Spans that cannot be used are counted in the answer's partial success, with a reason."""
+    """Take in a batch of spans. Those that cannot be used are counted in the answer's partial success, with a reason."""
     body = await read_body(request, services.settings.gateway.max_body_bytes)
     if request.headers.get("content-encoding") == "gzip":
         body = _inflated(body, services.settings.gateway.max_body_bytes)
@@ -60,9 +60,7 @@ async def export(request: Request, services: Shared) -> Response:
         answer.partial_success.error_message = refused[0]
     if as_json:
         partial = {"rejectedSpans": len(refused), "errorMessage": refused[0]} if refused else None
-        return Response(
-            orjson.dumps({"partialSuccess": partial} if partial else {}), media_type="application/json"
-        )
+        return Response(orjson.dumps({"partialSuccess": partial} if partial else {}), media_type="application/json")
     return Response(answer.SerializeToString(), media_type=PROTOBUF)
 
 
@@ -89,9 +87,7 @@ def _parsed_json(body: bytes) -> ExportTraceServiceRequest:
         document = _with_base64_ids(orjson.loads(body))
         return ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
     except (orjson.JSONDecodeError, ParseError, binascii.Error, ValueError) as error:
-        raise ProblemError(
-            400, "Malformed body", f"the body is no OTLP/JSON trace export: {error}"
-        ) from error
+        raise ProblemError(400, "Malformed body", f"the body is no OTLP/JSON trace export: {error}") from error
 
 
 def _with_base64_ids(value: Any) -> Any:
@@ -120,20 +116,18 @@ def _spans(batch: ExportTraceServiceRequest) -> Iterator[tuple[Any, dict[str, An
 def _event(span: Any, attributes: dict[str, Any]) -> SpanEvent:
     rollout_id = attributes.get(Attribute.ROLLOUT_ID)
     if not rollout_id:
-        raise ValueError(
-            f"span {span.name!r} names no rollout: set the attribute {Attribute.ROLLOUT_ID.value}"
-        )
+        raise ValueError(f"span {span.name!r} names no rollout: set the attribute {Attribute.ROLLOUT_ID.value}")
     return SpanEvent(
         rollout_id=rollout_id,
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         payload=Span(
             name=span.name,
-            kind=_KINDS[span.kind] if span.kind < len(_KINDS) else "internal",  # type: ignore[arg-type]
+            kind=_KINDS[span.kind] if span.kind < len(_KINDS) else "internal",
             parent_span_id=span.parent_span_id.hex() or None,
             start_unix_nano=span.start_time_unix_nano,
             end_unix_nano=span.end_time_unix_nano,
-            status=_STATUSES[span.status.code] if span.status.code < len(_STATUSES) else "unset",  # type: ignore[arg-type]
+            status=_STATUSES[span.status.code] if span.status.code < len(_STATUSES) else "unset",
             status_message=span.status.message,
             attributes=attributes,
         ),

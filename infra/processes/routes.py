@@ -23,9 +23,7 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
     with open_log(settings) as log:
         served = _served(log)
         wanted = [*_model_routes(settings, simulator_url)]
-        wanted += [
-            baseline_route(name) for name in (*settings.bandit.targets, RANDOM_POLICY) if name not in served
-        ]
+        wanted += [baseline_route(name) for name in (*settings.bandit.targets, RANDOM_POLICY) if name not in served]
         changed = [route for route in wanted if served.get(route.name) != route]
         log.append([Outgoing(ROUTES, route.name, RouteEvent(payload=route)).record() for route in changed])
 

@@ -16,24 +16,19 @@ from pathlib import Path
 
 import httpx
 import orjson
-import psutil
 import structlog
 
 from infra.config import Settings
 from infra.http import bound_socket
 from infra.logs import open_log
 from infra.processes.routes import publish_initial_routes
+from infra.processes.running import RUN_FILE, StartError, running
 
-RUN_FILE = "run.json"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 STEADY_AFTER_S = 30.0
 log_event = structlog.get_logger(__name__)
-
-
-class StartError(Exception):
-    """An installation did not come up; the message says which part and where its log is."""
 
 
 @dataclass
@@ -109,9 +104,7 @@ class Supervisor:
         open_log(self._settings).close()
         try:
             self._bind()
-            publish_initial_routes(
-                self._settings, self._url("simulator") if "simulator" in self._listeners else None
-            )
+            publish_initial_routes(self._settings, self._url("simulator") if "simulator" in self._listeners else None)
             self._start_processes()
             self._wait_until_ready()
         except BaseException:
@@ -152,6 +145,8 @@ class Supervisor:
         logs.mkdir(exist_ok=True)
         environment = os.environ | {
             "EVERLOOP_DATA_DIR": str(self._settings.data_dir.absolute()),
+            "EVERLOOP_LOG": self._settings.log or f"sqlite:///{self._settings.log_path.absolute()}",
+            "EVERLOOP_ANALYTICS__DSN": self._settings.analytics_dsn,
             "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
         }
         for name in ("learner", "worker", "analytics", "gateway", "simulator"):
@@ -221,15 +216,6 @@ class Supervisor:
     def _url(self, name: str) -> str:
         host = self._listeners[name].getsockname()[0]
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port(name)}"
-
-
-def running(data_dir: Path) -> dict[str, object] | None:
-    """Return what the supervisor of a data folder wrote about itself, None where none runs."""
-    try:
-        document: dict[str, object] = orjson.loads((data_dir / RUN_FILE).read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return None
-    return document if psutil.pid_exists(int(str(document["pid"]))) else None
 
 
 def _terminate(process: Process) -> None:

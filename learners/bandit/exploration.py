@@ -25,7 +25,5 @@ def choice_probabilities(rewards: Sequence[float], gamma: float, epsilon: float)
     leaders = sum(reward == best for reward in rewards)
     inverse = [1.0 / (count + gamma * (best - reward)) for reward in rewards]
     rest = 1.0 - sum(chance for chance, reward in zip(inverse, rewards, strict=True) if reward != best)
-    squared = [
-        rest / leaders if reward == best else chance for chance, reward in zip(inverse, rewards, strict=True)
-    ]
+    squared = [rest / leaders if reward == best else chance for chance, reward in zip(inverse, rewards, strict=True)]
     return [epsilon / count + (1.0 - epsilon) * chance for chance in squared]

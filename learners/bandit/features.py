@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from math import sqrt
 from zlib import crc32
 
@@ -34,7 +35,7 @@ def features(context: str, candidate: Candidate) -> Features:
     crossed = sorted(set(_words(context)), key=lambda word: (-len(word), word))[:CROSS_CONTEXT_WORDS]
     found: Features = {BIAS: 1.0}
     _add(found, (f"w:{word}" for word in sorted(set(words))))
-    _add(found, (f"p:{first} {second}" for first, second in sorted(set(zip(words, words[1:], strict=False)))))
+    _add(found, (f"p:{first} {second}" for first, second in sorted(set(pairwise(words)))))
     _add(found, (f"x:{left} {right}" for left in crossed for right in sorted(set(words))))
     for name, value in sorted(candidate.numbers.items()):
         index = _index(f"n:{name}")

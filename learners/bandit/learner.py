@@ -71,9 +71,7 @@ class BanditLearner:
         self.target = target
         self.config = config or BanditConfig()
         self._fading = 1.0 - 0.5 ** (1.0 / self.config.error_halflife)
-        self.config_sha256 = sha256(
-            orjson.dumps(self.config.model_dump(), option=orjson.OPT_SORT_KEYS)
-        ).hexdigest()
+        self.config_sha256 = sha256(orjson.dumps(self.config.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def initial(self) -> BanditState:
         """Return the state before the first lesson: nothing known, every candidate as good as any other."""

@@ -61,17 +61,13 @@ class BanditPolicy:
         except (KeyError, TypeError, zlib.error) as error:
             raise ValueError(f"not a bandit policy: {error!r}") from error
         if version != FEATURE_VERSION:
-            raise ValueError(
-                f"the policy reads features of version {version}, this program computes {FEATURE_VERSION}"
-            )
+            raise ValueError(f"the policy reads features of version {version}, this program computes {FEATURE_VERSION}")
         return cls(regressor, gamma, epsilon, version)
 
 
 def regressor_to_json(regressor: DiagonalBayesianRegressor) -> dict[str, Any]:
     """Return a regressor as JSON; weights are compressed little-endian arrays in base64, exact to the bit."""
-    indices, means, variances = (
-        base64.b64encode(zlib.compress(part)).decode() for part in regressor.weights()
-    )
+    indices, means, variances = (base64.b64encode(zlib.compress(part)).decode() for part in regressor.weights())
     return {
         "noise_variance": regressor.noise_variance,
         "prior_variance": regressor.prior_variance,
@@ -84,7 +80,5 @@ def regressor_to_json(regressor: DiagonalBayesianRegressor) -> dict[str, Any]:
 def regressor_from_json(document: dict[str, Any]) -> DiagonalBayesianRegressor:
     """Return the regressor that `regressor_to_json` wrote."""
     regressor = DiagonalBayesianRegressor(document["noise_variance"], document["prior_variance"])
-    regressor.load(
-        *(zlib.decompress(base64.b64decode(document[part])) for part in ("indices", "means", "variances"))
-    )
+    regressor.load(*(zlib.decompress(base64.b64decode(document[part])) for part in ("indices", "means", "variances")))
     return regressor

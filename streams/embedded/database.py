@@ -16,9 +16,7 @@ Durability = Literal["process", "power"]
 """What a committed transaction survives: the death of the process, or of the machine."""
 
 
-def open_database(
-    path: Path, durability: Durability, busy_timeout_s: float = BUSY_TIMEOUT_S
-) -> sqlite3.Connection:
+def open_database(path: Path, durability: Durability, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     """Open the file, creating it with all topics when it is not there.
 
     Raises:
@@ -40,9 +38,7 @@ def open_database(
         raise LogUnavailableError(f"cannot open the log {path}: {error}") from error
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise LogUnreadableError(
-            f"{path} is not an Everloop log ({error}); choose another path with `log`"
-        ) from error
+        raise LogUnreadableError(f"{path} is not an Everloop log ({error}); choose another path with `log`") from error
     except LogUnreadableError:
         connection.close()
         raise
@@ -57,9 +53,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     if version == 0:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise LogUnreadableError(
-                f"{path} is another program's SQLite file; choose another path with `log`"
-            )
+            raise LogUnreadableError(f"{path} is another program's SQLite file; choose another path with `log`")
         statements = (Path(__file__).parent / "schema.sql").read_text()
         for statement in statements.split(";"):
             connection.execute(statement)

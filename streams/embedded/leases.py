@@ -61,9 +61,7 @@ class Leases:
             (self._group, self._member),
         ).fetchall()
         if lost := self.held.items() - {(partition, epoch) for partition, epoch in rows}:
-            raise LeaseLostError(
-                f"{self._member} lost partitions {sorted(p for p, _ in lost)} of {self._group}"
-            )
+            raise LeaseLostError(f"{self._member} lost partitions {sorted(p for p, _ in lost)} of {self._group}")
 
     def forget(self) -> None:
         """Drop all knowledge of what is held, so that the next refresh reads it anew."""
@@ -89,9 +87,7 @@ class Leases:
         )
         members = [
             row[0]
-            for row in execute(
-                "SELECT member FROM members WHERE consumer_group = ? ORDER BY member", (self._group,)
-            )
+            for row in execute("SELECT member FROM members WHERE consumer_group = ? ORDER BY member", (self._group,))
         ]
         whole, rest = divmod(self._partitions, len(members))
         return whole + (members.index(self._member) < rest)

@@ -40,9 +40,7 @@ class EmbeddedLog:
         durability: what an append survives; `power` costs a disk flush each commit.
     """
 
-    def __init__(
-        self, path: Path, durability: Durability = "process", busy_timeout_s: float = BUSY_TIMEOUT_S
-    ) -> None:
+    def __init__(self, path: Path, durability: Durability = "process", busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
         self.connection = open_database(path, durability, busy_timeout_s)
         self._topics: dict[str, _TopicRow] = {}
@@ -84,9 +82,7 @@ class EmbeddedLog:
                 offset = self._end(topic.id, partition)
             ends[topic.id, partition] = offset + 1
             positions.append((partition, offset))
-            rows.append(
-                (topic.id, partition, offset, timestamp_ms, record.key, record.value, _packed(record.headers))
-            )
+            rows.append((topic.id, partition, offset, timestamp_ms, record.key, record.value, _packed(record.headers)))
         self.connection.executemany(
             'INSERT INTO records (topic, "partition", "offset", timestamp_ms, key, value, headers)'
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -111,8 +107,7 @@ class EmbeddedLog:
         """
         with _translated(self.path):
             sources = [
-                self._select(topic, partition, offset, limit)
-                for (topic, partition), offset in positions.items()
+                self._select(topic, partition, offset, limit) for (topic, partition), offset in positions.items()
             ]
             return list(islice(merge(*sources, key=lambda record: record.sequence), limit))
 
@@ -129,9 +124,7 @@ class EmbeddedLog:
         """Return the first offset still there, by partition."""
         row = self._topic(topic)
         found: dict[int, int] = dict(
-            self._rows(
-                'SELECT "partition", min("offset") FROM records WHERE topic = ? GROUP BY "partition"', row.id
-            )
+            self._rows('SELECT "partition", min("offset") FROM records WHERE topic = ? GROUP BY "partition"', row.id)
         )
         ends = self.ends(topic)
         return {partition: found.get(partition, ends[partition]) for partition in range(row.partitions)}
@@ -152,9 +145,7 @@ class EmbeddedLog:
         )[0][0]
         return self.ends(topic)[partition] if found is None else int(found)
 
-    def committed(
-        self, group: str, topics: Iterable[str], partitions: Iterable[int]
-    ) -> dict[tuple[str, int], int]:
+    def committed(self, group: str, topics: Iterable[str], partitions: Iterable[int]) -> dict[tuple[str, int], int]:
         """Return the next offset a group will read, by topic and partition; the beginning where it has read nothing."""
         wanted = list(partitions)
         positions: dict[tuple[str, int], int] = {}
@@ -168,9 +159,7 @@ class EmbeddedLog:
                 )
             )
             positions |= {
-                (topic, partition): found.get(partition, 0)
-                for partition in wanted
-                if partition < row.partitions
+                (topic, partition): found.get(partition, 0) for partition in wanted if partition < row.partitions
             }
         return positions
 
@@ -179,10 +168,7 @@ class EmbeddedLog:
         self.connection.executemany(
             'INSERT INTO offsets (consumer_group, topic, "partition", next) VALUES (?, ?, ?, ?)'
             " ON CONFLICT DO UPDATE SET next = excluded.next",
-            [
-                (group, self._topic(topic).id, partition, offset)
-                for (topic, partition), offset in positions.items()
-            ],
+            [(group, self._topic(topic).id, partition, offset) for (topic, partition), offset in positions.items()],
         )
 
     def lag(self, group: str) -> Mapping[tuple[str, int], int]:
@@ -225,9 +211,7 @@ class EmbeddedLog:
                 deleted += self._compact(row.id, at)
             elif topic.retention is not None:
                 cutoff = to_milliseconds(at - topic.retention)
-                deleted += self._delete(
-                    "DELETE FROM records WHERE topic = ? AND timestamp_ms < ?", row.id, cutoff
-                )
+                deleted += self._delete("DELETE FROM records WHERE topic = ? AND timestamp_ms < ?", row.id, cutoff)
         return deleted
 
     def _compact(self, topic: int, at: datetime) -> int:
@@ -258,9 +242,7 @@ class EmbeddedLog:
 
     def _topic(self, name: str) -> _TopicRow:
         if name not in self._topics:
-            row = self.connection.execute(
-                "SELECT id, partitions FROM topics WHERE name = ?", (name,)
-            ).fetchone()
+            row = self.connection.execute("SELECT id, partitions FROM topics WHERE name = ?", (name,)).fetchone()
             if row is None:
                 raise KeyError(f"the log has no topic {name!r}")
             self._topics[name] = _TopicRow(*row)

@@ -1,4 +1,4 @@
-"""The embedded runner: outputs, states and offsets of a batch in one transaction, so every record counts exactly once."""
+"""The embedded runner: outputs, states and offsets of a batch in one transaction, so records count exactly once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,9 +51,7 @@ class EmbeddedRunner(Generic[S]):
     ) -> None:
         counts = {topic.partitions for topic in processor.topics}
         if len(counts) != 1:
-            raise ValueError(
-                f"{processor.name} joins topics with different numbers of partitions: {sorted(counts)}"
-            )
+            raise ValueError(f"{processor.name} joins topics with different numbers of partitions: {sorted(counts)}")
         self.processor = processor
         self._log = log
         self._batch = batch

@@ -44,9 +44,7 @@ class Worker:
             threading.Thread(target=self._guarded, args=(self._run_group, processor), name=processor.name)
             for processor in processors
         ]
-        self._threads.append(
-            threading.Thread(target=self._guarded, args=(self._enforce_retention,), name="retention")
-        )
+        self._threads.append(threading.Thread(target=self._guarded, args=(self._enforce_retention,), name="retention"))
 
     def run(self) -> None:
         """Process until `stop` is called; a failure in one group stops all and is raised here."""

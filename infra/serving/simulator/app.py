@@ -77,9 +77,7 @@ def _role(messages: list[Message]) -> str:
     for message in messages:
         if message.get("role") == "system" and (found := _ROLE.search(str(message.get("content")))):
             return found[1]
-    raise UnplayableError(
-        "the simulator needs a system message that begins with `You are the … of a biomedical …`"
-    )
+    raise UnplayableError("the simulator needs a system message that begins with `You are the … of a biomedical …`")
 
 
 def _given(messages: list[Message]) -> dict[str, Any]:
@@ -121,9 +119,7 @@ def _chunks(completion: dict[str, Any]) -> Iterator[bytes]:
     message = choice["message"]
     words = re.findall(r"\S+\s*", message["content"] or "")
     deltas: list[Message] = [{"role": "assistant"}]
-    deltas += [
-        {"content": "".join(words[i : i + _STREAMED_WORDS])} for i in range(0, len(words), _STREAMED_WORDS)
-    ]
+    deltas += [{"content": "".join(words[i : i + _STREAMED_WORDS])} for i in range(0, len(words), _STREAMED_WORDS)]
     if calls := message.get("tool_calls"):
         deltas.append({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
     for delta in deltas:

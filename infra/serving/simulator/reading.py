@@ -31,8 +31,44 @@ _POSITIVE = re.compile(
     re.I,
 )
 _STOPWORDS = frozenset(
-    "the and for with from that this are was were does did has have had not can may its their between among after"
-    " before during than into which who what when how why use using used".split()
+    [
+        "the",
+        "and",
+        "for",
+        "with",
+        "from",
+        "that",
+        "this",
+        "are",
+        "was",
+        "were",
+        "does",
+        "did",
+        "has",
+        "have",
+        "had",
+        "not",
+        "can",
+        "may",
+        "its",
+        "their",
+        "between",
+        "among",
+        "after",
+        "before",
+        "during",
+        "than",
+        "into",
+        "which",
+        "who",
+        "what",
+        "when",
+        "how",
+        "why",
+        "use",
+        "using",
+        "used",
+    ]
 )
 
 

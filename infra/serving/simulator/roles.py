@@ -72,11 +72,7 @@ def _propose(role: str, given: Given, search_results: list[str]) -> Given:
     by_part: dict[Part, list[str]] = {part: [] for part in PARTS}
     for section in paper.get("sections", []):
         by_part[part_of(str(section.get("label", "")))].extend(sentences(str(section.get("text", ""))))
-    read = (
-        by_part[part_read_by(role, goal)]
-        or by_part["background"]
-        or [s for part in PARTS for s in by_part[part]]
-    )
+    read = by_part[part_read_by(role, goal)] or by_part["background"] or [s for part in PARTS for s in by_part[part]]
     quoted = " ".join(most_relevant(goal, read, SENTENCES_QUOTED))
     return {
         "hypothesis": f"{LEADS[finding_of(quoted)]} {quoted}",

@@ -1,0 +1,27 @@
+"""The report as files: a page with its charts inside, and the learning curve as a picture."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+
+from infra.analytics.charts import as_svg, latency, learning_curve, write_png
+from infra.analytics.report import Report
+
+TEMPLATE = "report.html.jinja"
+
+
+def write_report(report: Report, folder: Path, note: str = "") -> tuple[Path, Path]:
+    """Write `report.html` and `learning-curve.png` into a folder and return their paths.
+
+    Args:
+        note: said at the top of the page, such as that models were simulated.
+    """
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template(TEMPLATE).render(
+        report=report, curve=as_svg(learning_curve, report), latency=as_svg(latency, report), note=note
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    html, png = folder / "report.html", folder / "learning-curve.png"
+    html.write_text(page, encoding="utf-8")
+    write_png(report, png)
+    return html, png

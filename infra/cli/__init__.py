@@ -1,0 +1,29 @@
+"""The command line: `everloop`."""
+
+import sys
+
+import typer
+
+from agents.tasks import TaskFileError
+from infra.cli import learning, looking, running
+from infra.cli.options import app
+from infra.config import ConfigError
+from infra.logging import configure_logging
+from infra.processes.running import StartError
+from infra.progress import NotDrainedError
+from streams.errors import StreamError
+
+__all__ = ["app", "learning", "looking", "main", "running"]
+
+USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, KeyError)
+
+
+def main() -> None:
+    """Run a command. What a user can mend is one line on standard error and exit status 2."""
+    configure_logging()
+    try:
+        app(prog_name="everloop")
+    except USER_ERRORS as error:
+        message = error.args[0] if isinstance(error, KeyError) else str(error)
+        typer.echo(f"everloop: {message}", err=True)
+        sys.exit(2)

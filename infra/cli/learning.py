@@ -1,0 +1,79 @@
+"""Commands about learning: replay."""
+
+from datetime import datetime
+from hashlib import sha256
+from typing import Annotated, Any
+
+import typer
+
+from infra.cli.looking import existing_log
+from infra.cli.options import AsJson, app, console, print_json
+from infra.config import ConfigError, Settings, load_settings
+from streams.embedded.log import EmbeddedLog
+from streams.learning import Learning
+from streams.replay import live_state, replay
+
+BEGINNING = "beginning"
+
+
+@app.command("replay")
+def replay_command(
+    learner: Annotated[str, typer.Option(help="Which learner: `bandit`, or the name of what it learns.")] = "bandit",
+    start: Annotated[str, typer.Option("--from", help="`beginning`, an offset, or a time (ISO 8601).")] = BEGINNING,
+    as_json: AsJson = False,
+) -> None:
+    """Fold the log again, beside the live learner, and compare the weights. Exits 1 if they differ."""
+    settings = load_settings()
+    processor = _learning(settings, learner)
+    with existing_log(settings) as log:
+        begin = _start(log, processor, start)
+        replayed = replay(log, processor, begin)
+        live = live_state(log, processor)
+    weights = _hash(processor, replayed)
+    document: dict[str, Any] = {
+        "learner": processor.learner.identity,
+        "target": processor.learner.target,
+        "from": start,
+        "lessons": replayed.state.lessons,
+        "weights_sha256": weights,
+        "live_weights_sha256": _hash(processor, live) if live is not None else None,
+        "identical": live is not None and _hash(processor, live) == weights,
+    }
+    if as_json:
+        print_json(document)
+    else:
+        console.print(f"{document['lessons']} lessons, weights {weights}")
+        console.print("identical to the live ones" if document["identical"] else "not the live ones")
+    if start == BEGINNING and live is not None and not document["identical"]:
+        raise typer.Exit(1)
+
+
+def _learning(settings: Settings, name: str) -> Learning[Any]:
+    from infra.topology import learning_processors
+
+    processors = learning_processors(settings)
+    for processor in processors:
+        if name in (processor.learner.target, processor.learner.identity.partition("@")[0]):
+            return processor
+    known = ", ".join(f"{p.learner.identity.partition('@')[0]} ({p.learner.target})" for p in processors)
+    raise ConfigError(f"there is no learner {name!r}; there are: {known}")
+
+
+def _start(log: EmbeddedLog, processor: Learning[Any], start: str) -> dict[int, int]:
+    """Return the first offsets that `--from` means, by partition."""
+    topic = processor.topics[0]
+    if start == BEGINNING:
+        return {}
+    if start.isdigit():
+        return dict.fromkeys(range(topic.partitions), int(start))
+    try:
+        time = datetime.fromisoformat(start).astimezone()
+    except ValueError as error:
+        raise ConfigError(
+            f"--from is {start!r}; it must be `beginning`, an offset or a time like 2026-01-31T12:00"
+        ) from error
+    return {partition: log.offset_at(topic.name, partition, time) for partition in range(topic.partitions)}
+
+
+def _hash(processor: Learning[Any], learned: Any) -> str:
+    return sha256(processor.encode_state(learned)).hexdigest()

@@ -1,0 +1,56 @@
+"""What all commands share: the application, its global options, and how results are printed."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Agents that improve from their own production traffic.",
+)
+console = Console()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+@app.callback()
+def everloop(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder for everything Everloop writes (default .everloop).")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration file (default everloop.toml).")] = None,
+) -> None:
+    """Take the options that come before the command; they reach every process through the environment."""
+    if data_dir is not None:
+        os.environ["EVERLOOP_DATA_DIR"] = str(data_dir)
+    if config is not None:
+        os.environ["EVERLOOP_CONFIG"] = str(config)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    if isinstance(document, BaseModel):
+        document = document.model_dump(mode="json")
+    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode())
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table."""
+    table = Table(*columns, title=title, title_justify="left", header_style="bold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
