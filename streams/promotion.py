@@ -35,10 +35,12 @@ class PromotionState(BaseModel):
     Attributes:
         checkpoints: by version, in the order announced.
         evidence: decision id to the decision and its newest reward, the newest decision last.
+        own: ids of the events written here that have not come back on the topic yet.
     """
 
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     evidence: dict[str, Evidence] = Field(default_factory=dict)
+    own: list[str] = Field(default_factory=list)
 
 
 class Promotion(Processor[PromotionState]):
@@ -61,10 +63,12 @@ class Promotion(Processor[PromotionState]):
         if isinstance(event, ExampleEvent):
             return Outcome(state=self._with_evidence(state, event))
         assert isinstance(event, CheckpointEvent)  # noqa: S101 - the topics hold nothing else
+        if event.event_id in state.own:
+            return Outcome(state=state.model_copy(update={"own": [own for own in state.own if own != event.event_id]}))
         change = event.payload
         known = state.checkpoints.get(change.version)
         if known is not None and known.state is change.state:
-            return Outcome(state=state)  # our own word, come back, or a repeat
+            return Outcome(state=state)  # a repeat
         registry = Registry(dict(state.checkpoints))
         _apply(registry, change)
         changes, routes = self._decided(registry, state, change) if change.kind == "policy" else ([], [])
@@ -80,7 +84,8 @@ class Promotion(Processor[PromotionState]):
                 [(CHECKPOINTS, CheckpointEvent, c) for c in changes] + [(ROUTES, RouteEvent, r) for r in routes]
             )
         )
-        return Outcome(outputs, state.model_copy(update={"checkpoints": _trimmed(registry)}))
+        own = [*state.own, *(output.event.event_id for output in outputs if output.topic is CHECKPOINTS)]
+        return Outcome(outputs, state.model_copy(update={"checkpoints": _trimmed(registry), "own": own}))
 
     def encode_state(self, state: PromotionState) -> bytes:
         """Return the state as JSON."""

@@ -69,7 +69,7 @@ def _named(headers: Mapping[str, str], header: str) -> str | None:
         raise ProblemError(
             400,
             "Invalid header",
-            f"{header} is {value[:80]!r}; it must be 1 to 200 letters, digits or . _ : @ / -, not beginning with a mark",
+            f"{header} is {value[:80]!r}; it must be 1 to 200 letters, digits or . _ : @ / -, not a mark first",
         ) from error
 
 

@@ -37,7 +37,7 @@ _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})
 
 @router.post("/v1/traces")
 async def export(request: Request, services: Shared) -> Response:
-    """Take in a batch of spans. Those that cannot be used are counted in the answer's partial success, with a reason."""
+    """Take in a batch of spans. Those that cannot be used are counted in the answer's partial success, with why."""
     body = await read_body(request, services.settings.gateway.max_body_bytes)
     if request.headers.get("content-encoding") == "gzip":
         body = _inflated(body, services.settings.gateway.max_body_bytes)
