@@ -135,7 +135,7 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
         value_serializer="raw",
         partitions=partitions,
     )
-    table = app.Table("states", key_type=str, value_type=bytes, value_serializer="raw", partitions=partitions)
+    table = app.Table("states", key_type=str, value_type=bytes, partitions=partitions)
 
     async def send(record: NewRecord) -> None:
         topic = app.topic(record.topic, key_serializer="raw", value_serializer="raw")

@@ -1,0 +1,48 @@
+"""Fixtures for all tests."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from infra.http import bound_socket
+from streams.embedded.log import EmbeddedLog
+
+Serve = Callable[[FastAPI], str]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the developer's own configuration out of the tests."""
+    monkeypatch.setenv("EVERLOOP_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("EVERLOOP_CONFIG", raising=False)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EmbeddedLog]:
+    """Return a fresh log."""
+    with EmbeddedLog(tmp_path / "log.db") as opened:
+        yield opened
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve an application over real HTTP on loopback and yield its URL."""
+    listener = bound_socket("127.0.0.1", 0, "port")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the server did not start")
+        threading.Event().wait(0.005)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -1,0 +1,88 @@
+"""The adapter's three heads and the router: which lesson goes where, once a reward."""
+
+from datetime import timedelta
+from typing import Any
+
+from schemas.envelope import AnyEvent
+from schemas.examples import BanditExample, RlExample, SftExample
+from schemas.rollouts import RolloutState
+from schemas.trajectories import TrajectoryEvent
+from streams.adapter import AdapterConfig, examples_of
+from streams.routing import LessonRouter
+from streams.trajectories import TrajectoryJoin
+from tests import events
+
+CONFIG = AdapterConfig(
+    sft={"junior_llm": frozenset({"junior-0", "junior-1"})}, rl={"senior_llm": frozenset({"refiner"})}
+)
+
+
+def trajectory(*between: AnyEvent, end: AnyEvent | None = None) -> TrajectoryEvent:
+    """Return the last trajectory of a rollout with these events in it."""
+    join = TrajectoryJoin()
+    state = None
+    emitted: list[Any] = []
+    for offset, event in enumerate([events.started("r"), *between, end or events.succeeded("r")]):
+        outcome = join.handle(state, event, events.record(event, offset))
+        state, emitted = outcome.state, [*emitted, *outcome.records]
+    event = emitted[-1].event
+    assert isinstance(event, TrajectoryEvent)
+    return event
+
+
+def full_trajectory() -> TrajectoryEvent:
+    return trajectory(
+        events.model_span("r", "junior-0", "first thought"),
+        events.model_span("r", "junior-0", "hypothesis A"),
+        events.model_span("r", "junior-1", "hypothesis B"),
+        events.decision("r", ["hypothesis A", "hypothesis B"], 0),
+        events.model_span("r", "refiner", "refined"),
+        events.model_span("r", "refiner", "refined again"),
+        events.model_span("r", "somebody", "else"),
+        events.reward("r", 0.75),
+    )
+
+
+def test_each_head_takes_what_is_its_own() -> None:
+    event = full_trajectory()
+    sft, first_rl, second_rl, bandit = examples_of(event, CONFIG)
+    assert isinstance(sft.body, SftExample)
+    assert (sft.target, sft.body.node) == ("junior_llm", "junior-0")
+    assert [message["content"] for message in sft.body.messages] == ["ask junior-0", "hypothesis A"]
+    assert isinstance(first_rl.body, RlExample)
+    assert isinstance(second_rl.body, RlExample)
+    assert first_rl.target == second_rl.target == "senior_llm"
+    assert (first_rl.body.response["content"], second_rl.body.response["content"]) == ("refined", "refined again")
+    assert (first_rl.body.response_token_ids, first_rl.body.response_logprobs) == ([1, 2], [-0.1, -0.2])
+    assert first_rl.body.checkpoint == "v1"
+    assert isinstance(bandit.body, BanditExample)
+    assert (bandit.target, bandit.body.decision) == ("supervisor-policy", event.payload.decisions[0].payload)
+    assert {example.reward for example in (sft, first_rl, second_rl, bandit)} == {0.75}
+    assert bandit.source_event_ids == [event.event_id, event.payload.decisions[0].event_id]
+
+
+def test_a_rejected_proposal_earns_no_credit_unless_asked_for() -> None:
+    everyone = CONFIG.model_copy(update={"sft_credit": "all"})
+    nodes = [e.body.node for e in examples_of(full_trajectory(), everyone) if isinstance(e.body, SftExample)]
+    assert nodes == ["junior-0", "junior-1"]
+
+
+def test_nothing_is_learned_without_a_reward_or_from_a_failure() -> None:
+    decision = events.decision("r", ["a"], 0)
+    assert examples_of(trajectory(decision), CONFIG) == []
+    failed = trajectory(decision, events.reward("r", 0.5), end=events.rollout("r", RolloutState.FAILED))
+    assert examples_of(failed, CONFIG) == []
+
+
+def test_a_reward_is_routed_once_and_a_correction_once_more() -> None:
+    router = LessonRouter(CONFIG, timedelta(days=1))
+    event = full_trajectory()
+    first = router.handle(None, event, events.record(event, 0))
+    again = router.handle(first.state, event, events.record(event, 1))
+    assert (len(first.records), len(again.records)) == (4, 0)
+    corrected = event.model_copy(update={"payload": event.payload.model_copy(update={"reward_revision": 2})})
+    third = router.handle(again.state, corrected, events.record(corrected, 2))
+    assert {output.event.payload.reward_revision for output in third.records} == {2}
+    assert router.decode_state(router.encode_state(2)) == 2
+    assert len({output.event.event_id for output in (*first.records, *third.records)}) == 8
+    assert [output.key for output in first.records] == [output.event.payload.target for output in first.records]

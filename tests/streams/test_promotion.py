@@ -1,0 +1,131 @@
+"""Candidates pass the gate on held-out decisions, or are rejected with a reason."""
+
+from pathlib import Path
+from typing import Any
+
+from learners.bandit import MEDIA_TYPE, BanditPolicy
+from learners.bandit.features import features
+from learners.bandit.regressor import DiagonalBayesianRegressor
+from learners.gate import GateConfig
+from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, CheckpointState
+from schemas.decisions import Candidate
+from schemas.envelope import AnyEvent
+from schemas.examples import ExampleEvent
+from schemas.serialization import decode
+from schemas.topics import CHECKPOINTS, DEAD_LETTERS, ROUTES
+from streams.artifacts import ArtifactStore
+from streams.embedded.log import EmbeddedLog
+from streams.embedded.runner import EmbeddedRunner
+from streams.log import read_all
+from streams.promotion import Promotion, baseline_route
+from tests import events
+
+TARGET = "supervisor-policy"
+GOOD, BAD = "the effect was significant", "nothing is known"
+
+
+def policy(good_reward: float) -> bytes:
+    """Return a policy that believes in the good text that much more than in the bad one."""
+    regressor = DiagonalBayesianRegressor()
+    for _ in range(40):
+        regressor.learn_one(features("which is best?", Candidate(text=GOOD)), good_reward)
+        regressor.learn_one(features("which is best?", Candidate(text=BAD)), 1 - good_reward)
+    return BanditPolicy(regressor, 200.0, 0.03).to_bytes()
+
+
+def held_out(count: int) -> list[ExampleEvent]:
+    """Return uniformly logged decisions on held-out tasks, where the good text earns 1 and the bad one 0."""
+    return [
+        events.lesson([GOOD, BAD], number % 2, float(number % 2 == 0), split="validation") for number in range(count)
+    ]
+
+
+def candidate(store: ArtifactStore, version: str, content: bytes, kind: Any = "policy") -> CheckpointEvent:
+    artifact = store.put(content, MEDIA_TYPE)
+    payload = Checkpoint(name=TARGET, version=version, kind=kind, state=CheckpointState.CANDIDATE, artifact=artifact)
+    return CheckpointEvent(time=events.START, payload=payload)
+
+
+def promoted(log: EmbeddedLog, store: ArtifactStore, *sequence: AnyEvent) -> list[tuple[str, str, str]]:
+    """Run promotion over events; return version, state and reason of every change, in order."""
+    for event in sequence:
+        log.append([events.new_record(event, TARGET)])
+        runner = EmbeddedRunner(log, Promotion(GateConfig(), store), "t")
+        while runner.run_once():
+            pass
+        runner.close()
+    changes = [decode(CheckpointEvent, record.value).payload for record in read_all(log, CHECKPOINTS.name)]
+    assert not list(read_all(log, DEAD_LETTERS.name))
+    return [(change.version, str(change.state), change.reason) for change in changes]
+
+
+def served(log: EmbeddedLog) -> list[str]:
+    routes = [decode(ROUTES.event, record.value).payload for record in read_all(log, ROUTES.name)]
+    return [route.targets[0].version for route in routes]
+
+
+def test_a_better_policy_is_promoted_and_its_successor_retires_it(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    changes = promoted(
+        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), candidate(store, "v2", policy(0.95))
+    )
+    assert [(version, state) for version, state, _ in changes] == [
+        ("v1", "candidate"),
+        ("v1", "evaluated"),
+        ("v1", "promoted"),
+        ("v2", "candidate"),
+        ("v2", "evaluated"),
+        ("v1", "retired"),
+        ("v2", "promoted"),
+    ]
+    assert served(log) == ["v1", "v2"]
+
+
+def test_a_worse_policy_is_rejected_with_the_numbers(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    changes = promoted(
+        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), candidate(store, "worse", policy(0.1))
+    )
+    assert changes[-1][:2] == ("worse", "rejected")
+    assert "lower bound" in changes[-1][2]
+    assert served(log) == ["v1"]
+
+
+def test_without_evidence_nothing_is_promoted(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    train_only = events.lesson([GOOD, BAD], 0, 1.0)
+    changes = promoted(log, store, train_only, *held_out(3), candidate(store, "v1", policy(0.9)))
+    assert changes[-1] == ("v1", "rejected", "3 held-out decisions, 12 needed")
+    assert served(log) == []
+
+
+def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    missing = candidate(store, "missing", b"")
+    lost = Artifact(sha256="0" * 64, size=1, media_type=MEDIA_TYPE)
+    missing = missing.model_copy(update={"payload": missing.payload.model_copy(update={"artifact": lost})})
+    changes = promoted(log, store, *held_out(12), candidate(store, "broken", b"{}"), missing)
+    rejected = [(version, reason) for version, state, reason in changes if state == "rejected"]
+    assert [version for version, _ in rejected] == ["broken", "missing"]
+    assert all("cannot be served" in reason for _, reason in rejected)
+
+
+def test_other_kinds_wait_for_a_person(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    changes = promoted(log, store, *held_out(12), candidate(store, "m1", b"weights", kind="model"))
+    assert [state for _, state, _ in changes] == ["candidate"]
+
+
+def test_a_newer_reward_of_a_held_out_decision_replaces_the_older(tmp_path: Path) -> None:
+    promotion = Promotion(GateConfig(), ArtifactStore(tmp_path))
+    first = held_out(1)[0]
+    better = first.model_copy(update={"payload": first.payload.model_copy(update={"reward": 0.25})})
+    state = promotion.handle(None, first, events.record(first, 0, TARGET)).state
+    state = promotion.handle(state, better, events.record(better, 1, TARGET)).state
+    assert state is not None
+    assert [item.reward for item in state.evidence.values()] == [0.25]
+    assert promotion.decode_state(promotion.encode_state(state)) == state
+
+
+def test_before_anything_is_learned_the_uniform_baseline_serves() -> None:
+    assert [target.version for target in baseline_route(TARGET).targets] == ["uniform"]

@@ -1,0 +1,149 @@
+"""The join makes one trajectory of everything with one rollout id, in whatever order it comes."""
+
+import itertools
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.envelope import AnyEvent
+from schemas.rewards import RewardSource
+from schemas.rollouts import RolloutState
+from schemas.topics import DEAD_LETTERS, TRAJECTORIES
+from schemas.trajectories import Trajectory
+from streams.errors import RejectedRecordError
+from streams.records import Outgoing
+from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin, reward_that_counts
+from tests import events
+
+
+def join(*sequence: AnyEvent, through_bytes: bool = True) -> tuple[JoinState | None, list[Outgoing]]:
+    """Run events through the join; between two of them the state goes through its bytes."""
+    processor = TrajectoryJoin()
+    state: JoinState | None = None
+    outputs: list[Outgoing] = []
+    for offset, event in enumerate(sequence):
+        outcome = processor.handle(state, event, events.record(event, offset))
+        outputs.extend(outcome.records)
+        state = outcome.state
+        if state is not None and through_bytes:
+            state = processor.decode_state(processor.encode_state(state))
+    return state, outputs
+
+
+def trajectories(*sequence: AnyEvent) -> list[Trajectory]:
+    return [output.event.payload for output in join(*sequence)[1] if output.topic is TRAJECTORIES]
+
+
+def test_a_rollout_that_ends_gives_its_trajectory_with_what_earlier_events_said() -> None:
+    span = events.model_span("r", "geneticist", "yes")
+    decision = events.decision("r", ["a", "b"], 1)
+    (found,) = trajectories(events.started("r", "validation"), span, decision, events.succeeded("r", output={"x": 1}))
+    assert (found.spans, found.decisions, found.reward, found.revision) == ([span], [decision], None, 1)
+    assert found.rollout.task is not None
+    assert found.rollout.task.id == "task-r"
+    assert (found.rollout.split, found.rollout.agent, found.rollout.output) == ("validation", "test-agent", {"x": 1})
+
+
+def test_a_late_reward_emits_the_trajectory_again() -> None:
+    first, second = trajectories(events.started("r"), events.succeeded("r"), events.reward("r", 0.5))
+    assert (first.reward, first.reward_revision) == (None, 0)
+    assert (second.reward, second.revision, second.reward_revision) == (0.5, 2, 1)
+
+
+def test_a_reward_that_changes_nothing_is_no_new_reward() -> None:
+    human = events.reward("r", 0.5, RewardSource.HUMAN)
+    found = trajectories(events.started("r"), events.succeeded("r"), human, events.reward("r", 0.1))
+    assert [trajectory.reward for trajectory in found] == [None, 0.5, 0.5]
+    assert [trajectory.reward_revision for trajectory in found] == [0, 1, 1]
+
+
+def test_a_repeated_event_is_ignored() -> None:
+    reward, end = events.reward("r", 0.5), events.succeeded("r")
+    assert len(trajectories(events.started("r"), end, end, reward, reward)) == 2
+
+
+@given(st.permutations([1, 2, 3]), st.integers(0, 3))
+def test_what_comes_before_its_rollout_waits_for_it(order: list[int], place: int) -> None:
+    early: list[Any] = [events.reward("r", 0.5), events.decision("r", ["a"], 0), events.model_span("r", "n", "x")]
+    sequence = [early[index - 1] for index in order]
+    sequence.insert(place, events.started("r"))
+    state, outputs = join(*sequence, events.succeeded("r"))
+    trajectory = outputs[-1].event.payload
+    assert (len(trajectory.rewards), len(trajectory.decisions), len(trajectory.spans)) == (1, 1, 1)
+    assert state is not None
+    assert not state.waiting
+    assert trajectory.reward == 0.5
+
+
+def test_a_span_after_the_end_is_not_lost() -> None:
+    found = trajectories(events.started("r"), events.succeeded("r"), events.model_span("r", "n", "late"))
+    assert [len(trajectory.spans) for trajectory in found] == [0, 1]
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(["succeeded", "failed"], repeat=2)))
+def test_a_rollout_ends_once(before: str, after: str) -> None:
+    with pytest.raises(RejectedRecordError, match=f"cannot go from {before} to {after}"):
+        join(events.started("r"), events.rollout("r", RolloutState(before)), events.rollout("r", RolloutState(after)))
+
+
+def test_several_gateways_may_say_that_a_rollout_started() -> None:
+    assert len(trajectories(events.started("r"), events.started("r"), events.succeeded("r"))) == 1
+
+
+def test_events_of_an_unknown_rollout_become_dead_letters_after_the_limit() -> None:
+    processor = TrajectoryJoin(JoinConfig(orphan_limit=timedelta(minutes=5)))
+    reward = events.reward("nobody", 0.5)
+    source = events.record(reward, 7, time=events.at(0))
+    outcome = processor.handle(None, reward, source)
+    assert outcome.deadline == events.at(300)
+    assert outcome.state is not None
+    expired = processor.expire(outcome.state, "nobody", events.at(301))
+    (letter,) = expired.records
+    assert letter.topic is DEAD_LETTERS
+    assert letter.event.payload.value == source.value
+    assert (letter.event.payload.offset, letter.key) == (7, "everloop.rewards")
+    assert "'nobody' was announced within 0:05:00" in letter.event.payload.error_message
+    assert expired.state is None
+
+
+def test_a_second_orphan_does_not_put_the_limit_off() -> None:
+    processor = TrajectoryJoin(JoinConfig(orphan_limit=timedelta(minutes=5)))
+    first = events.reward("nobody", 0.5)
+    state = processor.handle(None, first, events.record(first, time=events.at(0))).state
+    second = events.reward("nobody", 0.6)
+    assert processor.handle(state, second, events.record(second, 1, time=events.at(200))).deadline == events.at(300)
+
+
+def test_a_rollout_that_falls_silent_is_closed_as_failed_and_then_forgotten() -> None:
+    state, _ = join(events.started("r"))
+    assert state is not None
+    processor = TrajectoryJoin()
+    closed = processor.expire(state, "r", events.at(10**6))
+    (output,) = closed.records
+    assert output.event.payload.rollout.state == RolloutState.FAILED
+    assert "nothing was heard" in output.event.payload.rollout.error
+    assert closed.state is not None
+    assert closed.deadline == events.at(10**6) + processor.config.late_reward_window
+    assert processor.expire(closed.state, "r", events.at(10**7)).state is None
+
+
+def test_the_reward_that_counts_is_the_latest_of_the_best_source() -> None:
+    rule = events.reward("r", 0.1, RewardSource.RULE, time=events.at(9))
+    judge = events.reward("r", 0.2, RewardSource.JUDGE, time=events.at(1))
+    later = events.reward("r", 0.3, RewardSource.JUDGE, time=events.at(2))
+    of_span = events.reward("r", 0.9, RewardSource.HUMAN, target_span_id="00f067aa0ba902b7")
+    assert reward_that_counts([rule, judge, later, of_span]) == 0.3
+    human = events.reward("r", 0.4, RewardSource.HUMAN)
+    corrected = events.reward("r", 0.6, RewardSource.HUMAN, supersedes=human.event_id, time=events.at(-5))
+    assert reward_that_counts([rule, human, corrected]) == 0.6
+    assert reward_that_counts([of_span]) is None
+
+
+def test_outputs_carry_ids_that_their_source_always_gives() -> None:
+    sequence = [events.started("r"), events.succeeded("r"), events.reward("r", 0.5)]
+    ids = [output.event.event_id for output in join(*sequence)[1]]
+    assert ids == [output.event.event_id for output in join(*sequence, through_bytes=False)[1]]
+    assert len(set(ids)) == 2
