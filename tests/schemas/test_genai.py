@@ -39,5 +39,9 @@ def test_parts_are_those_of_the_semantic_conventions() -> None:
 
 
 def test_arguments_that_are_no_json_stay_as_the_model_wrote_them() -> None:
-    broken = {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]}
+    broken = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}],
+    }
     assert to_openai(to_semantic(broken)) == broken

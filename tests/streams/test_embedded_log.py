@@ -33,7 +33,9 @@ def test_records_of_a_key_are_read_in_the_order_they_were_written(log: EmbeddedL
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.lists(st.binary(max_size=8), min_size=1, max_size=30))
-def test_a_fetch_over_partitions_gives_the_order_of_writing(tmp_path_factory: pytest.TempPathFactory, keys: list[bytes]) -> None:
+def test_a_fetch_over_partitions_gives_the_order_of_writing(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[bytes]
+) -> None:
     with EmbeddedLog(tmp_path_factory.mktemp("log") / "log.db") as log:
         for number, key in enumerate(keys):
             log.append([value(number, key)])
@@ -96,7 +98,9 @@ def test_retention_deletes_what_is_old_and_moves_no_offset(log: EmbeddedLog) -> 
 
 
 def test_compaction_keeps_the_last_record_of_each_key(log: EmbeddedLog) -> None:
-    log.append([NewRecord(ROUTES.name, key, value) for key, value in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2"), (b"b", None))])
+    log.append(
+        [NewRecord(ROUTES.name, key, value) for key, value in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2"), (b"b", None))]
+    )
     log.enforce_retention(now())
     assert {(record.key, record.value) for record in read_all(log, ROUTES.name)} == {(b"a", b"2"), (b"b", None)}
     log.enforce_retention(now() + TOMBSTONE_GRACE + timedelta(seconds=1))
