@@ -1,13 +1,10 @@
 """The analytics process: it owns the store, keeps it up to date, and answers reports from it."""
 
-import os
-import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import structlog
 from fastapi import FastAPI
 
 from infra.analytics.client import connect
@@ -15,8 +12,7 @@ from infra.analytics.report import Report, build_report
 from infra.analytics.sink import follow
 from infra.config import Settings
 from infra.logs import open_log
-
-log_event = structlog.get_logger(__name__)
+from infra.threads import vital_thread
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -31,15 +27,11 @@ def create_app(settings: Settings) -> FastAPI:
         return local.client
 
     def run() -> None:
-        try:
-            follow(lambda: open_log(settings), client, stop)
-        except Exception:
-            log_event.exception("the sink failed, stopping so that the supervisor starts it again")
-            os.kill(os.getpid(), signal.SIGTERM)
+        follow(lambda: open_log(settings), client, stop)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        thread = threading.Thread(target=run, name="sink")
+        thread = vital_thread("sink", run)
         thread.start()
         yield
         stop.set()

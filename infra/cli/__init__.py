@@ -15,7 +15,7 @@ from streams.errors import StreamError
 
 __all__ = ["app", "learning", "looking", "main", "running"]
 
-USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, KeyError)
+USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError)
 
 
 def main() -> None:
@@ -24,6 +24,5 @@ def main() -> None:
     try:
         app(prog_name="everloop")
     except USER_ERRORS as error:
-        message = error.args[0] if isinstance(error, KeyError) else str(error)
-        typer.echo(f"everloop: {message}", err=True)
+        typer.echo(f"everloop: {error}", err=True)
         sys.exit(2)

@@ -22,7 +22,7 @@ from infra.processes.running import running
 from schemas.checkpoints import CheckpointEvent
 from schemas.decisions import Candidate
 from schemas.serialization import UndecodableError, decode
-from schemas.topics import CHECKPOINTS, PREFIX, TOPICS, topic_named
+from schemas.topics import CHECKPOINTS, PREFIX, TOPICS, Topic, topic_named
 from streams.embedded.log import EmbeddedLog
 from streams.errors import StreamError
 from streams.log import read_all
@@ -132,7 +132,7 @@ def tail(
 ) -> None:
     """Print the last events, and with --follow those that come, one a line."""
     with existing_log(load_settings()) as log:
-        names = [topic_named(name).name for name in topics] if topics else list(TOPICS)
+        names = [_topic(name).name for name in topics] if topics else list(TOPICS)
         for record in _tailed(log, names, count, follow):
             _print_record(record, as_json)
 
@@ -232,6 +232,13 @@ def existing_log(settings: Settings) -> EmbeddedLog:
     if settings.log_kind == "sqlite" and not settings.log_path.exists():
         raise ConfigError(f"there is no log at {settings.log_path}; run `everloop demo` or `everloop up` first")
     return open_log(settings)
+
+
+def _topic(name: str) -> Topic:
+    try:
+        return topic_named(name)
+    except KeyError as error:
+        raise ConfigError(str(error.args[0])) from error
 
 
 def _tailed(log: EmbeddedLog, names: list[str], count: int, follow: bool) -> Iterator[Record]:

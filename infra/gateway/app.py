@@ -32,6 +32,7 @@ def create_app(settings: Settings, open_log: Callable[[], EmbeddedLog] | None = 
         return EmbeddedLog(settings.spool_path, "power")
 
     open_log = open_log or open_configured
+    open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
     publisher = Publisher(open_log, open_spool)
     table = RoutingTable(ArtifactStore(settings.artifacts_dir))
     follower = RouteFollower(table, lambda: EmbeddedLog(settings.log_path))

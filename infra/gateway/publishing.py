@@ -1,7 +1,6 @@
 """Publishing: events go to the log in order, to a spool on disk while the log cannot be written, and from there on."""
 
 import queue
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -9,9 +8,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from infra.threads import vital_thread
 from schemas.topics import TOPICS
 from streams.embedded.log import EmbeddedLog
-from streams.errors import LogUnavailableError
+from streams.errors import LogUnavailableError, StreamError
 from streams.log import Log
 from streams.records import NewRecord, Outgoing
 
@@ -61,7 +61,7 @@ class Publisher:
         self._open_spool = open_spool
         self._log: Log | None = None
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="publisher")
+        self._thread = vital_thread("publisher", self._run)
 
     def start(self) -> None:
         """Begin to write."""
@@ -129,7 +129,7 @@ class Publisher:
             if self._log is None:
                 self._log = self._open_log()
             self._log.append(records)
-        except LogUnavailableError as error:
+        except StreamError as error:  # a damaged log may be put right by hand: what comes meanwhile is kept
             if self.status.error is None:
                 log_event.warning("the log cannot be written, events are spooled", error=str(error))
             self.status.error = str(error)

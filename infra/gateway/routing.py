@@ -10,6 +10,7 @@ from types import MappingProxyType
 import structlog
 
 from infra.gateway.problems import ProblemError
+from infra.threads import vital_thread
 from learners.contract import Policy
 from learners.policies import UniformPolicy, load_policy
 from schemas.rollouts import TERMINAL, RolloutEvent
@@ -176,13 +177,16 @@ class RouteFollower:
         self._poll_s = poll_s
         self._stop = threading.Event()
         self._positions: dict[tuple[str, int], int] = {}
-        self._thread = threading.Thread(target=self._run, name="route-follower")
+        self._begun = False
+        self._thread = vital_thread("route-follower", self._run)
 
     def start(self) -> None:
         """Catch up, so that the first request already sees what was served last; then follow."""
-        with self._open_log() as log:
-            self._catch_up(log)
-            self._restore_pins(log)
+        try:
+            with self._open_log() as log:
+                self._begin(log)
+        except LogUnavailableError as error:
+            log_event.warning("cannot read the routes yet; nothing is served", error=str(error))
         self._thread.start()
 
     def close(self) -> None:
@@ -195,6 +199,8 @@ class RouteFollower:
         while not self._stop.is_set():
             try:
                 log = log or self._open_log()
+                if not self._begun:
+                    self._begin(log)
                 self._catch_up(log)
                 log.wait_for_change(self._poll_s)
             except LogUnavailableError as error:
@@ -203,6 +209,12 @@ class RouteFollower:
                 self._stop.wait(1.0)
         if log is not None:
             log.close()
+
+    def _begin(self, log: EmbeddedLog) -> None:
+        """Take in what was served, then pin what began under it: in this order, since pins name versions."""
+        self._catch_up(log)
+        self._restore_pins(log)
+        self._begun = True
 
     def _catch_up(self, log: EmbeddedLog) -> None:
         positions = {(ROUTES.name, partition): 0 for partition in range(ROUTES.partitions)} | self._positions

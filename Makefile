@@ -1,0 +1,54 @@
+# Everything runs in .venv, which uv makes from uv.lock; uv itself is brought when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+
+# uv where it is installed, else a copy of its own in .uv
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+SYNCED := $(VENV)/.synced
+RUN := $(VENV)/bin
+
+.PHONY: help setup demo test lint format bench schemas clean
+
+help:
+	@echo "make demo    run the whole loop on this machine and write report.html"
+	@echo "make test    run the tests, with their coverage"
+	@echo "make lint    ruff, mypy --strict, import contracts"
+	@echo "make bench   measure, and write the figures to bench/results"
+	@echo "make format  let ruff rewrite the sources"
+	@echo "make schemas write the JSON Schemas of the events"
+
+setup: $(SYNCED)
+
+$(SYNCED): pyproject.toml uv.lock | $(UV)
+	$(UV) sync --locked --python $(PYTHON)
+	@touch $@
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.9"
+
+demo: setup
+	$(RUN)/everloop demo
+
+test: setup
+	$(RUN)/pytest -n 2 --cov --cov-report=term
+
+lint: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+format: setup
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+bench: setup
+	$(RUN)/python -m tests.benchmarks
+
+schemas: setup
+	$(RUN)/python -m schemas.export
+
+clean:
+	rm -rf $(VENV) .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
