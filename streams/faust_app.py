@@ -32,13 +32,13 @@ log_event = structlog.get_logger(__name__)
 class Table(Protocol):
     """Where states are kept: a Faust table, or a dict."""
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, /) -> bytes | None:
         """Return what is stored under a key."""
         ...
 
-    def __setitem__(self, key: str, value: bytes) -> None: ...
+    def __setitem__(self, key: str, value: bytes, /) -> None: ...
 
-    def pop(self, key: str, default: bytes | None = None) -> bytes | None:
+    def pop(self, key: str, default: None, /) -> bytes | None:
         """Forget a key."""
         ...
 

@@ -15,7 +15,7 @@ import orjson
 
 from schemas.clock import now, to_milliseconds
 from schemas.topics import TOPICS
-from streams.embedded.database import BUSY_TIMEOUT_S, Durability, open_database, transaction
+from streams.embedded.database import BUSY_TIMEOUT_S, Durability, open_database, snapshot, transaction
 from streams.errors import LogUnavailableError, LogUnreadableError
 from streams.partitioning import partition_of
 from streams.records import Headers, NewRecord, Record
@@ -103,9 +103,10 @@ class EmbeddedLog:
     def fetch(self, positions: Mapping[tuple[str, int], int], limit: int) -> list[Record]:
         """Return up to `limit` records at or after the given offsets, in the order they were appended to the log.
 
-        The order across partitions is the log's own, so a single reader sees the same order whenever it reads.
+        The order across partitions is the log's own, so a single reader sees the same order whenever it reads. All
+        partitions are read from one snapshot: a record committed between two reads would otherwise come late.
         """
-        with _translated(self.path):
+        with _translated(self.path), snapshot(self.connection):
             sources = [
                 self._select(topic, partition, offset, limit) for (topic, partition), offset in positions.items()
             ]

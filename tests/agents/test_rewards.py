@@ -18,7 +18,7 @@ from agents.rewards import (
 from schemas.rollouts import Rollout, RolloutState, Task
 
 CONTEXT = "Stay was shorter on the walking ward, and falls were rare."
-SCORES = {name: 0.5 for name in JUDGE_WEIGHTS}
+SCORES = dict.fromkeys(JUDGE_WEIGHTS, 0.5)
 
 
 def finished(expected: str | None = "yes", agent: str = AGENT, turns: int | None = 9, **output: Any) -> Rollout:

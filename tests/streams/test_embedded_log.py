@@ -139,3 +139,28 @@ def test_a_locked_log_is_unavailable_not_broken(tmp_path: Path) -> None:
             log.append([value(1)])
         log.append([value(1)])
         assert sum(log.ends(TOPIC).values()) == 1
+
+
+def test_fetch_never_passes_over_what_is_committed_while_it_reads(log: EmbeddedLog) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        with EmbeddedLog(log.path) as writer:
+            number = 0
+            while not stop.is_set():
+                writer.append([NewRecord(SPANS.name, str(number).encode(), b"x")])
+                number += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    positions = {(SPANS.name, partition): 0 for partition in range(SPANS.partitions)}
+    seen: list[int] = []
+    try:
+        while len(seen) < 5000:
+            records = log.fetch(positions, 500)
+            positions |= {(record.topic, record.partition): record.offset + 1 for record in records}
+            seen += [record.sequence for record in records]
+    finally:
+        stop.set()
+        thread.join()
+    assert seen == sorted(seen)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.rewards import RewardSource
+from schemas.rewards import Reward, RewardEvent, RewardSource
 from schemas.rollouts import RolloutState
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, REWARDS
@@ -26,21 +26,21 @@ class Fixed:
         return None if trajectory.rollout.output == "not mine" else Grade(0.75, {"clarity": 0.5}, "well said")
 
 
-def graded(log: EmbeddedLog, output: str, state: RolloutState = RolloutState.SUCCEEDED) -> list[object]:
+def graded(log: EmbeddedLog, output: str, state: RolloutState = RolloutState.SUCCEEDED) -> list[Reward]:
     """Run join and judge over one rollout; return its rewards."""
     grader: Grader = Fixed()
     log.append([events.new_record(events.started("r")), events.new_record(events.rollout("r", state, output=output))])
-    runners = [EmbeddedRunner(log, TrajectoryJoin(), "t"), EmbeddedRunner(log, Judge(grader), "t")]
-    while sum(runner.run_once() for runner in runners):
+    join, judge = EmbeddedRunner(log, TrajectoryJoin(), "t"), EmbeddedRunner(log, Judge(grader), "t")
+    while join.run_once() + judge.run_once():
         pass
-    return [decode(REWARDS.event, record.value).payload for record in read_all(log, REWARDS.name)]
+    return [decode(RewardEvent, record.value).payload for record in read_all(log, REWARDS.name)]
 
 
 def test_a_success_is_graded_once_though_its_trajectory_comes_again(log: EmbeddedLog) -> None:
     (reward,) = graded(log, "fine")
-    assert reward.value == 0.75  # type: ignore[attr-defined]
-    assert reward.criteria == {"clarity": 0.5}  # type: ignore[attr-defined]
-    assert (reward.source, reward.grader) == (RewardSource.JUDGE, "fixed@1")  # type: ignore[attr-defined]
+    assert reward.value == 0.75
+    assert reward.criteria == {"clarity": 0.5}
+    assert (reward.source, reward.grader) == (RewardSource.JUDGE, "fixed@1")
     last = max(read_all(log, "everloop.trajectories"), key=lambda record: record.offset)
     assert decode(TrajectoryEvent, last.value).payload.reward == 0.75
 

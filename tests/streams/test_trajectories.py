@@ -143,7 +143,7 @@ def test_the_reward_that_counts_is_the_latest_of_the_best_source() -> None:
 
 
 def test_outputs_carry_ids_that_their_source_always_gives() -> None:
-    sequence = [events.started("r"), events.succeeded("r"), events.reward("r", 0.5)]
+    sequence: list[AnyEvent] = [events.started("r"), events.succeeded("r"), events.reward("r", 0.5)]
     ids = [output.event.event_id for output in join(*sequence)[1]]
     assert ids == [output.event.event_id for output in join(*sequence, through_bytes=False)[1]]
     assert len(set(ids)) == 2

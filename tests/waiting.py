@@ -1,0 +1,17 @@
+"""Waiting for what another thread or process does."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+PATIENCE_S = 120.0
+T = TypeVar("T")
+
+
+def eventually(value: Callable[[], T], what: str) -> T:
+    """Return the first true value; fail when none comes."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := value()):
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.02)
+    return found
