@@ -58,6 +58,10 @@ class ModelGrader:
         scores = card.model_dump(include=set(JUDGE_WEIGHTS))
         return Grade(weighted(scores, JUDGE_WEIGHTS), scores, card.justification)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def _ask(self, messages: list[dict[str, str]]) -> str:
         try:
             answer = self._http.post(

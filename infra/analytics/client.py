@@ -22,8 +22,8 @@ def connect(dsn: str) -> Any:
     """
     if dsn.startswith(CHDB):
         path = Path(dsn.removeprefix(CHDB))
-        path.mkdir(parents=True, exist_ok=True)
         try:
+            path.mkdir(parents=True, exist_ok=True)
             return clickhouse_connect.get_client(interface="chdb", path=str(path))
         except Exception as error:  # the engine raises plain RuntimeError and its own kinds
             raise ConfigError(

@@ -117,6 +117,8 @@ def _event(span: Any, attributes: dict[str, Any]) -> SpanEvent:
     rollout_id = attributes.get(Attribute.ROLLOUT_ID)
     if not rollout_id:
         raise ValueError(f"span {span.name!r} names no rollout: set the attribute {Attribute.ROLLOUT_ID.value}")
+    if span.end_time_unix_nano < span.start_time_unix_nano:
+        raise ValueError(f"span {span.name!r} ends before it starts")
     return SpanEvent(
         rollout_id=rollout_id,
         trace_id=span.trace_id.hex(),

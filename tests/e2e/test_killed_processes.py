@@ -79,7 +79,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, obje
     home = tmp_path_factory.mktemp("killed")
     process = started(home, "demo", "--rollouts", "60", "--json")
     random = Random(os.urandom(8))
-    run_file = eventually(lambda: next(home.glob("demo/*/run.json"), None), "the demonstration's run file")
+    (run_file,) = eventually(lambda: list(home.glob("demo/*/run.json")), "the demonstration's run file")
     for name in ("worker", "learner", "worker"):
         time.sleep(random.uniform(0.5, 3.0))
         killed = json.loads(run_file.read_text())["processes"][name]["pid"]

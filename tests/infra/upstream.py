@@ -28,7 +28,11 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) 
     return b"data: " + orjson.dumps(shared | {"choices": choices} | more) + b"\n\n"
 
 
-CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": '{"query": "x"}'}}
+CALL: dict[str, Any] = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "search", "arguments": '{"query": "x"}'},
+}
 SAID = [
     chunk({"role": "assistant"}),
     chunk({"content": "hello"}),

@@ -49,7 +49,7 @@ def answer(role: str, given: Given, search_results: list[str]) -> Given:
         raise UnplayableError(f"the simulator plays {', '.join((*JUNIORS, *_PLAYS))}, not {role!r}")
     try:
         return play(given)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UnplayableError(f"the {role} was given something else than it expects: {error!r}") from error
 
 

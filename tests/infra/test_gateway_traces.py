@@ -1,0 +1,96 @@
+"""Spans from any OpenTelemetry SDK, as protobuf or JSON, compressed or not, come onto the log."""
+
+import gzip
+from typing import Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import StatusCode
+
+from schemas.spans import Attribute, SpanEvent
+from schemas.topics import SPANS
+from tests.infra.conftest import Gateway
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize("compression", [Compression.NoCompression, Compression.Gzip])
+def test_the_sdks_own_exporter_is_understood(gateway: Gateway, compression: Compression) -> None:
+    provider = TracerProvider(resource=Resource({Attribute.ROLLOUT_ID.value: "r1"}), shutdown_on_exit=False)
+    exporter = OTLPSpanExporter(f"{gateway.url}/v1/traces", compression=compression)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    with tracer.start_as_current_span("outer") as outer:
+        outer.set_attributes({"list": ["a", "b"], "whole": 3, "real": 0.5, "flag": True})
+        with tracer.start_as_current_span("inner") as inner:
+            inner.set_status(StatusCode.ERROR, "it broke")
+    provider.shutdown()
+    inner_event, outer_event = gateway.soon(SPANS, SpanEvent, 2)
+    assert inner_event.payload.parent_span_id == outer_event.span_id
+    assert inner_event.trace_id == outer_event.trace_id
+    assert (inner_event.payload.status, inner_event.payload.status_message) == ("error", "it broke")
+    said = outer_event.payload.attributes
+    assert (said["list"], said["whole"], said["real"], said["flag"]) == (["a", "b"], 3, 0.5, True)
+    assert outer_event.rollout_id == "r1"
+
+
+def exported(spans: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"resourceSpans": [{"resource": {}, "scopeSpans": [{"spans": spans}]}]}
+
+
+def span(**more: Any) -> dict[str, Any]:
+    rollout = {"key": Attribute.ROLLOUT_ID.value, "value": {"stringValue": "r1"}}
+    times = {"startTimeUnixNano": "1", "endTimeUnixNano": "2"}
+    return {"traceId": TRACE, "spanId": SPAN, "name": "work", "kind": 3, "attributes": [rollout], **times, **more}
+
+
+def test_json_is_understood_and_answered_in_json(gateway: Gateway) -> None:
+    nested = {"kvlistValue": {"values": [{"key": "a", "value": {"arrayValue": {"values": [{"intValue": "1"}]}}}]}}
+    attributes = [*span()["attributes"], {"key": "nested", "value": nested}, {"key": "raw", "value": {}}]
+    answer = gateway.http.post("/v1/traces", json=exported([span(attributes=attributes)]))
+    assert answer.json() == {}
+    (event,) = gateway.soon(SPANS, SpanEvent)
+    assert (event.trace_id, event.span_id, event.payload.kind) == (TRACE, SPAN, "client")
+    assert event.payload.attributes["nested"] == {"a": [1]}
+
+
+def test_spans_that_cannot_be_used_are_counted_and_the_others_kept(gateway: Gateway) -> None:
+    spans = [span(), span(attributes=[]), span(spanId="00"), span(endTimeUnixNano="0")]
+    answer = gateway.http.post("/v1/traces", json=exported(spans)).json()["partialSuccess"]
+    assert answer["rejectedSpans"] == 3
+    assert Attribute.ROLLOUT_ID.value in answer["errorMessage"]
+    assert len(gateway.soon(SPANS, SpanEvent)) == 1
+
+
+def test_protobuf_is_answered_in_protobuf(gateway: Gateway) -> None:
+    answer = gateway.http.post("/v1/traces", content=b"", headers={"content-type": "application/x-protobuf"})
+    assert answer.headers["content-type"] == "application/x-protobuf"
+    assert ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"\xff\xff", {"content-type": "application/x-protobuf"}, 400),
+        (b"{", {"content-type": "application/json"}, 400),
+        (b'{"resourceSpans": 3}', {"content-type": "application/json"}, 400),
+        (
+            b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "xyz"}]}]}]}',
+            {"content-type": "application/json"},
+            400,
+        ),
+        (b"no gzip", {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 400),
+        (gzip.compress(b"\0" * 200_000), {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 413),
+    ],
+)
+def test_a_body_that_is_no_export_is_refused(
+    gateway: Gateway, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = gateway.http.post("/v1/traces", content=body, headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
