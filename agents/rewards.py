@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agents.society.routing import MAX_TURNS
+from agents.society.limits import MAX_TURNS
 from schemas.rollouts import Rollout
 from schemas.serialization import readable
 

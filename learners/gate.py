@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import sqrt
 
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.special import stdtrit
 
 from learners.contract import Policy
 from schemas.decisions import Decision
@@ -77,6 +76,8 @@ def judge(candidate: Policy, champion: Policy, evidence: Sequence[HeldOut], conf
     count = len(evidence)
     if count < config.least_evidence:
         return Verdict(False, f"{count} held-out decisions, {config.least_evidence} needed", count)
+    from scipy.special import stdtrit  # takes a third of a second to import, in every process that reads settings
+
     mean_reward = sum(item.reward for item in evidence) / count
     differences, values = [], []
     for item in evidence:

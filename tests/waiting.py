@@ -8,7 +8,7 @@ PATIENCE_S = 120.0
 T = TypeVar("T")
 
 
-def eventually(value: Callable[[], T], what: str) -> T:
+def eventually(value: Callable[[], T | None], what: str) -> T:
     """Return the first true value; fail when none comes."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := value()):

@@ -14,6 +14,7 @@ from langgraph.prebuilt import ToolNode
 
 from agents.instrumentation import call_headers
 from agents.society.asking import usable_answer
+from agents.society.limits import MAX_TOOL_ROUNDS, MAX_TURNS
 from agents.society.outputs import JuniorResearch, Output, Refinement, ReviewDecision, Selection, Verdict
 from agents.society.outputs import Protocol as ProtocolOutput
 from agents.society.roles import (
@@ -28,8 +29,6 @@ from agents.society.roles import (
     Role,
 )
 from agents.society.routing import (
-    MAX_TOOL_ROUNDS,
-    MAX_TURNS,
     after_reviews,
     after_role,
     back_to_sender,

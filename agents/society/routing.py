@@ -3,11 +3,9 @@
 from langchain_core.messages import AIMessage
 from langgraph.graph import END
 
+from agents.society.limits import MAX_TOOL_ROUNDS, MAX_TURNS
 from agents.society.outputs import ReviewDecision
 from agents.society.state import ReactState, SocietyState
-
-MAX_TURNS = 15
-MAX_TOOL_ROUNDS = 3
 
 
 def after_role(state: ReactState) -> str:

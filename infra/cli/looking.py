@@ -211,7 +211,7 @@ def _report(settings: Settings) -> Report:
     """Return the report from the process that owns the store, or from the store itself when none runs."""
     state = running(settings.data_dir)
     if state is not None:
-        url = dict(state["urls"])["analytics"]  # type: ignore[call-overload]
+        url = state.urls["analytics"]
         try:
             answer = httpx.get(f"{url}/report", timeout=60.0)
             answer.raise_for_status()

@@ -5,11 +5,11 @@ What a command needs is imported by the command, so that none waits for what onl
 
 import os
 import signal
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
-import psutil
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -24,14 +24,13 @@ from rich.progress import (
 from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.config import (
     AnalyticsSettings,
-    ConfigError,
     GatewaySettings,
     Settings,
     SimulatorSettings,
     load_settings,
 )
 from infra.logs import open_log
-from infra.processes.running import running
+from infra.processes.running import StartError, running
 from infra.progress import behind
 
 if TYPE_CHECKING:
@@ -62,12 +61,12 @@ def down(as_json: AsJson = False) -> None:
     if state is None:
         _say(as_json, {"stopped": False}, f"Nothing runs on {settings.data_dir}.")
         return
-    process = psutil.Process(int(str(state["pid"])))
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(DOWN_TIMEOUT_S)
-    except psutil.TimeoutExpired as error:
-        raise ConfigError(f"pid {process.pid} did not stop in {DOWN_TIMEOUT_S:.0f} s") from error
+    os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_TIMEOUT_S
+    while running(settings.data_dir) is not None:
+        if time.monotonic() > deadline:
+            raise StartError(f"pid {state.pid} did not stop in {DOWN_TIMEOUT_S:.0f} s")
+        time.sleep(0.05)
     _say(as_json, {"stopped": True}, "Stopped.")
 
 
@@ -79,8 +78,8 @@ def status(as_json: AsJson = False) -> None:
     document: dict[str, Any] = {"running": state is not None, "data_dir": str(settings.data_dir)}
     document["groups"] = _groups(settings)
     if state is not None:
-        document |= state
-        document["gateway"] = _gateway_health(str(dict(state["urls"])["gateway"]))  # type: ignore[call-overload]
+        document |= state.model_dump(mode="json")
+        document["gateway"] = _gateway_health(state.urls["gateway"])
     if as_json:
         print_json(document)
         return

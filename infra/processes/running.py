@@ -4,6 +4,7 @@ from pathlib import Path
 
 import orjson
 import psutil
+from pydantic import BaseModel
 
 RUN_FILE = "run.json"
 
@@ -12,10 +13,45 @@ class StartError(Exception):
     """An installation did not come up; the message says which part and where its log is."""
 
 
-def running(data_dir: Path) -> dict[str, object] | None:
-    """Return what the supervisor of a data folder wrote about itself, None where none runs."""
+class RunningProcess(BaseModel):
+    """One supervised process.
+
+    Attributes:
+        restarts: how often it died and was started again.
+    """
+
+    pid: int
+    restarts: int
+    log: Path
+
+
+class Running(BaseModel):
+    """A running installation.
+
+    Attributes:
+        pid: of the supervisor.
+        created: when that process began, in seconds since the epoch; tells it from a later one with its pid.
+        urls: where each server answers, by process.
+    """
+
+    pid: int
+    created: float
+    urls: dict[str, str]
+    processes: dict[str, RunningProcess]
+
+    def write(self, data_dir: Path) -> None:
+        """Leave it in a data folder; a reader sees the old one or the new one, never a part."""
+        partial = data_dir / f"{RUN_FILE}.partial"
+        partial.write_bytes(orjson.dumps(self.model_dump(mode="json")))
+        partial.replace(data_dir / RUN_FILE)
+
+
+def running(data_dir: Path) -> Running | None:
+    """Return the installation that runs on a data folder, None where none does."""
     try:
-        document: dict[str, object] = orjson.loads((data_dir / RUN_FILE).read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        found = Running.model_validate_json((data_dir / RUN_FILE).read_bytes())
+        supervisor = psutil.Process(found.pid)
+        lives = supervisor.create_time() == found.created and supervisor.status() != psutil.STATUS_ZOMBIE
+    except (FileNotFoundError, psutil.NoSuchProcess):
         return None
-    return document if psutil.pid_exists(int(str(document["pid"]))) else None
+    return found if lives else None

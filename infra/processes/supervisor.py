@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import orjson
+import psutil
 import structlog
 
 from infra.config import Settings
 from infra.http import bound_socket
 from infra.logs import open_log
 from infra.processes.routes import publish_initial_routes
-from infra.processes.running import RUN_FILE, StartError, running
+from infra.processes.running import RUN_FILE, Running, RunningProcess, StartError, running
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -98,7 +98,7 @@ class Supervisor:
         """
         if (other := running(self._settings.data_dir)) is not None:
             raise StartError(
-                f"Everloop already runs on {self._settings.data_dir} (pid {other['pid']}); stop it with `everloop down`"
+                f"Everloop already runs on {self._settings.data_dir} (pid {other.pid}); stop it with `everloop down`"
             )
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         open_log(self._settings).close()
@@ -197,18 +197,15 @@ class Supervisor:
                 self._write_run_file()
 
     def _write_run_file(self) -> None:
-        document = {
-            "pid": os.getpid(),
-            "urls": {name: self._url(name) for name in self._listeners},
-            "processes": {
-                name: {"pid": process.pid, "restarts": process.restarts, "log": str(process.log)}
+        Running(
+            pid=os.getpid(),
+            created=psutil.Process().create_time(),
+            urls={name: self._url(name) for name in self._listeners},
+            processes={
+                name: RunningProcess(pid=process.pid, restarts=process.restarts, log=process.log)
                 for name, process in self.processes.items()
             },
-        }
-        path = self._settings.data_dir / RUN_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(orjson.dumps(document))
-        partial.replace(path)
+        ).write(self._settings.data_dir)
 
     def _port(self, name: str) -> int:
         return int(self._listeners[name].getsockname()[1])

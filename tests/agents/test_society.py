@@ -13,9 +13,10 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from agents.society.asking import UnusableAnswerError
 from agents.society.graph import Society
+from agents.society.limits import MAX_TOOL_ROUNDS, MAX_TURNS
 from agents.society.outputs import ReviewDecision
 from agents.society.roles import ROLES
-from agents.society.routing import MAX_TOOL_ROUNDS, MAX_TURNS, after_reviews
+from agents.society.routing import after_reviews
 from agents.society.state import SocietyState
 from agents.society.tools import LocalIndex, build_tools
 from agents.tasks import load_tasks

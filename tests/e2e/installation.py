@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,16 @@ def environment(data_dir: Path) -> dict[str, str]:
     return os.environ | ours
 
 
-def everloop(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def everloop(
+    data_dir: Path, *arguments: str, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with `more` in its environment."""
     return subprocess.run(
-        [COMMAND, *arguments], env=environment(data_dir), capture_output=True, text=True, timeout=PATIENCE_S
+        [COMMAND, *arguments],
+        env=environment(data_dir) | dict(more or {}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 

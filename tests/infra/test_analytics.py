@@ -16,6 +16,7 @@ from infra.analytics.sink import GROUP, Sink
 from infra.config import ConfigError, Settings
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.clock import now
+from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import CHECKPOINTS, ROUTES, SPANS
 from streams.embedded.log import EmbeddedLog
@@ -41,7 +42,7 @@ def filled(log: EmbeddedLog) -> EmbeddedLog:
     for number, reward in enumerate(REWARDS):
         name = f"r{number}"
         output = {"final_decision": "GO" if number else "NO-GO"}
-        happened = [
+        happened: list[AnyEvent] = [
             events.started(name),
             events.model_span(name, "geneticist", "it does").model_copy(update={"time": now()}),  # old spans expire
             events.decision(name, ["a", "b"], 0),

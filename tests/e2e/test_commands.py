@@ -1,0 +1,222 @@
+"""The installed command, as its user runs it: every command works, and every mistake is one line and exit 2."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from infra.config import Settings
+from schemas.topics import TOPICS
+from streams.embedded.log import EmbeddedLog
+from streams.records import NewRecord
+from tests.e2e.installation import everloop, everloop_json, started
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a small demonstration printed."""
+    document: dict[str, Any] = everloop_json(tmp_path_factory.mktemp("demo"), "demo", "--rollouts", "40", "--seed", "7")
+    return document
+
+
+def test_the_demonstration_prints_what_it_did(demo: dict[str, Any]) -> None:
+    assert (demo["rollouts"], demo["succeeded"], demo["seed"], demo["tasks"]) == (40, 40, 7, 40)
+    assert (demo["failed_requests"], demo["lost_events"], demo["dead_letters"]) == (0, 0, 0)
+    assert demo["policy_updates"] > 20
+    assert 0 < demo["reward_first_third"] <= 1
+    assert 0 < demo["reward_last_third"] <= 1
+    assert 0 < demo["reward_random_policy"] < 1
+    assert 0 < demo["decision_alignment"] <= 1
+    assert demo["checkpoints"]
+    assert {checkpoint["state"] for checkpoint in demo["checkpoints"]} <= {
+        "candidate",
+        "evaluated",
+        "promoted",
+        "retired",
+        "rejected",
+    }
+    assert demo["events"] > 40 * 2 * 20
+    assert "simulated" in demo["models"]
+    assert demo["learned_against_random"]["pairs"] == 40
+    assert Path(demo["report_html"]).read_text().startswith("<!doctype html>")
+    assert Path(demo["report_png"]).stat().st_size > 10_000
+
+
+def test_the_same_data_folder_reports_and_lists_and_replays(demo: dict[str, Any]) -> None:
+    data_dir = Path(demo["data_dir"])
+    report = everloop_json(data_dir, "report")
+    assert {group["group"]: group["rollouts"] for group in report["groups"]} == {"learned": 40, "random": 40}
+    listed = everloop_json(data_dir, "checkpoints")
+    assert len(listed) == len(demo["checkpoints"])
+    replayed = everloop_json(data_dir, "replay", "--learner", "supervisor-policy")
+    assert replayed["identical"]
+    assert replayed["weights_sha256"] == demo["weights_sha256"]
+    for text in (("report",), ("checkpoints",), ("replay", "--learner", "bandit"), ("status",)):
+        done = everloop(data_dir, *text)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+    assert everloop_json(data_dir, "status")["running"] is False
+
+
+def test_replay_can_begin_later(demo: dict[str, Any]) -> None:
+    data_dir = Path(demo["data_dir"])
+    whole = everloop_json(data_dir, "replay")["lessons"]
+    assert everloop_json(data_dir, "replay", "--from", "1000000")["lessons"] == 0
+    assert everloop_json(data_dir, "replay", "--from", "2020-01-01")["lessons"] == whole
+    assert everloop_json(data_dir, "replay", "--from", "2999-01-01T00:00")["lessons"] == 0
+
+
+def test_events_are_tailed_one_a_line(demo: dict[str, Any]) -> None:
+    data_dir = Path(demo["data_dir"])
+    lines = everloop(data_dir, "events", "tail", "rollouts", "rewards", "--count", "5", "--json").stdout.splitlines()
+    assert [json.loads(line)["topic"] for line in lines].count("everloop.rewards") > 0
+    assert len(lines) == 5
+    assert len(everloop(data_dir, "events", "tail", "--count", "3").stdout.splitlines()) == 3
+
+
+def test_commands_that_need_no_installation(tmp_path: Path) -> None:
+    assert everloop_json(tmp_path, "config")["gateway.port"] == {"value": 0, "source": "environment"}
+    checks = {check["check"]: check for check in everloop_json(tmp_path, "doctor")}
+    assert checks["embedded analytics (chdb)"]["ok"]
+    picture = tmp_path / "graph.png"
+    drawn = everloop_json(tmp_path, "graph", "--out", str(picture))
+    assert "peer_reviewer" in drawn["mermaid"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert everloop_json(tmp_path, "down") == {"stopped": False}
+    for text in (("config",), ("doctor",), ("graph", "--out", str(picture)), ("down",), ("status",)):
+        assert everloop(tmp_path, *text).returncode == 0
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A running `everloop up`, as `everloop status --json` describes it."""
+    process = started(tmp_path, "up", "--json")
+
+    def up() -> dict[str, Any] | None:
+        assert process.poll() is None, process.communicate()
+        status: dict[str, Any] = everloop_json(tmp_path, "status")
+        return status if status["running"] else None
+
+    yield eventually(up, "the installation")
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert json.loads(output)["pid"] == process.pid
+
+
+def alive(status: dict[str, Any]) -> list[int]:
+    return [pid for part in status["processes"].values() if psutil.pid_exists(pid := part["pid"])]
+
+
+def test_an_installation_serves_says_so_and_leaves_nothing_behind(installation: dict[str, Any], tmp_path: Path) -> None:
+    gateway = installation["urls"]["gateway"]
+    assert installation["gateway"]["status"] == "ok"
+    assert set(installation["processes"]) == {"gateway", "simulator", "worker", "learner", "analytics"}
+    created = httpx.post(f"{gateway}/everloop/v1/rollouts", json={"rollout_id": "r1"})
+    assert "supervisor-policy" in created.json()["checkpoints"]
+    httpx.post(f"{gateway}/everloop/v1/rollouts/r1/end", json={"state": "succeeded"})
+    eventually(lambda: everloop_json(tmp_path, "report")["groups"], "a rollout in the report")
+    assert everloop(tmp_path, "up").returncode == 2
+    assert everloop_json(tmp_path, "down") == {"stopped": True}
+    assert alive(installation) == []
+
+
+def test_every_process_that_is_killed_is_started_again(installation: dict[str, Any], tmp_path: Path) -> None:
+    for name, part in installation["processes"].items():
+        os.kill(part["pid"], signal.SIGKILL)
+        eventually(
+            lambda name=name: everloop_json(tmp_path, "status")["processes"][name]["restarts"] == 1,  # type: ignore[misc]
+            f"another {name}",
+        )
+    answer = httpx.get(f"{installation['urls']['gateway']}/readyz", timeout=30)
+    assert answer.json()["ready"]
+
+
+def test_a_malformed_event_on_any_topic_becomes_a_dead_letter_and_the_rest_goes_on(
+    installation: dict[str, Any], tmp_path: Path
+) -> None:
+    broken = [NewRecord(name, b"r1", b"\xff{") for name in TOPICS if name != "everloop.dead-letters"]
+    with EmbeddedLog(Settings(data_dir=tmp_path).log_path) as log:
+        log.append(broken)
+        read = {"rollouts", "spans", "decisions", "rewards", "trajectories", "examples", "checkpoints"}
+
+        def letters() -> set[str]:
+            lines = everloop(tmp_path, "events", "tail", "dead-letters", "--count", "50", "--json").stdout.splitlines()
+            values = [json.loads(json.loads(line)["value"])["payload"] for line in lines]
+            return {value["topic"].removeprefix("everloop.") for value in values}
+
+        eventually(lambda: read <= letters(), f"dead letters from {read}")
+    gateway = installation["urls"]["gateway"]
+    httpx.post(f"{gateway}/everloop/v1/rollouts", json={"rollout_id": "r1"})
+    httpx.post(f"{gateway}/everloop/v1/rollouts/r1/end", json={"state": "succeeded"})
+    eventually(lambda: everloop_json(tmp_path, "report")["groups"], "the rollout after the broken events")
+    everloop(tmp_path, "down")
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = everloop(tmp_path, "up", more={"EVERLOOP_GATEWAY__PORT": str(port)})
+    assert_one_line(done, f"cannot listen on 127.0.0.1:{port}")
+
+
+def assert_one_line(done: Any, says: str) -> None:
+    assert done.returncode == 2, done
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("everloop: ")
+    assert says in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "says"),
+    [
+        (("report",), {}, "there is no log at"),
+        (("config",), {"EVERLOOP_GATEWAY__PROT": "1"}, "names no setting"),
+        (("--config", "/nowhere.toml", "config"), {}, "/nowhere.toml"),
+        (("demo", "--tasks", "/nowhere.json"), {}, "/nowhere.json"),
+        (("replay", "--learner", "oracle"), {}, "there is no learner 'oracle'"),
+        (("report",), {"EVERLOOP_LOG": "kafka://127.0.0.1:9092"}, "embedded log only"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    tmp_path: Path, arguments: tuple[str, ...], more: dict[str, str], says: str
+) -> None:
+    assert_one_line(everloop(tmp_path, *arguments, more=more), says)
+
+
+def test_an_unreadable_log_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    path.write_bytes(b"this is not a database, whatever its name says" * 100)
+    assert_one_line(everloop(tmp_path, "report"), "is not an Everloop log")
+    path.unlink()
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE customers (id)")
+    other.close()
+    assert_one_line(everloop(tmp_path, "up"), "another program's SQLite file")
+
+
+def test_a_topic_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    EmbeddedLog(tmp_path / "log.db").close()
+    assert_one_line(everloop(tmp_path, "events", "tail", "gossip"), "rollouts")
+    assert_one_line(everloop(tmp_path, "replay", "--from", "yesterday"), "must be `beginning`")
+
+
+def test_a_task_file_with_a_field_missing_says_which(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.json"
+    tasks.write_text(json.dumps({"1": {"QUESTION": "Does it?", "LABELS": ["RESULTS"], "final_decision": "yes"}}))
+    assert_one_line(everloop(tmp_path, "demo", "--tasks", str(tasks)), "CONTEXTS")
