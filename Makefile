@@ -32,7 +32,7 @@ demo: setup
 	$(RUN)/everloop demo
 
 test: setup
-	$(RUN)/pytest -n 2 --cov --cov-report=term
+	$(RUN)/pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: setup
 	$(RUN)/ruff check .

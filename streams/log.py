@@ -33,10 +33,6 @@ class Log(Protocol):
         """Return the offset of the first record appended at or after `time`, or the end."""
         ...
 
-    def lag(self, group: str) -> Mapping[tuple[str, int], int]:
-        """Return how many records a consumer group has before it, by topic and partition."""
-        ...
-
     def close(self) -> None:
         """Release the connection."""
         ...

@@ -9,13 +9,14 @@ from typing import Any
 
 from infra.config import ConfigError, Settings, load_settings
 from infra.logging import configure_logging
+from infra.processes.routes import publish_initial_routes
 from infra.topology import learning_processors, stream_processors
 from streams.embedded.worker import Worker
 from streams.errors import StreamError
 from streams.processor import Processor
 
-NAMES = ("gateway", "simulator", "worker", "learner", "analytics")
-"""The processes; the first, second and last listen on a socket."""
+NAMES = ("routes", "gateway", "simulator", "worker", "learner", "analytics")
+"""The processes. `routes` writes the first routes and ends; gateway, simulator and analytics listen on a socket."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(name: str, settings: Settings, fd: int | None) -> None:
-    if name == "worker":
+    if name == "routes":
+        publish_initial_routes(settings, None)
+    elif name == "worker":
         _work(settings, stream_processors(settings))
     elif name == "learner":
         _work(settings, list(learning_processors(settings)))

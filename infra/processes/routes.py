@@ -1,6 +1,6 @@
 """The first routes of an installation: configured models, simulated ones, and the baseline of each policy."""
 
-from infra.config import Settings
+from infra.config import ConfigError, Settings
 from infra.logs import open_log
 from infra.serving.simulator.app import MODEL
 from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
@@ -19,7 +19,16 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
     """Write the routes that the configuration asks for, where the log does not say so already.
 
     A policy that was promoted keeps its route: the configuration only says where it begins.
+
+    Args:
+        simulator_url: what plays the models that have no endpoint; None when none does.
+
+    Raises:
+        ConfigError: a model has no endpoint and no simulator plays it.
     """
+    if simulator_url is None and settings.simulated_models:
+        missing = ", ".join(settings.simulated_models)
+        raise ConfigError(f"no endpoint for {missing}; set models.NAME.base_url and models.NAME.model")
     with open_log(settings) as log:
         served = _served(log)
         wanted = [*_model_routes(settings, simulator_url)]

@@ -172,21 +172,6 @@ class EmbeddedLog:
             [(group, self._topic(topic).id, partition, offset) for (topic, partition), offset in positions.items()],
         )
 
-    def lag(self, group: str) -> Mapping[tuple[str, int], int]:
-        """Return how many records a consumer group has before it, by topic and partition."""
-        rows = self._rows(
-            'SELECT topics.name, offsets."partition", coalesce(ends.next, 0) - offsets.next FROM offsets'
-            " JOIN topics ON topics.id = offsets.topic"
-            ' LEFT JOIN ends ON ends.topic = offsets.topic AND ends."partition" = offsets."partition"'
-            " WHERE consumer_group = ?",
-            group,
-        )
-        return {(topic, partition): behind for topic, partition, behind in rows}
-
-    def groups(self) -> list[str]:
-        """Return the consumer groups that ever committed an offset."""
-        return [group for (group,) in self._rows("SELECT DISTINCT consumer_group FROM offsets ORDER BY 1")]
-
     def wait_for_change(self, timeout_s: float) -> bool:
         """Return True as soon as another connection has committed since the last call, False after `timeout_s`."""
         deadline = time.monotonic() + timeout_s

@@ -1,0 +1,61 @@
+"""The compose file starts processes that exist, with settings that exist."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.config import load_settings
+from infra.processes.entry import NAMES
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "everloop"}
+
+
+def filled_in(value: str) -> str:
+    """Return a value as compose would fill it in from an empty environment."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
+
+
+def test_every_process_has_a_service_and_no_other_has() -> None:
+    assert {service["command"][0] for service in OURS.values()} == set(NAMES)
+    assert {"kafka", "clickhouse", "vllm"} <= COMPOSE["services"].keys()
+    assert COMPOSE["services"]["vllm"]["profiles"] == ["gpu"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_settings_of_a_service_are_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in OURS[name]["environment"].items():
+        monkeypatch.setenv(variable, filled_in(value).replace("/everloop/", f"{ROOT}/"))
+    settings = load_settings()
+    assert settings.simulated_models == [], "nobody plays a model without an endpoint in containers"
+    assert settings.analytics_dsn.startswith("clickhouse://")
+
+
+def test_the_gpu_configuration_has_a_judge_and_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_CONFIG", str(ROOT / "infra/docker/everloop.gpu.toml"))
+    settings = load_settings()
+    assert settings.judge.model == "judge_llm"
+    assert settings.simulated_models == []
+
+
+def test_ports_are_published_on_loopback_alone() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_what_the_environment_example_names_is_used() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    names = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.M)
+    assert set(names) == set(re.findall(r"\$\{(\w+):-", text))
+
+
+def test_the_image_copies_every_folder_of_the_wheel() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = re.findall(r"^COPY (\w+) \1$", (ROOT / "infra/docker/Dockerfile").read_text(), re.M)
+    assert sorted(copied) == sorted(wheel["packages"])
