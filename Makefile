@@ -14,7 +14,7 @@ help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
 	@echo "make test    run the tests, with their coverage"
 	@echo "make lint    ruff, mypy --strict, import contracts"
-	@echo "make bench   measure, and write the figures to bench/results"
+	@echo "make bench   measure, and write the figures to bench-results.json"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make schemas write the JSON Schemas of the events"
 
@@ -45,7 +45,7 @@ format: setup
 	$(RUN)/ruff format .
 
 bench: setup
-	$(RUN)/python -m tests.benchmarks
+	$(RUN)/python -m tests.benchmarks --out bench-results.json
 
 schemas: setup
 	$(RUN)/python -m schemas.export

@@ -202,8 +202,8 @@ class EmbeddedLog:
 
     def _compact(self, topic: int, at: datetime) -> int:
         superseded = self._delete(
-            "DELETE FROM records WHERE topic = ?1 AND key IS NOT NULL AND sequence < (SELECT max(sequence) FROM"
-            ' records AS newer WHERE newer.topic = ?1 AND newer."partition" = records."partition"'
+            "DELETE FROM records WHERE topic = ? AND key IS NOT NULL AND sequence < (SELECT max(sequence) FROM"
+            ' records AS newer WHERE newer.topic = records.topic AND newer."partition" = records."partition"'
             " AND newer.key = records.key)",
             topic,
         )

@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`. What is compared is measured in the same run."""
