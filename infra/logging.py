@@ -25,4 +25,6 @@ def configure_logging(*, json: bool | None = None, level: int = logging.INFO) ->
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    others = logging.StreamHandler(sys.stderr)
+    others.setLevel(logging.WARNING)  # on the handler: some packages set their own logger's level to DEBUG
+    logging.basicConfig(level=logging.WARNING, handlers=[others])

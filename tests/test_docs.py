@@ -1,0 +1,105 @@
+"""What the documents say can be done can be done."""
+
+import ast
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from infra.config import Settings
+from learners.contract import Learner, NewCheckpoint
+from schemas.examples import BanditExample, ExampleEvent
+from schemas.rewards import RewardEvent
+from schemas.rollouts import RolloutEvent, RolloutState
+from schemas.serialization import decode
+from schemas.topics import PREFIX, REWARDS, ROLLOUTS, TOPICS, Topic
+from streams.embedded.log import EmbeddedLog
+from streams.log import read_all
+from streams.promotion import baseline_route
+from tests import events
+from tests.conftest import serving
+from tests.infra.conftest import model_route, publish, running_gateway
+from tests.infra.upstream import Upstream
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def code(page: str, number: int) -> str:
+    """Return the n-th Python block of a page."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    return str(blocks[number])
+
+
+def names(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_readme_and_adopting_show_the_same_five_lines() -> None:
+    assert code("README.md", 0) == code("docs/adopting.md", 0)
+
+
+def test_five_lines_make_an_agents_traffic_a_rewarded_rollout(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    with serving(Upstream().app) as url:
+        publish(settings.log_path, model_route("supervisor_llm", url), baseline_route("supervisor-policy"))
+        with running_gateway(settings) as gateway:
+            scope: dict[str, Any] = {"httpx": httpx}
+            for block in (0, 1):
+                exec(code("docs/adopting.md", block).replace("http://127.0.0.1:8700", gateway.url), scope)
+            scope["client"].close()
+    assert scope["chosen"] in (0, 1)
+    with EmbeddedLog(settings.log_path) as log:
+        (reward,) = [decode(RewardEvent, record.value).payload for record in read_all(log, REWARDS.name)]
+        states = [decode(RolloutEvent, record.value).payload.state for record in read_all(log, ROLLOUTS.name)]
+    assert reward.value == 0.8
+    assert states == [RolloutState.STARTED, RolloutState.SUCCEEDED]
+
+
+def test_the_learner_of_the_guide_learns() -> None:
+    scope: dict[str, Any] = {
+        "sha256": sha256,
+        "orjson": orjson,
+        "NewCheckpoint": NewCheckpoint,
+        "BanditExample": BanditExample,
+        "ExampleEvent": ExampleEvent,
+    }
+    exec(code("docs/writing-a-learner.md", 1), scope)
+    learner = scope["MeanByCandidate"]("supervisor-policy")
+    state = learner.initial()
+    for number in range(10):
+        state = learner.fold(state, events.lesson(["a", "b"], number % 2, 0.25))
+    assert state == {"junior-0": [1.25, 5.0], "junior-1": [1.25, 5.0]}
+    assert learner.checkpoint(state).lessons == 10
+    assert learner.decode(learner.encode(state)) == state
+
+
+def kept(topic: Topic) -> str:
+    if topic.cleanup == "compact":
+        return "last of each key"
+    return f"{topic.retention.days} days" if topic.retention else "always"
+
+
+def test_the_page_on_topics_lists_them_as_they_are() -> None:
+    page = (ROOT / "docs/events-and-topics.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\w ]+) \| (\d+) \| ([\w ]+) \|", page, re.M)
+    assert rows == [
+        (topic.name.removeprefix(PREFIX), topic.key.replace("_", " "), str(topic.partitions), kept(topic))
+        for topic in TOPICS.values()
+    ]
+
+
+def test_the_contract_in_the_guide_is_the_contract() -> None:
+    tree = ast.parse(code("docs/writing-a-learner.md", 0))
+    shown = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert shown == {name for name in vars(Learner) if callable(vars(Learner)[name]) and not name.startswith("_")}
