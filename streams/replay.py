@@ -1,6 +1,6 @@
 """Replay: the same fold over the same log, beside the live one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from streams.embedded.log import EmbeddedLog
@@ -16,6 +16,7 @@ def replay(
     processor: Learning[S],
     start: Mapping[int, int] | None = None,
     without: frozenset[str] = frozenset(),
+    on_record: Callable[[], None] = lambda: None,
 ) -> Learned[S]:
     """Return what a learner has learned from the log, from the beginning or from the given offsets.
 
@@ -25,17 +26,19 @@ def replay(
     Args:
         start: first offset by partition.
         without: positions of records to pass over.
+        on_record: called once for every record read.
     """
     learned = Learned(processor.learner.initial())
     for topic in processor.topics:
         for record in read_all(log, topic.name, start=start):
+            on_record()
             if processor.state_key(record) != processor.learner.target or record.position in without:
                 continue
             try:
                 learned = process(processor, learned, record).state or learned
             except FailedRecordError:
                 # The fold may have stopped half way: begin again without this record.
-                return replay(log, processor, start, without | {record.position})
+                return replay(log, processor, start, without | {record.position}, on_record)
     return learned
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.cli.looking import existing_log
-from infra.cli.options import AsJson, app, console, print_json
+from infra.cli.options import AsJson, app, console, print_json, progress_bar
 from infra.config import ConfigError, Settings, load_settings
 from streams.embedded.log import EmbeddedLog
 from streams.learning import Learning
@@ -27,7 +27,11 @@ def replay_command(
     processor = _learning(settings, learner)
     with existing_log(settings) as log:
         begin = _start(log, processor, start)
-        replayed = replay(log, processor, begin)
+        topic = processor.topics[0].name
+        total = sum(end - begin.get(partition, 0) for partition, end in log.ends(topic).items())
+        with progress_bar() as progress:
+            bar = progress.add_task("lessons", total=max(total, 0))
+            replayed = replay(log, processor, begin, on_record=lambda: progress.advance(bar))
         live = live_state(log, processor)
     weights = _hash(processor, replayed)
     document: dict[str, Any] = {

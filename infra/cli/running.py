@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
-from infra.cli.options import AsJson, app, console, print_json, print_table
+from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
 from infra.config import (
     AnalyticsSettings,
     GatewaySettings,
@@ -121,7 +112,7 @@ def demo(
             "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
         }
     )
-    with _progress() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("rollouts (both arms)", total=2 * rollouts)
         result, report = run_demo(settings, options, lambda done: progress.update(bar, completed=done))
     html, png = write_report(report, settings.data_dir, f"models {result.models}; reward: {result.reward_kind}")
@@ -131,17 +122,6 @@ def demo(
     print_report(report)
     _print_summary(result)
     console.print(f"Report: [bold]{html}[/]\nPicture: {png}")
-
-
-def _progress() -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def _print_summary(result: "DemoResult") -> None:
