@@ -54,7 +54,7 @@ def down(as_json: AsJson = False) -> None:
         return
     os.kill(state.pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_TIMEOUT_S
-    while running(settings.data_dir) is not None:
+    while state.alive:
         if time.monotonic() > deadline:
             raise StartError(f"pid {state.pid} did not stop in {DOWN_TIMEOUT_S:.0f} s")
         time.sleep(0.05)

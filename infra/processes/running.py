@@ -39,6 +39,15 @@ class Running(BaseModel):
     urls: dict[str, str]
     processes: dict[str, RunningProcess]
 
+    @property
+    def alive(self) -> bool:
+        """Whether the supervisor has not ended yet."""
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
     def write(self, data_dir: Path) -> None:
         """Leave it in a data folder; a reader sees the old one or the new one, never a part."""
         partial = data_dir / f"{RUN_FILE}.partial"
@@ -50,8 +59,6 @@ def running(data_dir: Path) -> Running | None:
     """Return the installation that runs on a data folder, None where none does."""
     try:
         found = Running.model_validate_json((data_dir / RUN_FILE).read_bytes())
-        supervisor = psutil.Process(found.pid)
-        lives = supervisor.create_time() == found.created and supervisor.status() != psutil.STATUS_ZOMBIE
-    except (FileNotFoundError, psutil.NoSuchProcess):
+    except FileNotFoundError:
         return None
-    return found if lives else None
+    return found if found.alive else None
