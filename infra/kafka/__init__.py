@@ -1,0 +1,1 @@
+"""Apache Kafka on this machine: its own jars from Maven Central, brokers as child processes."""
