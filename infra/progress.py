@@ -18,7 +18,7 @@ def behind(log: EmbeddedLog, processor: Processor[Any]) -> int:
     """Return how many records a processor has still to read."""
     topics = [topic.name for topic in processor.topics]
     partitions = range(processor.topics[0].partitions)
-    positions = log.committed(processor.name, topics, partitions)
+    positions = log.committed(processor.group, topics, partitions)
     ends = {topic: log.ends(topic) for topic in topics}
     return sum(ends[topic][partition] - offset for (topic, partition), offset in positions.items())
 
@@ -32,7 +32,7 @@ def wait_until_drained(log: EmbeddedLog, processors: Sequence[Processor[Any]], t
     deadline = time.monotonic() + timeout_s
     settled_since: float | None = None
     while settled_since is None or time.monotonic() - settled_since < SETTLED_FOR_S:
-        waiting = {processor.name: behind(log, processor) for processor in processors}
+        waiting = {processor.group: behind(log, processor) for processor in processors}
         if any(waiting.values()):
             settled_since = None
         elif settled_since is None:

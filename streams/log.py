@@ -1,8 +1,8 @@
 """The contract of a log: append, read, and where partitions begin and end."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 from streams.records import NewRecord, Record
 
@@ -14,11 +14,21 @@ class Log(Protocol):
     """
 
     def append(self, records: Sequence[NewRecord]) -> list[tuple[int, int]]:
-        """Write records, all or none; return (partition, offset) of each. They are durable when this returns."""
+        """Write records; return (partition, offset) of each. All are durable when this returns.
+
+        After an error the embedded log has none of them; Kafka may have some.
+        """
         ...
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Return up to `limit` records at or after `offset`, in order. Never waits."""
+        """Return up to `limit` records at or after `offset`, in order; none only at the partition's end."""
+        ...
+
+    def fetch(self, positions: Mapping[tuple[str, int], int], limit: int, wait_s: float = 0.0) -> list[Record]:
+        """Return up to `limit` records at or after the given offsets, each partition in order.
+
+        Returns none only when nothing lies after the offsets and nothing has come for `wait_s`.
+        """
         ...
 
     def beginnings(self, topic: str) -> Mapping[int, int]:
@@ -32,6 +42,18 @@ class Log(Protocol):
     def offset_at(self, topic: str, partition: int, time: datetime) -> int:
         """Return the offset of the first record appended at or after `time`, or the end."""
         ...
+
+    def committed(self, group: str, topics: Iterable[str], partitions: Iterable[int]) -> dict[tuple[str, int], int]:
+        """Return the next offset a group will read, by topic and partition; 0 where it has read nothing."""
+        ...
+
+    def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Store a group's next offsets."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
     def close(self) -> None:
         """Release the connection."""

@@ -1,5 +1,6 @@
 """The contract of a stream processor, and one step of it, shared by all runners."""
 
+import re
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from schemas.dead_letters import DeadLetter, DeadLetterEvent, Header
 from schemas.envelope import AnyEvent
 from schemas.identifiers import derived_event_id
 from schemas.serialization import UndecodableError, decode
-from schemas.topics import DEAD_LETTERS, TOPICS, Topic
+from schemas.topics import DEAD_LETTERS, PREFIX, TOPICS, Topic
 from streams.errors import TransientError
 from streams.records import Outgoing, Record
 
@@ -43,13 +44,18 @@ class Processor(ABC, Generic[S]):
     their source, so that writing them twice is writing them once.
 
     Attributes:
-        name: consumer group.
+        name: unique among the processors of an installation; dead letters and event ids carry it.
         topics: what it reads; all with the same key and number of partitions, so a key's state is local.
     """
 
     name: str
     topics: ClassVar[tuple[Topic, ...]]
     max_attempts: ClassVar[int] = 4
+
+    @property
+    def group(self) -> str:
+        """Its consumer group; legal as a part of a Kafka topic's name, which its states' topic is named by."""
+        return PREFIX + re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
 
     @abstractmethod
     def handle(self, state: S | None, event: AnyEvent, source: Record) -> Outcome[S]:

@@ -46,6 +46,6 @@ def live_state(log: EmbeddedLog, processor: Learning[S]) -> Learned[S] | None:
     """Return the state that the live learner has committed, None where it has none."""
     row: Any = log.connection.execute(
         "SELECT value FROM states WHERE consumer_group = ? AND key = ?",
-        (processor.name, processor.learner.target),
+        (processor.group, processor.learner.target),
     ).fetchone()
     return processor.decode_state(row[0]) if row else None

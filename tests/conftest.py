@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from infra.http import bound_socket
 from streams.embedded.log import EmbeddedLog
+from tests.kafka import cluster
 
 Serve = Callable[[FastAPI], str]
 
@@ -27,6 +28,13 @@ def log(tmp_path: Path) -> Iterator[EmbeddedLog]:
     """Return a fresh log."""
     with EmbeddedLog(tmp_path / "log.db") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of a Kafka for this session, started when the first test asks for it."""
+    with cluster(tmp_path_factory.mktemp("kafka")) as bootstrap:
+        yield bootstrap
 
 
 @contextmanager

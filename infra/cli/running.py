@@ -143,7 +143,7 @@ def _groups(settings: Settings) -> dict[str, int]:
         return {}
     processors = [*stream_processors(settings), *learning_processors(settings)]
     with open_log(settings) as log:
-        return {processor.name: behind(log, processor) for processor in processors}
+        return {processor.group: behind(log, processor) for processor in processors}
 
 
 def _gateway_health(url: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _run(name: str, settings: Settings, fd: int | None) -> None:
 def _work(settings: Settings, processors: list[Processor[Any]]) -> None:
     """Run processors on the configured log."""
     if settings.log_kind == "kafka":
-        from streams.faust_app import run_app
+        from streams.kafka.faust_app import run_app
 
         run_app(str(settings.log), processors, settings.data_dir)
         return

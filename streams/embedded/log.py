@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from heapq import merge
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -50,7 +50,7 @@ class EmbeddedLog:
         """Close the connection; what was not committed is rolled back."""
         self.connection.close()
 
-    def __enter__(self) -> "EmbeddedLog":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -100,12 +100,20 @@ class EmbeddedLog:
         with _translated(self.path):
             return list(self._select(topic, partition, offset, limit))
 
-    def fetch(self, positions: Mapping[tuple[str, int], int], limit: int) -> list[Record]:
+    def fetch(self, positions: Mapping[tuple[str, int], int], limit: int, wait_s: float = 0.0) -> list[Record]:
         """Return up to `limit` records at or after the given offsets, in the order they were appended to the log.
 
         The order across partitions is the log's own, so a single reader sees the same order whenever it reads. All
         partitions are read from one snapshot: a record committed between two reads would otherwise come late.
         """
+        deadline = time.monotonic() + wait_s
+        while not (records := self._fetch(positions, limit)):
+            left = deadline - time.monotonic()
+            if left <= 0 or not self.wait_for_change(left):
+                break
+        return records
+
+    def _fetch(self, positions: Mapping[tuple[str, int], int], limit: int) -> list[Record]:
         with _translated(self.path), snapshot(self.connection):
             sources = [
                 self._select(topic, partition, offset, limit) for (topic, partition), offset in positions.items()
@@ -163,6 +171,11 @@ class EmbeddedLog:
                 (topic, partition): found.get(partition, 0) for partition in wanted if partition < row.partitions
             }
         return positions
+
+    def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Store a group's next offsets."""
+        with self.transaction():
+            self.commit_within(group, positions)
 
     def commit_within(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Store a group's next offsets inside the caller's transaction."""

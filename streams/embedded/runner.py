@@ -56,7 +56,7 @@ class EmbeddedRunner(Generic[S]):
         self._log = log
         self._batch = batch
         self._topics = [topic.name for topic in processor.topics]
-        self._leases = Leases(log, processor.name, member, counts.pop(), lease_s)
+        self._leases = Leases(log, processor.group, member, counts.pop(), lease_s)
         self._states: States[S] = States(log, processor)
         self._positions: dict[tuple[str, int], int] = {}
 
@@ -64,7 +64,7 @@ class EmbeddedRunner(Generic[S]):
         """Process one batch of what has arrived and what is due; return how many records and deadlines that was."""
         if self._leases.refresh():
             self._states.clear()
-            self._positions = self._log.committed(self.processor.name, self._topics, self._leases.held)
+            self._positions = self._log.committed(self.processor.group, self._topics, self._leases.held)
         records = self._log.fetch(self._positions, self._batch)
         time = now()
         due = self._states.due(self._leases.held, time, self._batch)
@@ -74,7 +74,7 @@ class EmbeddedRunner(Generic[S]):
         try:
             self._commit(batch)
         except LeaseLostError as error:
-            log_event.warning("lease lost, batch dropped", group=self.processor.name, error=str(error))
+            log_event.warning("lease lost, batch dropped", group=self.processor.group, error=str(error))
             self._states.clear()
             self._leases.forget()
             return 0
@@ -112,7 +112,7 @@ class EmbeddedRunner(Generic[S]):
             batch.apply(key, process(self.processor, self._state(batch, key), record))
         except FailedRecordError as error:
             log_event.warning(
-                "dead letter", group=self.processor.name, record=record.position, error=str(error.__cause__)
+                "dead letter", group=self.processor.group, record=record.position, error=str(error.__cause__)
             )
             set_aside[record.position] = error.dead_letter
             raise
@@ -133,6 +133,6 @@ class EmbeddedRunner(Generic[S]):
             self._leases.verify_within()
             self._log.append_within([outgoing.record() for outgoing in batch.outputs])
             self._states.write_within(batch.changes)
-            self._log.commit_within(self.processor.name, batch.positions)
+            self._log.commit_within(self.processor.group, batch.positions)
         self._states.remember(batch.changes)
         self._positions |= batch.positions

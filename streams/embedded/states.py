@@ -39,7 +39,7 @@ class States(Generic[S]):
             return self._cache[key]
         row = self._log.connection.execute(
             'SELECT value FROM states WHERE consumer_group = ? AND "partition" = ? AND key = ?',
-            (self._processor.name, *key),
+            (self._processor.group, *key),
         ).fetchone()
         return self._processor.decode_state(row[0]) if row else None
 
@@ -48,7 +48,7 @@ class States(Generic[S]):
         rows = self._log.connection.execute(
             'SELECT "partition", key FROM states WHERE consumer_group = ? AND deadline_ms <= ?'
             ' ORDER BY deadline_ms, "partition", key LIMIT ?',
-            (self._processor.name, to_milliseconds(now), limit),
+            (self._processor.group, to_milliseconds(now), limit),
         )
         held = set(partitions)
         return [(partition, key) for partition, key in rows if partition in held]
@@ -58,14 +58,14 @@ class States(Generic[S]):
         kept = [(key, change) for key, change in changes.items() if change.state is not None]
         self._log.connection.executemany(
             'DELETE FROM states WHERE consumer_group = ? AND "partition" = ? AND key = ?',
-            [(self._processor.name, *key) for key, change in changes.items() if change.state is None],
+            [(self._processor.group, *key) for key, change in changes.items() if change.state is None],
         )
         self._log.connection.executemany(
             'INSERT INTO states (consumer_group, "partition", key, value, deadline_ms) VALUES (?, ?, ?, ?, ?)'
             " ON CONFLICT DO UPDATE SET value = excluded.value, deadline_ms = excluded.deadline_ms",
             [
                 (
-                    self._processor.name,
+                    self._processor.group,
                     *key,
                     self._processor.encode_state(change.state),
                     to_milliseconds(change.deadline) if change.deadline else None,

@@ -24,13 +24,6 @@ def value(number: int, key: bytes = b"k") -> NewRecord:
     return NewRecord(TOPIC, key, str(number).encode())
 
 
-def test_records_of_a_key_are_read_in_the_order_they_were_written(log: EmbeddedLog) -> None:
-    positions = log.append([value(number) for number in range(10)])
-    partition = partition_of(b"k", REWARDS.partitions)
-    assert positions == [(partition, offset) for offset in range(10)]
-    assert [record.value for record in log.read(TOPIC, partition, 3, 4)] == [b"3", b"4", b"5", b"6"]
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.lists(st.binary(max_size=8), min_size=1, max_size=30))
 def test_a_fetch_over_partitions_gives_the_order_of_writing(
@@ -75,14 +68,6 @@ def test_several_processes_write_to_one_log_without_gaps(tmp_path: Path) -> None
         records = list(read_all(log, TOPIC))
         assert [record.offset for record in records] == list(range(300))
         assert {int(record.value or b"") for record in records} == set(range(300))
-
-
-def test_a_time_leads_to_its_offset(log: EmbeddedLog) -> None:
-    partition = partition_of(b"k", REWARDS.partitions)
-    before = now()
-    log.append([value(0), value(1)])
-    assert log.offset_at(TOPIC, partition, before) == 0
-    assert log.offset_at(TOPIC, partition, now() + timedelta(seconds=1)) == 2
 
 
 def test_retention_deletes_what_is_old_and_moves_no_offset(log: EmbeddedLog) -> None:

@@ -71,7 +71,7 @@ def outputs(log: EmbeddedLog) -> list[float]:
     return [decode(RewardEvent, record.value).payload.value for record in read_all(log, TRAJECTORIES.name)]
 
 
-def state(log: EmbeddedLog, group: str = "doubler") -> list[float]:
+def state(log: EmbeddedLog, group: str = "everloop.doubler") -> list[float]:
     rows = log.connection.execute("SELECT value FROM states WHERE consumer_group = ? ORDER BY key", (group,)).fetchall()
     return [value for (row,) in rows for value in orjson.loads(row)]
 
@@ -183,7 +183,7 @@ def test_a_deadline_reaches_the_processor_once(log: EmbeddedLog) -> None:
     log.append(rewards([0.5]))
     run(log, Alarm())
     assert outputs(log) == [0.5]
-    assert state(log, "alarm") == []
+    assert state(log, "everloop.alarm") == []
 
 
 def test_topics_with_different_partitions_cannot_be_joined(log: EmbeddedLog) -> None:

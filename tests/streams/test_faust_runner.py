@@ -11,13 +11,13 @@ from schemas.rollouts import RolloutState
 from schemas.topics import DEAD_LETTERS, TRAJECTORIES
 from streams.adapter import AdapterConfig
 from streams.artifacts import ArtifactStore
-from streams.faust_app import KafkaStage, create_app
+from streams.kafka.faust_app import KafkaStage, create_app
+from streams.kafka.stored_state import StoredState
 from streams.learning import Learning
 from streams.processor import Processor
 from streams.promotion import Promotion
 from streams.records import NewRecord, Record
 from streams.routing import LessonRouter
-from streams.stored_state import StoredState
 from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin
 from tests import events
 

@@ -10,7 +10,6 @@ Faust's own habits are worked around where they lose events (measured on faust-s
 """
 
 import asyncio
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,9 +19,9 @@ import structlog
 from tenacity import AsyncRetrying, wait_random_exponential
 
 from schemas.clock import now
+from streams.kafka.stored_state import StoredState
 from streams.processor import FailedRecordError, Outcome, Processor, process
 from streams.records import NewRecord, Outgoing, Record
-from streams.stored_state import StoredState
 
 S = TypeVar("S")
 DEADLINES_EVERY_S = 1.0
@@ -112,7 +111,7 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
         data_dir: where Faust keeps what it needs locally.
     """
     partitions = processor.topics[0].partitions
-    name = "everloop-" + re.sub(r"[^A-Za-z0-9._-]+", "-", processor.name)
+    name = processor.group
     app = faust.App(
         name,
         broker=broker.replace(",", ";kafka://"),

@@ -1,0 +1,1 @@
+"""The log and its runner on Apache Kafka."""

@@ -1,0 +1,192 @@
+"""The log on Apache Kafka, through kafka-python."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Self
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata, TopicPartition
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from schemas.clock import to_milliseconds
+from streams.errors import LogUnavailableError
+from streams.records import NewRecord, Record
+
+MAX_RECORD_BYTES = 24 * 1024 * 1024
+"""Largest record: the largest request the gateway takes, and its answer."""
+
+_POLL_MS = 100
+
+
+class KafkaLog:
+    """A log on a Kafka cluster, whose topics must be there (`streams.kafka.topics`). Satisfies `streams.log.Log`.
+
+    Clients are made when they are first needed. An instance belongs to one thread.
+
+    Args:
+        bootstrap: `host:port[,host:port]`.
+        timeout_s: longest wait for the cluster before LogUnavailableError.
+    """
+
+    def __init__(self, bootstrap: str, timeout_s: float = 30.0) -> None:
+        self._timeout_s = timeout_s
+        self._servers = bootstrap.split(",")
+        self._clients: dict[type, Any] = {}
+        self._at: dict[TopicPartition, int] = {}
+
+    def append(self, records: Sequence[NewRecord]) -> list[tuple[int, int]]:
+        """Write records; every in-sync replica has them when this returns.
+
+        After an error some may be there: appending them again writes them twice, with the same event ids.
+        """
+        with self._translated("write to"):
+            producer = self._producer()
+            sent = [
+                producer.send(record.topic, key=record.key, value=record.value, headers=list(record.headers))
+                for record in records
+            ]
+            producer.flush(timeout=self._timeout_s)
+            written = [future.get(timeout=self._timeout_s) for future in sent]
+        return [(metadata.partition, metadata.offset) for metadata in written]
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Return up to `limit` records at or after `offset`, in order; none only at the partition's end."""
+        return self.fetch({(topic, partition): offset}, limit)
+
+    def fetch(self, positions: Mapping[tuple[str, int], int], limit: int, wait_s: float = 0.0) -> list[Record]:
+        """Return up to `limit` records at or after the given offsets, each partition in order.
+
+        Returns none only when nothing lies after the offsets, and nothing has come for `wait_s`.
+        """
+        deadline = time.monotonic() + wait_s
+        with self._translated("read from"):
+            consumer = self._consumer()
+            wanted = {TopicPartition(*place): offset for place, offset in positions.items()}
+            if consumer.assignment() != wanted.keys():
+                consumer.assign(list(wanted))
+                self._at = {}
+            for place, offset in wanted.items():
+                if self._at.get(place) != offset:
+                    consumer.seek(place, offset)
+            self._at = wanted
+            while True:
+                polled = consumer.poll(timeout_ms=_POLL_MS, max_records=limit)
+                records = [_record(found) for batch in polled.values() for found in batch]
+                self._at |= {TopicPartition(r.topic, r.partition): r.offset + 1 for r in records}
+                if records or (time.monotonic() >= deadline and self._at_ends(consumer, wanted)):
+                    return records
+
+    def _at_ends(self, consumer: Any, wanted: Iterable[TopicPartition]) -> bool:
+        ends = consumer.end_offsets(list(wanted))
+        return all(consumer.position(place) >= end for place, end in ends.items())
+
+    def beginnings(self, topic: str) -> Mapping[int, int]:
+        """Return the first offset still there, by partition."""
+        with self._translated("read from"):
+            return _by_partition(self._consumer().beginning_offsets(self._partitions(topic)))
+
+    def ends(self, topic: str) -> Mapping[int, int]:
+        """Return the offset the next record will get, by partition."""
+        with self._translated("read from"):
+            return _by_partition(self._consumer().end_offsets(self._partitions(topic)))
+
+    def offset_at(self, topic: str, partition: int, time: datetime) -> int:
+        """Return the offset of the first record appended at or after `time`, or the end."""
+        place = TopicPartition(topic, partition)
+        with self._translated("read from"):
+            found = self._consumer().offsets_for_times({place: to_milliseconds(time)})[place]
+        return self.ends(topic)[partition] if found is None else int(found.offset)
+
+    def committed(self, group: str, topics: Iterable[str], partitions: Iterable[int]) -> dict[tuple[str, int], int]:
+        """Return the next offset a group will read, by topic and partition; 0 where it has read nothing."""
+        wanted = list(partitions)
+        with self._translated("read from"):
+            found = self._patient(lambda admin: admin.list_group_offsets({group: None})[group])
+        return {
+            (topic, partition): known.offset if (known := found.get(TopicPartition(topic, partition))) else 0
+            for topic in topics
+            for partition in wanted
+        }
+
+    def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Store the next offsets of a group that has no other members."""
+        offsets = {TopicPartition(*place): OffsetAndMetadata(offset, "", -1) for place, offset in positions.items()}
+        with self._translated("commit to"):
+            results = self._patient(lambda admin: admin.alter_group_offsets(group, offsets))
+        for place, error in results.items():
+            if error.errno:
+                raise LogUnavailableError(f"Kafka did not commit {group} at {place.topic}[{place.partition}]: {error}")
+
+    def close(self) -> None:
+        """Close the connections; what was not acknowledged may be lost, and its `append` has not returned."""
+        for client in self._clients.values():
+            if isinstance(client, KafkaProducer):
+                client.close(timeout=0)
+            else:
+                client.close()
+        self._clients = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _partitions(self, topic: str) -> list[TopicPartition]:
+        known = self._consumer().partitions_for_topic(topic)
+        if not known:
+            raise LogUnavailableError(f"Kafka has no topic {topic}; `everloop topics apply` declares it")
+        return [TopicPartition(topic, partition) for partition in sorted(known)]
+
+    def _producer(self) -> Any:
+        timeout_ms = int(self._timeout_s * 1000)
+        return self._client(
+            KafkaProducer,
+            acks="all",
+            enable_idempotence=True,
+            max_request_size=MAX_RECORD_BYTES,
+            max_block_ms=timeout_ms,
+            delivery_timeout_ms=timeout_ms,
+            request_timeout_ms=timeout_ms,
+            linger_ms=0,
+        )
+
+    def _consumer(self) -> Any:
+        return self._client(KafkaConsumer, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
+
+    def _patient(self, ask: Callable[[Any], Any]) -> Any:
+        """Ask until the group's coordinator is there: a new cluster, or one that lost a broker, elects it first."""
+        retrying = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, KafkaError) and error.retriable),
+            stop=stop_after_delay(self._timeout_s),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            reraise=True,
+        )
+        return retrying(lambda: ask(self._client(KafkaAdminClient)))
+
+    def _client(self, kind: type, **options: Any) -> Any:
+        if kind not in self._clients:
+            self._clients[kind] = kind(
+                bootstrap_servers=self._servers, bootstrap_timeout_ms=int(self._timeout_s * 1000), **options
+            )
+        return self._clients[kind]
+
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except KafkaError as error:
+            servers = ",".join(self._servers)
+            raise LogUnavailableError(f"cannot {doing} Kafka at {servers}: {type(error).__name__} {error}") from error
+
+
+def _record(found: Any) -> Record:
+    headers = tuple((str(name), bytes(value)) for name, value in found.headers)
+    return Record(found.topic, found.partition, found.offset, found.timestamp, found.key, found.value, headers)
+
+
+def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    return {place.partition: offset for place, offset in sorted(offsets.items())}

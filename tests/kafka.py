@@ -1,0 +1,56 @@
+"""Apache Kafka for tests: a broker of this machine, or the one that EVERLOOP_TEST_KAFKA names."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+
+from infra.config import ConfigError
+from infra.kafka.local import LocalCluster
+from schemas.topics import PREFIX
+from streams.kafka.topics import apply, declared_topics, plan
+from streams.processor import Processor
+from tests.waiting import eventually
+
+RUNNING = "EVERLOOP_TEST_KAFKA"
+REQUIRED = "EVERLOOP_REQUIRE_KAFKA"
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[str]:
+    """Run a broker and yield its address; skip the test without one, unless Kafka is required."""
+    if running := os.environ.get(RUNNING):
+        yield running
+        return
+    local = LocalCluster(folder)
+    try:
+        local.start()
+    except ConfigError as error:
+        local.stop()
+        if os.environ.get(REQUIRED) == "1":
+            raise
+        pytest.skip(f"no Kafka: {error}")
+    try:
+        yield local.bootstrap
+    finally:
+        local.stop()
+
+
+def declare_afresh(bootstrap: str, processors: Sequence[Processor[Any]] = ()) -> None:
+    """Delete everything of Everloop's on a test cluster and declare the topics anew."""
+    with KafkaAdminClient(bootstrap_servers=bootstrap.split(",")) as admin:
+
+        def ours() -> list[str]:
+            return [name for name in admin.list_topics() if name.startswith(PREFIX)]
+
+        if there := ours():
+            admin.delete_topics(there)
+            eventually(lambda: not ours(), "the end of the old topics")
+        groups = [group["group_id"] for group in admin.list_groups() if group["group_id"].startswith(PREFIX)]
+        if groups:
+            admin.delete_groups(groups)
+    apply(bootstrap, plan(bootstrap, declared_topics(processors)))
