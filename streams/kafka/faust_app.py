@@ -112,11 +112,13 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
     """
     partitions = processor.topics[0].partitions
     name = processor.group
+    folder = data_dir / "faust" / name
+    folder.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         name,
         broker=broker.replace(",", ";kafka://"),
         store="memory://",
-        datadir=str(data_dir / "faust" / name),
+        datadir=str(folder),
         key_serializer="raw",
         value_serializer="raw",
         topic_partitions=partitions,
@@ -155,7 +157,7 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
 def run_app(broker: str, processors: Sequence[Processor[Any]], data_dir: Path) -> None:
     """Run the apps of several processors in this process until SIGINT or SIGTERM."""
     first, *others = (create_app(broker, processor, data_dir) for processor in processors)
-    faust.Worker(first, *others, loglevel="WARN").execute_from_commandline()
+    faust.Worker(first, *others, loglevel="WARN", quiet=True).execute_from_commandline()
 
 
 def _record(message: Any) -> Record:
