@@ -190,6 +190,11 @@ class Settings(BaseSettings):
         return "sqlite" if self.log is None else self.log.partition("://")[0]
 
     @property
+    def bootstrap(self) -> str:
+        """The brokers of the Kafka log, as `host:port[,host:port]`."""
+        return str(self.log).removeprefix("kafka://")
+
+    @property
     def log_path(self) -> Path:
         """The file of the embedded log."""
         if self.log is None:

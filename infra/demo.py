@@ -24,7 +24,7 @@ from infra.processes.supervisor import Supervisor
 from infra.progress import wait_until_drained
 from infra.topology import learning_processors, stream_processors
 from schemas.topics import DECISIONS, ROLLOUTS, SPANS, TOPICS
-from streams.embedded.log import EmbeddedLog
+from streams.log import Log
 from streams.replay import live_state
 
 LEARNED, RANDOM = "learned", "random"
@@ -151,7 +151,7 @@ def _attempts(settings: Settings, options: DemoOptions) -> list[Attempt]:
 def _result(
     settings: Settings,
     options: DemoOptions,
-    log: EmbeddedLog,
+    log: Log,
     client: Any,
     report: Report,
     gateway: dict[str, Any],
@@ -179,7 +179,7 @@ def _result(
         failed_requests=gateway["requests"].get("failed", 0),
         lost_events=_lost(log, gateway["events"]["accepted"]),
         dead_letters=report.dead_letters,
-        weights_sha256=sha256(learning.encode_state(state)).hexdigest() if state else "",
+        weights_sha256=sha256(learning.learner.encode(state.state)).hexdigest() if state else "",
         tasks=len(options.tasks),
         seed=options.seed,
         reward_kind="six criteria by a judge's model"
@@ -211,7 +211,7 @@ def _compared(client: Any) -> PairedComparison:
     )
 
 
-def _lost(log: EmbeddedLog, accepted: dict[str, int]) -> int:
+def _lost(log: Log, accepted: dict[str, int]) -> int:
     """Return how many events the gateway took that are not on the log, of the topics that only it writes."""
     return sum(
         accepted.get(topic.name, 0) - sum(log.ends(topic.name).values()) for topic in (ROLLOUTS, SPANS, DECISIONS)

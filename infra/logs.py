@@ -1,19 +1,23 @@
-"""Opening the configured log for reading and appending."""
+"""Opening the configured log."""
 
-from infra.config import ConfigError, Settings
+from infra.config import Settings
 from streams.embedded.database import BUSY_TIMEOUT_S, Durability
 from streams.embedded.log import EmbeddedLog
+from streams.log import Log
 
 
-def open_log(
-    settings: Settings, durability: Durability = "process", busy_timeout_s: float = BUSY_TIMEOUT_S
-) -> EmbeddedLog:
-    """Return a connection to the embedded log.
+def open_log(settings: Settings, durability: Durability = "process", timeout_s: float = BUSY_TIMEOUT_S) -> Log:
+    """Return a connection to the log.
+
+    Args:
+        durability: what an append survives, on the embedded log; Kafka's in-sync replicas always have it.
+        timeout_s: how long the log may be locked or away before LogUnavailableError.
 
     Raises:
-        ConfigError: the configured log is a Kafka cluster, which the command does not read yet.
-        LogUnavailableError, LogUnreadableError: see `streams.embedded.database`.
+        LogUnavailableError, LogUnreadableError: see `streams.errors`. Kafka is asked only when it is needed.
     """
-    if settings.log_kind != "sqlite":
-        raise ConfigError(f'log is {settings.log}; this command reads the embedded log only (log = "sqlite:///…")')
-    return EmbeddedLog(settings.log_path, durability, busy_timeout_s)
+    if settings.log_kind == "kafka":
+        from streams.kafka.log import KafkaLog  # a process on the embedded log needs no Kafka client
+
+        return KafkaLog(settings.bootstrap, timeout_s)
+    return EmbeddedLog(settings.log_path, durability, timeout_s)

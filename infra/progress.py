@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from streams.embedded.log import EmbeddedLog
+from streams.log import Log
 from streams.processor import Processor
 
 SETTLED_FOR_S = 0.3
@@ -14,7 +14,7 @@ class NotDrainedError(Exception):
     """Processors did not reach the end of the log in time."""
 
 
-def behind(log: EmbeddedLog, processor: Processor[Any]) -> int:
+def behind(log: Log, processor: Processor[Any]) -> int:
     """Return how many records a processor has still to read."""
     topics = [topic.name for topic in processor.topics]
     partitions = range(processor.topics[0].partitions)
@@ -23,7 +23,7 @@ def behind(log: EmbeddedLog, processor: Processor[Any]) -> int:
     return sum(ends[topic][partition] - offset for (topic, partition), offset in positions.items())
 
 
-def wait_until_drained(log: EmbeddedLog, processors: Sequence[Processor[Any]], timeout_s: float) -> None:
+def wait_until_drained(log: Log, processors: Sequence[Processor[Any]], timeout_s: float) -> None:
     """Return when every processor has read all there is, and nothing new has come for a moment.
 
     Raises:

@@ -1,9 +1,8 @@
 """Replay: the same fold over the same log, beside the live one."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from streams.embedded.log import EmbeddedLog
 from streams.learning import Learned, Learning
 from streams.log import Log, read_all
 from streams.processor import FailedRecordError, process
@@ -42,10 +41,7 @@ def replay(
     return learned
 
 
-def live_state(log: EmbeddedLog, processor: Learning[S]) -> Learned[S] | None:
-    """Return the state that the live learner has committed, None where it has none."""
-    row: Any = log.connection.execute(
-        "SELECT value FROM states WHERE consumer_group = ? AND key = ?",
-        (processor.group, processor.learner.target),
-    ).fetchone()
-    return processor.decode_state(row[0]) if row else None
+def live_state(log: Log, processor: Learning[S]) -> Learned[S] | None:
+    """Return the state that the live learner has stored, None where it has none."""
+    stored = log.state(processor.group, processor.learner.target)
+    return processor.decode_state(stored) if stored is not None else None

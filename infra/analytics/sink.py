@@ -8,12 +8,14 @@ import structlog
 
 from infra.analytics.tables import TABLES, Table, create_tables
 from schemas.serialization import UndecodableError, decode
-from streams.embedded.log import EmbeddedLog
+from schemas.topics import PREFIX
+from streams.log import Log
 from streams.records import Record
 
-GROUP = "analytics"
+GROUP = PREFIX + "analytics"
 BATCH = 5000
-EVERY_S = 1.0
+WAIT_S = 0.5
+EVERY_S = 0.5
 log_event = structlog.get_logger(__name__)
 
 
@@ -24,32 +26,37 @@ class Sink:
         client: of the ClickHouse to write to, used from this sink's thread alone.
     """
 
-    def __init__(self, log: EmbeddedLog, client: Any) -> None:
+    def __init__(self, log: Log, client: Any) -> None:
         self._log = log
         self._client = client
         create_tables(client)
+        most = max(table.topic.partitions for table in TABLES)
+        committed = log.committed(GROUP, [table.topic.name for table in TABLES], range(most))
+        self._positions = {
+            (table.topic.name, partition): committed[table.topic.name, partition]
+            for table in TABLES
+            for partition in range(table.topic.partitions)
+        }
 
-    def run_once(self) -> int:
-        """Insert up to a batch of what is new in each topic; return how many records that was."""
-        return sum(self._copy(table) for table in TABLES)
+    def run_once(self, wait_s: float = 0.0) -> int:
+        """Insert a batch of what is new, waiting for it up to `wait_s`; return how many records that was."""
+        records = self._log.fetch(self._positions, BATCH, wait_s)
+        if not records:
+            return 0
+        for table in TABLES:
+            mine = (record for record in records if record.topic == table.topic.name)
+            rows = [row for record in mine if (row := self._row(table, record)) is not None]
+            if rows:
+                self._client.insert(table.name, rows, column_names=table.column_names)
+        read = {(record.topic, record.partition): record.offset + 1 for record in records}
+        self._log.commit(GROUP, read)
+        self._positions |= read
+        return len(records)
 
     def catch_up(self) -> None:
         """Insert all that is on the log."""
         while self.run_once():
             pass
-
-    def _copy(self, table: Table) -> int:
-        topic = table.topic
-        positions = self._log.committed(GROUP, [topic.name], range(topic.partitions))
-        records = self._log.fetch(positions, BATCH)
-        if not records:
-            return 0
-        rows = [row for record in records if (row := self._row(table, record)) is not None]
-        if rows:
-            self._client.insert(table.name, rows, column_names=table.column_names)
-        with self._log.transaction():
-            self._log.commit_within(GROUP, {(r.topic, r.partition): r.offset + 1 for r in records})
-        return len(records)
 
     def _row(self, table: Table, record: Record) -> list[Any] | None:
         """Return a record's row; None for tombstones and for what a processor makes a dead letter."""
@@ -62,10 +69,11 @@ class Sink:
             return None
 
 
-def follow(open_log: Callable[[], EmbeddedLog], connect: Callable[[], Any], stop: threading.Event) -> None:
+def follow(open_log: Callable[[], Log], connect: Callable[[], Any], stop: threading.Event) -> None:
     """Keep the tables at the end of the log until `stop` is set, then insert what is left."""
     with open_log() as log:
         sink = Sink(log, connect())
-        while not stop.wait(EVERY_S):
-            sink.catch_up()
+        while not stop.is_set():
+            sink.run_once(WAIT_S)
+            stop.wait(EVERY_S)  # many rows an insert: each insert is a part on disk
         sink.catch_up()

@@ -9,8 +9,8 @@ import typer
 from infra.cli.looking import existing_log
 from infra.cli.options import AsJson, app, console, print_json, progress_bar
 from infra.config import ConfigError, Settings, load_settings
-from streams.embedded.log import EmbeddedLog
 from streams.learning import Learning
+from streams.log import Log
 from streams.replay import live_state, replay
 
 BEGINNING = "beginning"
@@ -63,7 +63,7 @@ def _learning(settings: Settings, name: str) -> Learning[Any]:
     raise ConfigError(f"there is no learner {name!r}; there are: {known}")
 
 
-def _start(log: EmbeddedLog, processor: Learning[Any], start: str) -> dict[int, int]:
+def _start(log: Log, processor: Learning[Any], start: str) -> dict[int, int]:
     """Return the first offsets that `--from` means, by partition."""
     topic = processor.topics[0]
     if start == BEGINNING:
@@ -80,4 +80,4 @@ def _start(log: EmbeddedLog, processor: Learning[Any], start: str) -> dict[int, 
 
 
 def _hash(processor: Learning[Any], learned: Any) -> str:
-    return sha256(processor.encode_state(learned)).hexdigest()
+    return sha256(processor.learner.encode(learned.state)).hexdigest()

@@ -3,7 +3,6 @@
 What a command needs is imported by the command, so that none waits for what only another needs.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +22,8 @@ from schemas.checkpoints import CheckpointEvent
 from schemas.decisions import Candidate
 from schemas.serialization import UndecodableError, decode
 from schemas.topics import CHECKPOINTS, PREFIX, TOPICS, Topic, topic_named
-from streams.embedded.log import EmbeddedLog
 from streams.errors import StreamError
-from streams.log import read_all
+from streams.log import Log, read_all
 from streams.records import Record
 
 events_app = typer.Typer(no_args_is_help=True, help="Look at the events on the log.")
@@ -227,7 +225,7 @@ def _report(settings: Settings) -> Report:
         return build_report(client)
 
 
-def existing_log(settings: Settings) -> EmbeddedLog:
+def existing_log(settings: Settings) -> Log:
     """Return a connection to the log, which must be there: looking makes nothing."""
     if settings.log_kind == "sqlite" and not settings.log_path.exists():
         raise ConfigError(f"there is no log at {settings.log_path}; run `everloop demo` or `everloop up` first")
@@ -241,7 +239,7 @@ def _topic(name: str) -> Topic:
         raise ConfigError(str(error.args[0])) from error
 
 
-def _tailed(log: EmbeddedLog, names: list[str], count: int, follow: bool) -> Iterator[Record]:
+def _tailed(log: Log, names: list[str], count: int, follow: bool) -> Iterator[Record]:
     """Yield the last `count` records of these topics in the order they were appended, then those that come."""
     positions = {(name, partition): max(0, end - count) for name in names for partition, end in log.ends(name).items()}
     last: list[Record] = []
@@ -250,11 +248,9 @@ def _tailed(log: EmbeddedLog, names: list[str], count: int, follow: bool) -> Ite
         last = [*last, *records][-count:] if count else []
     yield from last
     while follow:
-        records = log.fetch(positions, 1000)
+        records = log.fetch(positions, 1000, wait_s=TAIL_POLL_S)
         positions |= {(record.topic, record.partition): record.offset + 1 for record in records}
         yield from records
-        if not records:
-            time.sleep(TAIL_POLL_S)
 
 
 def _print_record(record: Record, as_json: bool) -> None:

@@ -6,6 +6,8 @@ What a command needs is imported by the command, so that none waits for what onl
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,7 @@ import typer
 from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
 from infra.config import (
     AnalyticsSettings,
+    ConfigError,
     GatewaySettings,
     Settings,
     SimulatorSettings,
@@ -93,6 +96,9 @@ def demo(
         typer.Option(help="Task file, or `pubmedqa` for the hub; by default the project's own small set."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of tasks and of every draw.")] = 1,
+    log: Annotated[
+        str, typer.Option(help="`embedded`, or `kafka`: a broker of this machine for the demonstration alone.")
+    ] = "embedded",
     as_json: AsJson = False,
 ) -> None:
     """Run the whole loop: agents at work, a policy that learns from them, a gate, a switch, a report."""
@@ -101,6 +107,8 @@ def demo(
     from infra.cli.looking import print_report
     from infra.demo import DemoOptions, run_demo
 
+    if log not in ("embedded", "kafka"):
+        raise ConfigError(f"--log is {log!r}; it must be `embedded` or `kafka`")
     base = load_settings()
     options = DemoOptions(load_tasks(tasks), rollouts, seed)
     settings = base.model_copy(
@@ -112,7 +120,7 @@ def demo(
             "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
         }
     )
-    with progress_bar() as progress:
+    with progress_bar() as progress, _own_log(settings, log) as settings:
         bar = progress.add_task("rollouts (both arms)", total=2 * rollouts)
         result, report = run_demo(settings, options, lambda done: progress.update(bar, completed=done))
     html, png = write_report(report, settings.data_dir, f"models {result.models}; reward: {result.reward_kind}")
@@ -122,6 +130,25 @@ def demo(
     print_report(report)
     _print_summary(result)
     console.print(f"Report: [bold]{html}[/]\nPicture: {png}")
+
+
+@contextmanager
+def _own_log(settings: Settings, kind: str) -> Iterator[Settings]:
+    """Yield the settings with a fresh log of this kind, which lasts as long as the block."""
+    if kind == "embedded":
+        yield settings
+        return
+    from infra.kafka.local import LocalCluster
+    from infra.topics import declare
+
+    cluster = LocalCluster(settings.data_dir / "kafka")
+    try:
+        cluster.start()
+        settings = settings.model_copy(update={"log": f"kafka://{cluster.bootstrap}"})
+        declare(settings)
+        yield settings
+    finally:
+        cluster.stop()
 
 
 def _print_summary(result: "DemoResult") -> None:
@@ -139,7 +166,7 @@ def _print_summary(result: "DemoResult") -> None:
 def _groups(settings: Settings) -> dict[str, int]:
     from infra.topology import learning_processors, stream_processors
 
-    if not settings.log_path.exists():
+    if settings.log_kind == "sqlite" and not settings.log_path.exists():
         return {}
     processors = [*stream_processors(settings), *learning_processors(settings)]
     with open_log(settings) as log:

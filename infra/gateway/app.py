@@ -1,6 +1,6 @@
 """The gateway's application: everything wired in one place."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
@@ -11,31 +11,32 @@ from infra.gateway import chat, feedback, operations, problems, rollouts, traces
 from infra.gateway.publishing import Publisher
 from infra.gateway.routing import RouteFollower, RoutingTable
 from infra.gateway.services import Services
+from infra.logs import open_log
 from streams.artifacts import ArtifactStore
 from streams.embedded.log import EmbeddedLog
+from streams.log import Log
 
 SPOOL_AFTER_S = 2.0
-"""How long the log may be locked before events are spooled."""
+"""How long the log may be locked or away before events are spooled."""
 
 
-def create_app(settings: Settings, open_log: Callable[[], EmbeddedLog] | None = None) -> FastAPI:
+def create_app(settings: Settings) -> FastAPI:
     """Return the gateway.
 
-    Args:
-        open_log: opens the log for writing; the configured embedded log by default.
+    Raises:
+        LogUnreadableError, LogUnavailableError: the spool cannot be used.
     """
 
-    def open_configured() -> EmbeddedLog:
-        return EmbeddedLog(settings.log_path, "power", SPOOL_AFTER_S)
+    def open_for_writing() -> Log:
+        return open_log(settings, "power", SPOOL_AFTER_S)
 
     def open_spool() -> EmbeddedLog:
         return EmbeddedLog(settings.spool_path, "power")
 
-    open_log = open_log or open_configured
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
-    publisher = Publisher(open_log, open_spool)
+    publisher = Publisher(open_for_writing, open_spool)
     table = RoutingTable(ArtifactStore(settings.artifacts_dir))
-    follower = RouteFollower(table, lambda: EmbeddedLog(settings.log_path))
+    follower = RouteFollower(table, lambda: open_log(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

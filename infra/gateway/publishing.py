@@ -1,6 +1,7 @@
 """Publishing: events go to the log in order, to a spool on disk while the log cannot be written, and from there on."""
 
 import queue
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -60,6 +61,7 @@ class Publisher:
         self._open_log = open_log
         self._open_spool = open_spool
         self._log: Log | None = None
+        self._try_again_at = 0.0
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._thread = vital_thread("publisher", self._run)
 
@@ -89,6 +91,7 @@ class Publisher:
             self._forward(spool)
             if batch:
                 self._write(batch, spool)
+        self._try_again_at = 0.0
         self._forward(spool)
         spool.close()
         if self._log is not None:
@@ -124,7 +127,9 @@ class Publisher:
             pending.written.set_result(None)
 
     def _append(self, records: list[NewRecord]) -> bool:
-        """Write to the log; return whether that was possible."""
+        """Write to the log; return whether that was possible. Right after a failure it is not tried again."""
+        if time.monotonic() < self._try_again_at:
+            return False
         try:
             if self._log is None:
                 self._log = self._open_log()
@@ -133,6 +138,7 @@ class Publisher:
             if self.status.error is None:
                 log_event.warning("the log cannot be written, events are spooled", error=str(error))
             self.status.error = str(error)
+            self._try_again_at = time.monotonic() + RETRY_S
             if self._log is not None:
                 self._log.close()
                 self._log = None

@@ -18,9 +18,8 @@ from schemas.routes import Endpoint, Route, RouteEvent
 from schemas.serialization import UndecodableError, decode
 from schemas.topics import ROLLOUTS, ROUTES
 from streams.artifacts import ArtifactReader
-from streams.embedded.log import EmbeddedLog
 from streams.errors import LogUnavailableError, RejectedRecordError
-from streams.log import read_all
+from streams.log import Log, read_all
 
 PINS_REMEMBERED = 100_000
 log_event = structlog.get_logger(__name__)
@@ -171,7 +170,7 @@ class RoutingTable:
 class RouteFollower:
     """Keeps a routing table at the end of the `routes` topic, from a thread of its own."""
 
-    def __init__(self, table: RoutingTable, open_log: Callable[[], EmbeddedLog], poll_s: float = 0.05) -> None:
+    def __init__(self, table: RoutingTable, open_log: Callable[[], Log], poll_s: float = 0.25) -> None:
         self._table = table
         self._open_log = open_log
         self._poll_s = poll_s
@@ -195,14 +194,13 @@ class RouteFollower:
         self._thread.join()
 
     def _run(self) -> None:
-        log: EmbeddedLog | None = None
+        log: Log | None = None
         while not self._stop.is_set():
             try:
                 log = log or self._open_log()
                 if not self._begun:
                     self._begin(log)
-                self._catch_up(log)
-                log.wait_for_change(self._poll_s)
+                self._catch_up(log, self._poll_s)
             except LogUnavailableError as error:
                 log_event.warning("cannot follow routes; what is served stays", error=str(error))
                 log = None
@@ -210,15 +208,16 @@ class RouteFollower:
         if log is not None:
             log.close()
 
-    def _begin(self, log: EmbeddedLog) -> None:
+    def _begin(self, log: Log) -> None:
         """Take in what was served, then pin what began under it: in this order, since pins name versions."""
         self._catch_up(log)
         self._restore_pins(log)
         self._begun = True
 
-    def _catch_up(self, log: EmbeddedLog) -> None:
+    def _catch_up(self, log: Log, wait_s: float = 0.0) -> None:
         positions = {(ROUTES.name, partition): 0 for partition in range(ROUTES.partitions)} | self._positions
-        while records := log.fetch(positions, 500):
+        while records := log.fetch(positions, 500, wait_s):
+            wait_s = 0.0
             for record in records:
                 positions[record.topic, record.partition] = record.offset + 1
                 if record.value is None:
@@ -229,7 +228,7 @@ class RouteFollower:
                     log_event.error("route skipped", record=record.position, error=str(error))
         self._positions = positions
 
-    def _restore_pins(self, log: EmbeddedLog) -> None:
+    def _restore_pins(self, log: Log) -> None:
         """Pin rollouts that are still open to what they began with."""
         opened: dict[str, dict[str, str]] = {}
         for record in read_all(log, ROLLOUTS.name):

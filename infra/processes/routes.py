@@ -6,8 +6,7 @@ from infra.serving.simulator.app import MODEL
 from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
 from schemas.serialization import decode
 from schemas.topics import ROUTES
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
+from streams.log import Log, read_all
 from streams.promotion import baseline_route
 from streams.records import Outgoing
 
@@ -53,7 +52,7 @@ def _model_routes(settings: Settings, simulator_url: str | None) -> list[Route]:
     ]
 
 
-def _served(log: EmbeddedLog) -> dict[str, Route]:
+def _served(log: Log) -> dict[str, Route]:
     routes: dict[str, Route] = {}
     for record in read_all(log, ROUTES.name):
         if record.value is not None:

@@ -23,6 +23,7 @@ from infra.http import bound_socket
 from infra.logs import open_log
 from infra.processes.routes import publish_initial_routes
 from infra.processes.running import RUN_FILE, Running, RunningProcess, StartError, running
+from infra.topics import missing_topics
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -101,7 +102,7 @@ class Supervisor:
                 f"Everloop already runs on {self._settings.data_dir} (pid {other.pid}); stop it with `everloop down`"
             )
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
-        open_log(self._settings).close()
+        self._check_log()
         try:
             self._bind()
             publish_initial_routes(self._settings, self._url("simulator") if "simulator" in self._listeners else None)
@@ -130,6 +131,15 @@ class Supervisor:
         for listener in self._listeners.values():
             listener.close()
         (self._settings.data_dir / RUN_FILE).unlink(missing_ok=True)
+
+    def _check_log(self) -> None:
+        """Open the log, which makes an embedded one; a cluster must have the topics."""
+        open_log(self._settings).close()
+        if self._settings.log_kind == "kafka" and (missing := missing_topics(self._settings)):
+            names = ", ".join(missing)
+            raise StartError(
+                f"Kafka at {self._settings.bootstrap} lacks {names}; `everloop topics apply` declares them"
+            )
 
     def _bind(self) -> None:
         settings = self._settings

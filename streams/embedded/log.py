@@ -177,6 +177,11 @@ class EmbeddedLog:
         with self.transaction():
             self.commit_within(group, positions)
 
+    def state(self, group: str, key: str) -> bytes | None:
+        """Return a processor's state for a key as it was last committed, None where there is none."""
+        rows = self._rows("SELECT value FROM states WHERE consumer_group = ? AND key = ?", group, key)
+        return rows[0][0] if rows else None
+
     def commit_within(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Store a group's next offsets inside the caller's transaction."""
         self.connection.executemany(

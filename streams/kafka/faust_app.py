@@ -4,103 +4,50 @@ Faust's own habits are worked around where they lose events (measured on faust-s
 
 - an exception in a Faust function acknowledges the event, so none ever leaves `KafkaStage.take`;
 - values are taken as raw bytes and decoded inside, because what Faust cannot decode it commits past;
-- every output's acknowledgement is awaited before the next event, because Faust's own flush gives up after 0.1 s;
-- delivery is at least once; it counts once because the state keeps the offsets it contains, and because outputs have
-  ids derived from their source.
+- the acknowledgement of every output and every state is awaited before the next event, because Faust's own flush gives
+  up after 0.1 s, and its tables send their changelog without waiting;
+- a table's partition is that of the event in hand, which a timer has not: states know their partition;
+- delivery is at least once; it counts once because a state knows what it contains (`streams.kafka.stored_state`).
 """
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import faust
-import structlog
-from tenacity import AsyncRetrying, wait_random_exponential
 
-from schemas.clock import now
-from streams.kafka.stored_state import StoredState
-from streams.processor import FailedRecordError, Outcome, Processor, process
-from streams.records import NewRecord, Outgoing, Record
+from streams.kafka.log import MAX_RECORD_BYTES
+from streams.kafka.stage import KafkaStage
+from streams.kafka.stored_state import TABLE, StoredState
+from streams.processor import Processor
+from streams.records import NewRecord, Record
 
 S = TypeVar("S")
 DEADLINES_EVERY_S = 1.0
-log_event = structlog.get_logger(__name__)
+COMMIT_EVERY_S = 1.0
 
 
-class Table(Protocol):
-    """Where states are kept: a Faust table, or a dict."""
+class FaustStates:
+    """A processor's states in a Faust table, whose changelog is written before the table says so."""
 
-    def get(self, key: str, /) -> bytes | None:
-        """Return what is stored under a key."""
-        ...
-
-    def __setitem__(self, key: str, value: bytes, /) -> None: ...
-
-    def pop(self, key: str, default: None, /) -> bytes | None:
-        """Forget a key."""
-        ...
-
-    def items(self) -> Any:
-        """Return all keys with what is stored under them."""
-        ...
-
-
-class Send(Protocol):
-    """Writes a record."""
-
-    async def __call__(self, record: NewRecord) -> None:
-        """Return when all replicas have the record; raise if that could not be."""
-        ...
-
-
-class KafkaStage(Generic[S]):
-    """One processor between Kafka topics: everything the Faust function does, without Faust."""
-
-    def __init__(self, processor: Processor[S], table: Table, send: Send) -> None:
-        self.processor = processor
+    def __init__(self, app: Any, table: Any) -> None:
+        self._app = app
         self._table = table
-        self._send = send
 
-    async def take(self, record: Record) -> None:
-        """Process one record. When this returns, its outputs are on Kafka and its state is in the table."""
-        key = self.processor.state_key(record)
-        stored = StoredState.decode(self._table.get(key))
-        if stored.contains(record):
-            return
-        state = self.processor.decode_state(stored.value) if stored.value is not None else None
-        try:
-            # In a thread: a judge may wait for a model, and the event loop must go on answering Kafka.
-            outcome = await asyncio.to_thread(process, self.processor, state, record)
-        except FailedRecordError as error:
-            log_event.warning("dead letter", group=self.processor.name, record=record.position, error=str(error))
-            await self._write((error.dead_letter,))
-            self._table[key] = stored.after(record, stored.value, stored.deadline).encode()
-            return
-        await self._write(outcome.records)
-        self._table[key] = stored.after(record, self._encoded(outcome), outcome.deadline).encode()
+    def get(self, key: str) -> bytes | None:
+        """Return what is stored under a key."""
+        found: bytes | None = self._table.get(key)
+        return found
 
-    async def expire_due(self) -> None:
-        """Tell the processor of every deadline that has passed."""
-        time = now()
-        for key, value in list(self._table.items()):
-            stored = StoredState.decode(value)
-            if stored.deadline is None or stored.deadline > time or stored.value is None:
-                continue
-            outcome = self.processor.expire(self.processor.decode_state(stored.value), key, time)
-            await self._write(outcome.records)
-            # The offsets stay: a record delivered again after its state was forgotten must still be known.
-            self._table[key] = StoredState(self._encoded(outcome), stored.contained, outcome.deadline).encode()
+    def items(self) -> Iterable[tuple[str, bytes]]:
+        """Return the keys of this worker's partitions; the table may still hold those of others."""
+        mine = {place.partition for place in self._app.assignor.assigned_actives()}
+        return [(key, value) for key, value in self._table.items() if StoredState.decode(value).partition in mine]
 
-    def _encoded(self, outcome: Outcome[S]) -> bytes | None:
-        return None if outcome.state is None else self.processor.encode_state(outcome.state)
-
-    async def _write(self, outputs: Sequence[Outgoing]) -> None:
-        """Write outputs in order, trying again for as long as it takes: giving up would lose the event."""
-        for outgoing in outputs:
-            async for attempt in AsyncRetrying(wait=wait_random_exponential(multiplier=0.1, max=30)):
-                with attempt:
-                    await self._send(outgoing.record())
+    async def store(self, key: str, value: bytes, partition: int) -> None:
+        """Write a state to the changelog, and to the table when Kafka has it."""
+        await self._table.send_changelog(partition, key, value)
+        self._table.data[key] = value
 
 
 def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
@@ -117,6 +64,7 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
     app = faust.App(
         name,
         broker=broker.replace(",", ";kafka://"),
+        broker_commit_interval=COMMIT_EVERY_S,
         store="memory://",
         datadir=str(folder),
         key_serializer="raw",
@@ -125,6 +73,8 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
         topic_disable_leader=True,
         topic_allow_declare=False,
         producer_acks=-1,
+        producer_max_request_size=MAX_RECORD_BYTES,
+        consumer_max_fetch_size=MAX_RECORD_BYTES,
         web_enabled=False,
         processing_guarantee="at_least_once",
     )
@@ -136,14 +86,14 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
         value_serializer="raw",
         partitions=partitions,
     )
-    table = app.Table("states", key_type=str, value_type=bytes, partitions=partitions)
+    table = app.Table(TABLE, key_type=str, value_type=bytes, partitions=partitions)
 
     async def send(record: NewRecord) -> None:
         topic = app.topic(record.topic, key_serializer="raw", value_serializer="raw")
-        sent = await topic.send(key=record.key, value=record.value, headers=dict(record.headers))
+        sent = await topic.send(key=record.key, value=record.value, headers=list(record.headers))
         await sent
 
-    stage = KafkaStage(processor, table, send)
+    stage = KafkaStage(processor, FaustStates(app, table), send)
 
     async def consume(stream: Any) -> None:
         async for event in stream.events():

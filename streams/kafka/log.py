@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
+import orjson
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
@@ -13,6 +14,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from schemas.clock import to_milliseconds
 from streams.errors import LogUnavailableError
+from streams.kafka.stored_state import StoredState, changelog_of
+from streams.log import read_all
 from streams.records import NewRecord, Record
 
 MAX_RECORD_BYTES = 24 * 1024 * 1024
@@ -119,6 +122,14 @@ class KafkaLog:
         for place, error in results.items():
             if error.errno:
                 raise LogUnavailableError(f"Kafka did not commit {group} at {place.topic}[{place.partition}]: {error}")
+
+    def state(self, group: str, key: str) -> bytes | None:
+        """Return a processor's state for a key as it was last stored, None where there is none."""
+        stored: bytes | None = None
+        for record in read_all(self, changelog_of(group)):
+            if record.key is not None and orjson.loads(record.key) == key:
+                stored = record.value
+        return StoredState.decode(stored).value
 
     def close(self) -> None:
         """Close the connections; what was not acknowledged may be lost, and its `append` has not returned."""

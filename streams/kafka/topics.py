@@ -11,6 +11,7 @@ from kafka.errors import KafkaError
 from schemas.topics import TOPICS
 from streams.errors import LogUnavailableError
 from streams.kafka.log import MAX_RECORD_BYTES
+from streams.kafka.stored_state import changelog_of
 from streams.processor import Processor
 
 
@@ -50,13 +51,8 @@ def declared_topics(processors: Iterable[Processor[Any]]) -> list[Declared]:
         topics.append(_declared(topic.name, topic.partitions, configs))
     for processor in processors:
         configs = {"cleanup.policy": "compact", "retention.ms": "-1"}
-        topics.append(_declared(changelog_of(processor), processor.topics[0].partitions, configs))
+        topics.append(_declared(changelog_of(processor.group), processor.topics[0].partitions, configs))
     return topics
-
-
-def changelog_of(processor: Processor[Any]) -> str:
-    """Return the name of the topic that keeps a processor's states; Faust derives it from the app and the table."""
-    return f"{processor.group}-states-changelog"
 
 
 def plan(bootstrap: str, declared: Sequence[Declared]) -> list[Change]:

@@ -190,7 +190,10 @@ def assert_one_line(done: Any, says: str) -> None:
         (("--config", "/nowhere.toml", "config"), {}, "/nowhere.toml"),
         (("demo", "--tasks", "/nowhere.json"), {}, "/nowhere.json"),
         (("replay", "--learner", "oracle"), {}, "there is no learner 'oracle'"),
-        (("report",), {"EVERLOOP_LOG": "kafka://127.0.0.1:9092"}, "embedded log only"),
+        (("topics", "plan"), {}, "the log is embedded"),
+        (("topics", "plan"), {"EVERLOOP_LOG": "kafka://127.0.0.1:9"}, "no Kafka at 127.0.0.1:9"),
+        (("up",), {"EVERLOOP_LOG": "kafka://127.0.0.1:9"}, "no Kafka at 127.0.0.1:9"),
+        (("demo", "--log", "paper"), {}, "--log is 'paper'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

@@ -11,7 +11,8 @@ from schemas.rollouts import RolloutState
 from schemas.topics import DEAD_LETTERS, TRAJECTORIES
 from streams.adapter import AdapterConfig
 from streams.artifacts import ArtifactStore
-from streams.kafka.faust_app import KafkaStage, create_app
+from streams.kafka.faust_app import create_app
+from streams.kafka.stage import KafkaStage
 from streams.kafka.stored_state import StoredState
 from streams.learning import Learning
 from streams.processor import Processor
@@ -20,6 +21,7 @@ from streams.records import NewRecord, Record
 from streams.routing import LessonRouter
 from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin
 from tests import events
+from tests.streams.test_lessons import full_trajectory
 
 
 class Sent:
@@ -36,9 +38,21 @@ class Sent:
         self.records.append(record)
 
 
-def stage(sent: Sent, config: JoinConfig | None = None) -> tuple[KafkaStage[JoinState], dict[str, bytes]]:
-    table: dict[str, bytes] = {}
-    return KafkaStage(TrajectoryJoin(config), table, sent), table
+class Kept(dict[str, bytes]):
+    """Keeps states as a Faust table would; refuses as many as it is told to."""
+
+    refuse = 0
+
+    async def store(self, key: str, value: bytes, partition: int) -> None:
+        if self.refuse:
+            self.refuse -= 1
+            raise ConnectionError("no broker")
+        self[key] = value
+
+
+def stage(sent: Sent, config: JoinConfig | None = None) -> tuple[KafkaStage[JoinState], Kept]:
+    states = Kept()
+    return KafkaStage(TrajectoryJoin(config), states, sent), states
 
 
 async def test_a_record_delivered_twice_counts_once() -> None:
@@ -59,6 +73,32 @@ async def test_an_output_that_kafka_refuses_is_sent_until_it_is_taken() -> None:
     await runner.take(events.record(events.started("r"), 0))
     await runner.take(events.record(events.succeeded("r"), 1))
     assert len(sent.records) == 1
+
+
+async def test_a_state_that_kafka_refuses_is_stored_until_it_is_taken() -> None:
+    sent = Sent()
+    runner, states = stage(sent)
+    states.refuse = 2
+    await runner.take(events.record(events.started("r"), 0))
+    assert "r" in states
+
+
+async def test_an_output_written_again_after_a_crash_teaches_once() -> None:
+    first, states = Sent(), Kept()
+    router = LessonRouter(AdapterConfig(), JoinConfig().late_reward_window)
+    trajectory = events.record(full_trajectory())
+    await KafkaStage(router, states, first).take(trajectory)
+    second = Sent()
+    await KafkaStage(router, Kept(), second).take(trajectory)  # it died before its state was stored
+    assert first.records == second.records != []
+    learner = Learning(BanditLearner("supervisor-policy"), ArtifactStore(Path("/nowhere")))
+    lessons = Kept()
+    runner = KafkaStage(learner, lessons, Sent())
+    for offset, written in enumerate(first.records + second.records):
+        await runner.take(Record(written.topic, 0, offset, 0, written.key, written.value, written.headers))
+    stored = StoredState.decode(lessons["supervisor-policy"])
+    assert stored.value is not None
+    assert learner.decode_state(stored.value).state.lessons == 1
 
 
 async def test_undecodable_bytes_become_a_dead_letter_and_processing_goes_on() -> None:
