@@ -113,7 +113,7 @@ class WorkerSettings(Section):
     """Stream workers.
 
     Attributes:
-        lease_s: how long a dead worker's partitions stay taken (embedded log).
+        lease_s: how long a dead worker's partitions stay taken; on Kafka at least 6, its own least session timeout.
     """
 
     lease_s: float = Field(default=10.0, gt=0.1)

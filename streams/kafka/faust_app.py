@@ -25,6 +25,8 @@ from streams.records import NewRecord, Record
 S = TypeVar("S")
 DEADLINES_EVERY_S = 1.0
 COMMIT_EVERY_S = 1.0
+DEFAULT_LEASE_S = 10.0
+LEAST_SESSION_S = 6.0
 
 
 class FaustStates:
@@ -50,13 +52,15 @@ class FaustStates:
         self._table.data[key] = value
 
 
-def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
+def create_app(broker: str, processor: Processor[S], data_dir: Path, lease_s: float = DEFAULT_LEASE_S) -> Any:
     """Return the Faust app of one processor.
 
     Args:
         broker: `kafka://host:port[,host:port]`.
         data_dir: where Faust keeps what it needs locally.
+        lease_s: how long a dead worker's partitions stay taken; at least 6, Kafka's own least session timeout.
     """
+    session_s = max(LEAST_SESSION_S, lease_s)
     partitions = processor.topics[0].partitions
     name = processor.group
     folder = data_dir / "faust" / name
@@ -65,6 +69,8 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
         name,
         broker=broker.replace(",", ";kafka://"),
         broker_commit_interval=COMMIT_EVERY_S,
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=session_s / 3,
         store="memory://",
         datadir=str(folder),
         key_serializer="raw",
@@ -104,9 +110,11 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path) -> Any:
     return app
 
 
-def run_app(broker: str, processors: Sequence[Processor[Any]], data_dir: Path) -> None:
+def run_app(
+    broker: str, processors: Sequence[Processor[Any]], data_dir: Path, lease_s: float = DEFAULT_LEASE_S
+) -> None:
     """Run the apps of several processors in this process until SIGINT or SIGTERM."""
-    first, *others = (create_app(broker, processor, data_dir) for processor in processors)
+    first, *others = (create_app(broker, processor, data_dir, lease_s) for processor in processors)
     faust.Worker(first, *others, loglevel="WARN", quiet=True).execute_from_commandline()
 
 

@@ -61,9 +61,9 @@ def started(data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
 class Part(AbstractContextManager["Part"]):
     """One process of an installation, such as `worker`, outside its supervisor."""
 
-    def __init__(self, name: str, data_dir: Path) -> None:
+    def __init__(self, name: str, data_dir: Path, more: Mapping[str, str] | None = None) -> None:
         self._command = [sys.executable, "-m", "infra.processes.entry", name]
-        self._environment = environment(data_dir)
+        self._environment = environment(data_dir) | dict(more or {})
         self._output = (data_dir / f"{name}.log").open("ab")
         self._process = self._start()
 
