@@ -56,6 +56,7 @@ class GatewaySettings(Section):
         upstream_timeout_s: longest wait for a model server.
         max_body_bytes: larger requests are refused.
         spool: where events wait while the log cannot be written.
+        spool_max_bytes: when it holds more, events are refused rather than older ones dropped.
     """
 
     host: str = "127.0.0.1"
@@ -63,6 +64,7 @@ class GatewaySettings(Section):
     upstream_timeout_s: float = Field(default=120.0, gt=0)
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     spool: Path = Path("spool.db")
+    spool_max_bytes: int = Field(default=2**30, gt=0)
 
 
 class SimulatorSettings(Section):

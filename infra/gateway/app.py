@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         return EmbeddedLog(settings.spool_path, "power")
 
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
-    publisher = Publisher(open_for_writing, open_spool)
+    publisher = Publisher(open_for_writing, open_spool, settings.gateway.spool_max_bytes)
     table = RoutingTable(ArtifactStore(settings.artifacts_dir))
     follower = RouteFollower(table, lambda: open_log(settings))
 

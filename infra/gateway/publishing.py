@@ -19,6 +19,7 @@ from streams.records import NewRecord, Outgoing
 BATCH = 1000
 FORWARDER = "forwarder"
 RETRY_S = 0.5
+DEFAULT_SPOOL_MAX_BYTES = 2**30
 log_event = structlog.get_logger(__name__)
 
 
@@ -54,12 +55,20 @@ class Publisher:
     Args:
         open_log: opens the log; called again after a failure.
         open_spool: opens the spool, an embedded log of its own.
+        spool_max_bytes: when the spool holds more, events are refused: who waits for one to be durable gets an error,
+            what nobody waits for is counted as lost. What was accepted is never dropped for newer events.
     """
 
-    def __init__(self, open_log: Callable[[], Log], open_spool: Callable[[], EmbeddedLog]) -> None:
+    def __init__(
+        self,
+        open_log: Callable[[], Log],
+        open_spool: Callable[[], EmbeddedLog],
+        spool_max_bytes: int = DEFAULT_SPOOL_MAX_BYTES,
+    ) -> None:
         self.status = PublishingStatus()
         self._open_log = open_log
         self._open_spool = open_spool
+        self._spool_max_bytes = spool_max_bytes
         self._log: Log | None = None
         self._try_again_at = 0.0
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
@@ -115,16 +124,21 @@ class Publisher:
         records = [record for pending in batch for record in pending.records]
         try:
             if self.status.spooled or not self._append(records):
-                spool.append(records)
-                self.status.spooled += len(records)
+                self._spool(records, spool)
         except LogUnavailableError as error:
             self.status.lost.update(record.topic for record in records)
-            log_event.error("events lost: neither log nor spool can be written", count=len(records), error=str(error))
+            log_event.error("events lost: neither log nor spool takes them", count=len(records), error=str(error))
             for pending in batch:
                 pending.written.set_exception(error)
             return
         for pending in batch:
             pending.written.set_result(None)
+
+    def _spool(self, records: list[NewRecord], spool: EmbeddedLog) -> None:
+        if spool.used_bytes() > self._spool_max_bytes:
+            raise LogUnavailableError(f"the spool is full ({self._spool_max_bytes} bytes, gateway.spool_max_bytes)")
+        spool.append(records)
+        self.status.spooled += len(records)
 
     def _append(self, records: list[NewRecord]) -> bool:
         """Write to the log; return whether that was possible. Right after a failure it is not tried again."""
@@ -154,8 +168,8 @@ class Publisher:
             if not self._append(moved):
                 return
             positions = {(record.topic, record.partition): record.offset + 1 for record in records}
-            with spool.transaction():
-                spool.commit_within(FORWARDER, positions)
+            spool.commit(FORWARDER, positions)
+            spool.delete_before(positions)
             self.status.spooled -= len(records)
             if not self.status.spooled:
                 log_event.info("the log can be written again, the spool is empty")

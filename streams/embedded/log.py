@@ -202,6 +202,21 @@ class EmbeddedLog:
                 return False
             time.sleep(_POLL_S)
 
+    def delete_before(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Delete the records before the given offsets. Offsets of what remains do not change."""
+        with self.transaction():
+            self.connection.executemany(
+                'DELETE FROM records WHERE topic = ? AND "partition" = ? AND "offset" < ?',
+                [(self._topic(topic).id, partition, offset) for (topic, partition), offset in positions.items()],
+            )
+
+    def used_bytes(self) -> int:
+        """Return how much of the file is in use; what was deleted is used again before the file grows."""
+        pages, free, size = (
+            self._rows(f"PRAGMA {name}")[0][0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
     def enforce_retention(self, at: datetime) -> int:
         """Delete what is past its topic's retention, and all but the last record of each key in compacted topics.
 

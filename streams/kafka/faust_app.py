@@ -10,6 +10,7 @@ Faust's own habits are worked around where they lose events (measured on faust-s
 - delivery is at least once; it counts once because a state knows what it contains (`streams.kafka.stored_state`).
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,7 @@ class FaustStates:
 
     async def store(self, key: str, value: bytes, partition: int) -> None:
         """Write a state to the changelog, and to the table when Kafka has it."""
-        await self._table.send_changelog(partition, key, value)
+        await asyncio.shield(self._table.send_changelog(partition, key, value))  # Faust's to end, not ours
         self._table.data[key] = value
 
 
@@ -97,7 +98,7 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path, lease_s: fl
     async def send(record: NewRecord) -> None:
         topic = app.topic(record.topic, key_serializer="raw", value_serializer="raw")
         sent = await topic.send(key=record.key, value=record.value, headers=list(record.headers))
-        await sent
+        await asyncio.shield(sent)
 
     stage = KafkaStage(processor, FaustStates(app, table), send)
 

@@ -1,5 +1,6 @@
 """The log on Apache Kafka, through kafka-python."""
 
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from streams.records import NewRecord, Record
 
 MAX_RECORD_BYTES = 24 * 1024 * 1024
 """Largest record: the largest request the gateway takes, and its answer."""
+
+KNOCK_S = 2.0
 
 _POLL_MS = 100
 
@@ -180,10 +183,23 @@ class KafkaLog:
 
     def _client(self, kind: type, **options: Any) -> Any:
         if kind not in self._clients:
+            self._knock()
             self._clients[kind] = kind(
                 bootstrap_servers=self._servers, bootstrap_timeout_ms=int(self._timeout_s * 1000), **options
             )
         return self._clients[kind]
+
+    def _knock(self) -> None:
+        """Raise at once when no broker takes a connection; the clients would go on trying for their whole timeout."""
+        for server in self._servers:
+            host, _, port = server.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), min(KNOCK_S, self._timeout_s)).close()
+            except OSError as error:
+                reason = str(error)
+            else:
+                return
+        raise LogUnavailableError(f"no Kafka at {','.join(self._servers)}: {reason}")
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:

@@ -13,6 +13,9 @@ from streams.processor import FailedRecordError, Outcome, Processor, process
 from streams.records import NewRecord, Outgoing, Record
 
 S = TypeVar("S")
+ACKNOWLEDGED_IN_S = 15.0
+"""Then a write is tried again: Faust forgets acknowledgements it waits for when it replaces its producer."""
+
 log_event = structlog.get_logger(__name__)
 
 
@@ -103,12 +106,14 @@ class KafkaStage(Generic[S]):
             headers = record.headers if source is None else (*record.headers, source_of(source, index))
             async for attempt in _patiently():
                 with attempt:
-                    await self._send(NewRecord(record.topic, record.key, record.value, headers))
+                    async with asyncio.timeout(ACKNOWLEDGED_IN_S):
+                        await self._send(NewRecord(record.topic, record.key, record.value, headers))
 
     async def _store(self, key: str, stored: StoredState) -> None:
         async for attempt in _patiently():
             with attempt:
-                await self._states.store(key, stored.encode(), stored.partition)
+                async with asyncio.timeout(ACKNOWLEDGED_IN_S):
+                    await self._states.store(key, stored.encode(), stored.partition)
 
 
 def _patiently() -> AsyncRetrying:

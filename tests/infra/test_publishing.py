@@ -119,3 +119,37 @@ def test_the_gateway_serves_on_while_the_log_is_locked_and_says_so(
         eventually(lambda: gateway.health()["status"] == "ok", "the spool's end")
         assert gateway.health()["events"]["lost"] == {}
         assert len(gateway.soon(ROLLOUTS, RolloutEvent, 4)) == 4
+
+
+def test_a_full_spool_refuses_what_is_new_and_keeps_what_it_has(log_path: Path) -> None:
+    publisher = Publisher(
+        lambda: EmbeddedLog(log_path, busy_timeout_s=0.1),
+        lambda: EmbeddedLog(log_path.with_name("spool.db")),
+        spool_max_bytes=400_000,
+    )
+    publisher.start()
+    large = [Outgoing(ROLLOUTS, "r", events.succeeded("r", turns=number, output="x" * 50_000)) for number in range(20)]
+    kept = 0
+    with locked(log_path):
+        for event in large:
+            try:
+                publisher.publish([event]).result(10)
+                kept += 1
+            except LogUnavailableError as error:
+                assert "gateway.spool_max_bytes" in str(error)
+    assert 3 < kept < 15
+    assert publisher.status.lost == {ROLLOUTS.name: 20 - kept}
+    eventually(lambda: publisher.status.spooled == 0, "an empty spool")
+    publisher.publish([outgoing(99)]).result(10)
+    publisher.close()
+    assert turns(log_path) == [*range(kept), 99]
+
+
+def test_a_spool_takes_no_more_room_for_having_been_used(log_path: Path) -> None:
+    with publishing(log_path) as publisher:
+        for _ in range(3):
+            with locked(log_path):
+                publisher.publish([outgoing(number) for number in range(500)]).result(10)
+            eventually(lambda: publisher.status.spooled == 0, "an empty spool")
+    with EmbeddedLog(log_path.with_name("spool.db")) as spool:
+        assert spool.used_bytes() < 200_000
