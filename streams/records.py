@@ -8,6 +8,12 @@ from schemas.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
 
+SOURCE_HEADER = "source"
+"""Header of a processor's output on Kafka: `topic:partition:offset:index` of the record it was made from."""
+
+REPLAYED_HEADER = "replayed-from"
+"""Header of a dead letter that was put back: where the dead letter lies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

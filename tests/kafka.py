@@ -26,16 +26,23 @@ def cluster(folder: Path) -> Iterator[str]:
     if running := os.environ.get(RUNNING):
         yield running
         return
+    with local_cluster(folder) as local:
+        yield local.bootstrap
+
+
+@contextmanager
+def local_cluster(folder: Path, brokers: int = 1) -> Iterator[LocalCluster]:
+    """Run brokers that a test may stop; skip the test where they cannot run, unless Kafka is required."""
     local = LocalCluster(folder)
     try:
-        local.start()
+        local.start(brokers)
     except ConfigError as error:
         local.stop()
         if os.environ.get(REQUIRED) == "1":
             raise
         pytest.skip(f"no Kafka: {error}")
     try:
-        yield local.bootstrap
+        yield local
     finally:
         local.stop()
 

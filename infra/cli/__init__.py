@@ -5,7 +5,7 @@ import sys
 import typer
 
 from agents.tasks import TaskFileError
-from infra.cli import kafka, learning, looking, running, topics
+from infra.cli import dead_letters, kafka, learning, looking, running, topics
 from infra.cli.options import app
 from infra.config import ConfigError
 from infra.logging import configure_logging
@@ -13,7 +13,7 @@ from infra.processes.running import StartError
 from infra.progress import NotDrainedError
 from streams.errors import StreamError
 
-__all__ = ["app", "kafka", "learning", "looking", "main", "running", "topics"]
+__all__ = ["app", "dead_letters", "kafka", "learning", "looking", "main", "running", "topics"]
 
 USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError)
 

@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Self
 
@@ -137,10 +137,8 @@ class KafkaLog:
     def close(self) -> None:
         """Close the connections; what was not acknowledged may be lost, and its `append` has not returned."""
         for client in self._clients.values():
-            if isinstance(client, KafkaProducer):
-                client.close(timeout=0)
-            else:
-                client.close()
+            with suppress(KafkaError):  # such as a producer's unsent records, of which `append` has already told
+                client.close(**({"timeout": 0} if isinstance(client, KafkaProducer) else {}))
         self._clients = {}
 
     def __enter__(self) -> Self:

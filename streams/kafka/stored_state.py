@@ -7,11 +7,7 @@ from typing import Any, Self
 
 import orjson
 
-from streams.records import Record
-
-SOURCE_HEADER = "source"
-"""Header of an output: `topic:partition:offset:index` of the record it was made from."""
-
+from streams.records import SOURCE_HEADER, Record
 
 TABLE = "states"
 

@@ -158,6 +158,14 @@ def test_a_malformed_event_on_any_topic_becomes_a_dead_letter_and_the_rest_goes_
             return {value["topic"].removeprefix("everloop.") for value in values}
 
         eventually(lambda: read <= letters(), f"dead letters from {read}")
+    listed = everloop_json(tmp_path, "dead-letters", "list")
+    assert {row["topic"].removeprefix("everloop.") for row in listed} >= read
+    assert everloop_json(tmp_path, "dead-letters", "show", "0")["value"] == "\\xff{"
+    assert everloop_json(tmp_path, "dead-letters", "replay", "0") == {"replayed": 1}
+    eventually(lambda: len(everloop_json(tmp_path, "dead-letters", "list")) > len(listed), "the letter's return")
+    assert everloop(tmp_path, "dead-letters", "show", "0").returncode == 0
+    assert_one_line(everloop(tmp_path, "dead-letters", "show", "999"), "there is no dead letter 999")
+    assert_one_line(everloop(tmp_path, "dead-letters", "replay"), "--all")
     gateway = installation["urls"]["gateway"]
     httpx.post(f"{gateway}/everloop/v1/rollouts", json={"rollout_id": "r1"})
     httpx.post(f"{gateway}/everloop/v1/rollouts/r1/end", json={"state": "succeeded"})

@@ -1,0 +1,48 @@
+"""A dead letter goes back as it was, and counts once its reason is gone."""
+
+from schemas.dead_letters import DeadLetterEvent
+from schemas.topics import REWARDS, TRAJECTORIES
+from schemas.trajectories import Trajectory, TrajectoryEvent
+from streams.dead_letters import dead_letters, put_back
+from streams.embedded.log import EmbeddedLog
+from streams.embedded.runner import EmbeddedRunner
+from streams.errors import RejectedRecordError
+from streams.judging import Grade, Judge
+from streams.log import read_all
+from streams.processor import dead_letter
+from streams.records import SOURCE_HEADER, Record
+from streams.trajectories import TrajectoryJoin
+from tests import events
+from tests.streams.test_judging import Fixed
+
+
+class Broken(Fixed):
+    def grade(self, trajectory: Trajectory) -> Grade | None:
+        raise RejectedRecordError("the judge is out of order")
+
+
+def test_a_trajectory_that_could_not_be_judged_is_judged_when_it_is_put_back(log: EmbeddedLog) -> None:
+    log.append([events.new_record(events.started("r")), events.new_record(events.succeeded("r"))])
+    join = EmbeddedRunner(log, TrajectoryJoin(), "t")
+    broken, mended = EmbeddedRunner(log, Judge(Broken()), "t"), EmbeddedRunner(log, Judge(Fixed()), "t2")
+    while join.run_once() + broken.run_once():
+        pass
+    broken.close()
+    assert list(read_all(log, REWARDS.name)) == []
+    assert put_back(log, dead_letters(log)) == 1
+    while join.run_once() + mended.run_once():
+        pass
+    assert len(list(read_all(log, REWARDS.name))) == 1
+    last = max(read_all(log, TRAJECTORIES.name), key=lambda record: record.sequence)
+    assert TrajectoryEvent.model_validate_json(last.value or b"").payload.reward == 0.75
+
+
+def test_bytes_and_headers_go_back_as_they_were_but_for_what_they_were_made_from(log: EmbeddedLog) -> None:
+    headers = (("event_id", b"\x00\xff"), (SOURCE_HEADER, b"everloop.spans:1:2:0"))
+    record = Record(REWARDS.name, 3, 7, 0, b"\xfe", b"\xff{", headers)
+    letter = dead_letter("test", record, ValueError("no"), 1).event
+    assert isinstance(letter, DeadLetterEvent)
+    put_back(log, [(5, letter)])
+    (back,) = read_all(log, REWARDS.name)
+    assert (back.key, back.value) == (b"\xfe", b"\xff{")
+    assert back.headers == (("event_id", b"\x00\xff"), ("replayed-from", b"everloop.dead-letters@5"))
