@@ -22,7 +22,7 @@ def filled_in(value: str) -> str:
 
 
 def test_every_process_has_a_service_and_no_other_has() -> None:
-    assert {service["command"][0] for service in OURS.values()} == set(NAMES)
+    assert {service["command"][0] for service in OURS.values() if "entrypoint" not in service} == set(NAMES)
     assert {"kafka", "clickhouse", "vllm"} <= COMPOSE["services"].keys()
     assert COMPOSE["services"]["vllm"]["profiles"] == ["gpu"]
 
@@ -34,6 +34,7 @@ def test_the_settings_of_a_service_are_settings(name: str, monkeypatch: pytest.M
     settings = load_settings()
     assert settings.simulated_models == [], "nobody plays a model without an endpoint in containers"
     assert settings.analytics_dsn.startswith("clickhouse://")
+    assert settings.bootstrap == "kafka:9092"
 
 
 def test_the_gpu_configuration_has_a_judge_and_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
