@@ -7,6 +7,7 @@ Faust's own habits are worked around where they lose events (measured on faust-s
 - the acknowledgement of every output and every state is awaited before the next event, because Faust's own flush gives
   up after 0.1 s, and its tables send their changelog without waiting;
 - a table's partition is that of the event in hand, which a timer has not: states know their partition;
+- after a rebalance it may stop delivering a partition, which is found and mended (`streams.kafka.stalls`);
 - delivery is at least once; it counts once because a state knows what it contains (`streams.kafka.stored_state`).
 """
 
@@ -19,6 +20,7 @@ import faust
 
 from streams.kafka.log import MAX_RECORD_BYTES
 from streams.kafka.stage import KafkaStage
+from streams.kafka.stalls import CHECK_EVERY_S, StalledPartitions
 from streams.kafka.stored_state import TABLE, StoredState
 from streams.processor import Processor
 from streams.records import NewRecord, Record
@@ -108,6 +110,8 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path, lease_s: fl
 
     app.agent(source, name=f"{name}.consume")(consume)
     app.timer(DEADLINES_EVERY_S, name=f"{name}.deadlines")(stage.expire_due)
+    stalls = StalledPartitions(app, {topic.name for topic in processor.topics}, lambda: stage.idle)
+    app.timer(CHECK_EVERY_S, name=f"{name}.stalls")(stalls.mend)
     return app
 
 

@@ -56,6 +56,11 @@ class KafkaStage(Generic[S]):
         self._send = send
         self._turn = asyncio.Lock()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no record and no deadline is being processed."""
+        return not self._turn.locked()
+
     async def take(self, record: Record) -> None:
         """Process one record. When this returns, its outputs and its state are on Kafka."""
         async with self._turn:

@@ -92,7 +92,7 @@ def plan(bootstrap: str, declared: Sequence[Declared]) -> list[Change]:
 
 
 def apply(bootstrap: str, changes: Sequence[Change], replication: int = -1) -> None:
-    """Make the changes; those of kind `keep` are left.
+    """Make the changes; those of kind `keep` are left. Brokers may take a moment to show new settings.
 
     Args:
         replication: of new topics; -1 is the cluster's default.
@@ -119,10 +119,11 @@ def apply(bootstrap: str, changes: Sequence[Change], replication: int = -1) -> N
             if created:
                 admin.create_topics(created)
                 admin.wait_for_topics(list(created))
-            if configured:
-                admin.alter_configs(configured)
+            results = admin.alter_configs(configured)["topic"] if configured else {}
         except KafkaError as error:
             raise LogUnavailableError(f"cannot declare topics on {bootstrap}: {error}") from error
+    if refused := {topic: result for topic, result in results.items() if result != "OK"}:
+        raise LogUnavailableError(f"{bootstrap} refused to configure topics: {refused}")
 
 
 def _declared(name: str, partitions: int, configs: dict[str, str]) -> Declared:
