@@ -181,23 +181,11 @@ class KafkaLog:
 
     def _client(self, kind: type, **options: Any) -> Any:
         if kind not in self._clients:
-            self._knock()
+            knock(self._servers, min(KNOCK_S, self._timeout_s))
             self._clients[kind] = kind(
                 bootstrap_servers=self._servers, bootstrap_timeout_ms=int(self._timeout_s * 1000), **options
             )
         return self._clients[kind]
-
-    def _knock(self) -> None:
-        """Raise at once when no broker takes a connection; the clients would go on trying for their whole timeout."""
-        for server in self._servers:
-            host, _, port = server.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), min(KNOCK_S, self._timeout_s)).close()
-            except OSError as error:
-                reason = str(error)
-            else:
-                return
-        raise LogUnavailableError(f"no Kafka at {','.join(self._servers)}: {reason}")
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
@@ -206,6 +194,23 @@ class KafkaLog:
         except KafkaError as error:
             servers = ",".join(self._servers)
             raise LogUnavailableError(f"cannot {doing} Kafka at {servers}: {type(error).__name__} {error}") from error
+
+
+def knock(servers: Sequence[str], timeout_s: float = KNOCK_S) -> None:
+    """Return when a broker takes a connection. Kafka's clients would go on trying for their whole timeout.
+
+    Raises:
+        LogUnavailableError: none does.
+    """
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        else:
+            return
+    raise LogUnavailableError(f"no Kafka at {','.join(servers)}: {reason}")
 
 
 def _record(found: Any) -> Record:

@@ -10,7 +10,7 @@ from kafka.errors import KafkaError
 
 from schemas.topics import TOPICS
 from streams.errors import LogUnavailableError
-from streams.kafka.log import MAX_RECORD_BYTES
+from streams.kafka.log import MAX_RECORD_BYTES, knock
 from streams.kafka.stored_state import changelog_of
 from streams.processor import Processor
 
@@ -131,6 +131,7 @@ def _declared(name: str, partitions: int, configs: dict[str, str]) -> Declared:
 
 
 def _admin(bootstrap: str) -> Any:
+    knock(bootstrap.split(","))
     try:
         return KafkaAdminClient(bootstrap_servers=bootstrap.split(","))
     except KafkaError as error:
