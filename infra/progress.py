@@ -14,13 +14,18 @@ class NotDrainedError(Exception):
     """Processors did not reach the end of the log in time."""
 
 
-def behind(log: Log, processor: Processor[Any]) -> int:
-    """Return how many records a processor has still to read."""
+def lag(log: Log, processor: Processor[Any]) -> dict[tuple[str, int], int]:
+    """Return how many records a processor has still to read, by topic and partition."""
     topics = [topic.name for topic in processor.topics]
     partitions = range(processor.topics[0].partitions)
     positions = log.committed(processor.group, topics, partitions)
     ends = {topic: log.ends(topic) for topic in topics}
-    return sum(ends[topic][partition] - offset for (topic, partition), offset in positions.items())
+    return {(topic, partition): ends[topic][partition] - offset for (topic, partition), offset in positions.items()}
+
+
+def behind(log: Log, processor: Processor[Any]) -> int:
+    """Return how many records a processor has still to read."""
+    return sum(lag(log, processor).values())
 
 
 def wait_until_drained(log: Log, processors: Sequence[Processor[Any]], timeout_s: float) -> None:

@@ -25,7 +25,7 @@ from infra.config import (
 )
 from infra.logs import open_log
 from infra.processes.running import StartError, running
-from infra.progress import behind
+from infra.progress import lag
 
 if TYPE_CHECKING:
     from infra.demo import DemoResult
@@ -83,7 +83,8 @@ def status(as_json: AsJson = False) -> None:
         processes = document["processes"].items()
         print_table("Processes", ("name", "pid", "restarts"), [(n, p["pid"], p["restarts"]) for n, p in processes])
         console.print(f"Gateway {document['urls']['gateway']}: {document['gateway']['status']}")
-    print_table("Consumer groups", ("group", "records behind"), document["groups"].items())
+    rows = [(name, sum(lags.values()), ", ".join(lags) or "–") for name, lags in document["groups"].items()]
+    print_table("Consumer groups", ("group", "records behind", "on"), rows)
 
 
 @app.command()
@@ -163,14 +164,18 @@ def _print_summary(result: "DemoResult") -> None:
     )
 
 
-def _groups(settings: Settings) -> dict[str, int]:
+def _groups(settings: Settings) -> dict[str, dict[str, int]]:
+    """Return each consumer group with how many records it is behind, on the partitions where it is."""
     from infra.topology import learning_processors, stream_processors
 
     if settings.log_kind == "sqlite" and not settings.log_path.exists():
         return {}
     processors = [*stream_processors(settings), *learning_processors(settings)]
     with open_log(settings) as log:
-        return {processor.group: behind(log, processor) for processor in processors}
+        return {
+            processor.group: {f"{t}[{p}]": count for (t, p), count in lag(log, processor).items() if count}
+            for processor in processors
+        }
 
 
 def _gateway_health(url: str) -> dict[str, Any]:

@@ -66,7 +66,10 @@ def test_the_same_data_folder_reports_and_lists_and_replays(demo: dict[str, Any]
         done = everloop(data_dir, *text)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
-    assert everloop_json(data_dir, "status")["running"] is False
+    status = everloop_json(data_dir, "status")
+    assert status["running"] is False
+    assert len(status["groups"]) == 5
+    assert list(status["groups"].values()) == [{}] * 5, "a demonstration ends when nobody is behind"
 
 
 def test_replay_can_begin_later(demo: dict[str, Any]) -> None:
