@@ -49,6 +49,7 @@ class Judge(Processor[None]):
 
     name = "judge"
     topics: ClassVar[tuple[Topic, ...]] = (TRAJECTORIES,)
+    max_attempts: ClassVar[int] = 4
 
     def __init__(self, grader: Grader) -> None:
         self.grader = grader

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from infra.analytics.client import connect
 from infra.analytics.report import Report, build_report
 from infra.analytics.sink import follow
+from infra.analytics.tables import create_tables
 from infra.config import Settings
 from infra.logs import open_log
 from infra.threads import vital_thread
@@ -31,6 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        create_tables(client())  # before the first report, which would miss them
         thread = vital_thread("sink", run)
         thread.start()
         yield

@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ MAX_RECORD_BYTES = 24 * 1024 * 1024
 """Largest record: the largest request the gateway takes, and its answer."""
 
 KNOCK_S = 2.0
+ABANDONED_IN_S = 10.0
 
 _POLL_MS = 100
 
@@ -137,8 +138,9 @@ class KafkaLog:
     def close(self) -> None:
         """Close the connections; what was not acknowledged may be lost, and its `append` has not returned."""
         for client in self._clients.values():
-            with suppress(KafkaError):  # such as a producer's unsent records, of which `append` has already told
-                client.close(**({"timeout": 0} if isinstance(client, KafkaProducer) else {}))
+            if isinstance(client, KafkaProducer):
+                _abandon(client)
+            client.close()
         self._clients = {}
 
     def __enter__(self) -> Self:
@@ -194,6 +196,17 @@ class KafkaLog:
         except KafkaError as error:
             servers = ",".join(self._servers)
             raise LogUnavailableError(f"cannot {doing} Kafka at {servers}: {type(error).__name__} {error}") from error
+
+
+def _abandon(producer: Any) -> None:
+    """End a producer's thread without sending what is left, of which `append` has already told its caller.
+
+    Its own `close` flushes first, and gives up closing when that fails: the thread would go on and send the records
+    when the cluster is back, after whoever appended them has put them elsewhere.
+    """
+    sender = producer._sender
+    sender.force_close()
+    sender.join(ABANDONED_IN_S)
 
 
 def knock(servers: Sequence[str], timeout_s: float = KNOCK_S) -> None:

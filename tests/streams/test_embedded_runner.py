@@ -30,6 +30,7 @@ class Doubler(Processor[list[float]]):
 
     name = "doubler"
     topics: ClassVar[tuple[Topic, ...]] = (REWARDS,)
+    max_attempts: ClassVar[int] = 3
 
     def __init__(self) -> None:
         self.attempts: Counter[float] = Counter()
