@@ -8,13 +8,14 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNCED := $(VENV)/.synced
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo test lint format bench schemas clean
+.PHONY: help setup demo test lint format bench faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
 	@echo "make test    run the tests, with their coverage"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   measure, and write the figures to bench-results.json"
+	@echo "make faults  stop Kafka under load for two minutes, and kill workers on it"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make schemas write the JSON Schemas of the events"
 
@@ -46,6 +47,10 @@ format: setup
 
 bench: setup
 	$(RUN)/python -m tests.benchmarks --out bench-results.json
+
+faults: setup
+	EVERLOOP_REQUIRE_KAFKA=1 TEST_OUTAGE_S=120 $(RUN)/pytest -o junit_family=xunit1 --junit-xml=faults.xml \
+		tests/infra/test_gateway_on_kafka.py tests/e2e/test_on_kafka.py tests/e2e/test_killed_processes.py
 
 schemas: setup
 	$(RUN)/python -m schemas.export
