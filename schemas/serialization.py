@@ -1,5 +1,10 @@
-"""The one serialiser: events to UTF-8 JSON bytes and back."""
+"""The one serialiser: events to UTF-8 JSON bytes and back.
 
+A record's value is one event, or several of one key, each on its own line (JSON Lines): they share what a record costs.
+Compact JSON has no line break inside.
+"""
+
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -30,6 +35,22 @@ def decode(model: type[E], value: bytes | None) -> E:
         return model.model_validate_json(value)
     except ValidationError as error:
         raise UndecodableError(f"not a {model.__name__}: {readable(error)}") from error
+
+
+def decode_all(model: type[E], value: bytes | None) -> list[E]:
+    """Return the events in `value`, at least one.
+
+    Raises:
+        UndecodableError: a line is no JSON, or not an event of this type.
+    """
+    if value is None or b"\n" not in value:
+        return [decode(model, value)]
+    return [decode(model, line) for line in value.splitlines() if line]
+
+
+def joined(values: Sequence[bytes]) -> bytes:
+    """Return encoded events as the value of one record."""
+    return b"\n".join(values)
 
 
 def readable(error: ValidationError, limit: int = 5) -> str:

@@ -35,6 +35,7 @@ class Topic:
         key: what the record key is.
         cleanup: `delete` drops what is older than `retention`; `compact` keeps the last record of each key.
         retention: None keeps for ever.
+        batched: whether events with one key that are written together may share a record.
     """
 
     name: str
@@ -43,10 +44,11 @@ class Topic:
     partitions: int
     cleanup: Literal["delete", "compact"] = "delete"
     retention: timedelta | None = None
+    batched: bool = False
 
 
 ROLLOUTS = Topic(PREFIX + "rollouts", RolloutEvent, "rollout_id", ROLLOUT_PARTITIONS)
-SPANS = Topic(PREFIX + "spans", SpanEvent, "rollout_id", ROLLOUT_PARTITIONS, retention=timedelta(days=90))
+SPANS = Topic(PREFIX + "spans", SpanEvent, "rollout_id", ROLLOUT_PARTITIONS, retention=timedelta(days=90), batched=True)
 REWARDS = Topic(PREFIX + "rewards", RewardEvent, "rollout_id", ROLLOUT_PARTITIONS)
 DECISIONS = Topic(PREFIX + "decisions", DecisionEvent, "rollout_id", ROLLOUT_PARTITIONS)
 TRAJECTORIES = Topic(

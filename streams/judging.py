@@ -76,7 +76,7 @@ class Judge(Processor[None]):
                 comment=grade.comment,
             ),
         )
-        return Outcome((Outgoing(REWARDS, event.rollout_id, reward),))
+        return Outcome((Outgoing.of(REWARDS, event.rollout_id, reward),))
 
     def encode_state(self, state: None) -> bytes:  # noqa: ARG002
         """The judge remembers nothing."""

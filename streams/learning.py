@@ -1,5 +1,6 @@
 """A learner as a processor: lessons folded in the order of the log, checkpoints announced as they fall due."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -64,18 +65,23 @@ class Learning(Processor[Learned[S]]):
 
     def handle(self, state: Learned[S] | None, event: AnyEvent, source: Record) -> Outcome[Learned[S]]:
         """Fold a lesson; announce a checkpoint when one is due."""
-        assert isinstance(event, ExampleEvent)  # noqa: S101 - the topic holds nothing else
-        if event.payload.target != self.learner.target:
+        return self.handle_all(state, [event], source)
+
+    def handle_all(self, state: Learned[S] | None, events: Sequence[AnyEvent], source: Record) -> Outcome[Learned[S]]:
+        """Fold a record's lessons, unless the state includes them; announce a checkpoint when one is due."""
+        lessons = [event for event in events if isinstance(event, ExampleEvent)]
+        if any(lesson.payload.target != self.learner.target for lesson in lessons):
             return Outcome(state=state)
         learned = state or Learned(self.learner.initial())
         if learned.includes(source):
             return Outcome(state=learned)
-        learned.state = self.learner.fold(learned.state, event)
+        for lesson in lessons:
+            learned.state = self.learner.fold(learned.state, lesson)
         learned.extend(source)
         due = self.learner.checkpoint(learned.state)
         if due is None or due.version == learned.parent:
             return Outcome(state=learned)
-        announcement = self._announcement(due, learned, event, source)
+        announcement = self._announcement(due, learned, lessons[-1], source)
         learned.parent = due.version
         return Outcome((announcement,), learned)
 
@@ -98,7 +104,7 @@ class Learning(Processor[Learned[S]]):
         )
         event_id = output_id(self, source, event.time)
         announced = CheckpointEvent(event_id=event_id, time=event.time, tenant=event.tenant, payload=checkpoint)
-        return Outgoing(CHECKPOINTS, due.name, announced)
+        return Outgoing.of(CHECKPOINTS, due.name, announced)
 
     def encode_state(self, state: Learned[S]) -> bytes:
         """Return one line of JSON with the offsets, then the learner's own bytes."""

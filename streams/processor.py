@@ -3,7 +3,8 @@
 import re
 from abc import ABC, abstractmethod
 from base64 import b64encode
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar, Generic, TypeVar
 
@@ -13,7 +14,7 @@ from schemas.clock import from_milliseconds
 from schemas.dead_letters import DeadLetter, DeadLetterEvent, Header
 from schemas.envelope import AnyEvent
 from schemas.identifiers import derived_event_id
-from schemas.serialization import UndecodableError, decode
+from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import DEAD_LETTERS, PREFIX, TOPICS, Topic
 from streams.errors import TransientError
 from streams.records import Outgoing, Record
@@ -62,10 +63,28 @@ class Processor(ABC, Generic[S]):
     def handle(self, state: S | None, event: AnyEvent, source: Record) -> Outcome[S]:
         """Process one event.
 
+        Args:
+            source: the record it lies in, `source.index` events after the first.
+
         Raises:
             RejectedRecordError: the record can never be processed; it becomes a dead letter.
             TransientError: it may succeed later; raised before `state` is touched.
         """
+
+    def handle_all(self, state: S | None, events: Sequence[AnyEvent], source: Record) -> Outcome[S]:
+        """Process the events of one record; by default one after another.
+
+        Raises:
+            As `handle`.
+        """
+        if len(events) == 1:
+            return self.handle(state, events[0], source)
+        outputs: list[Outgoing] = []
+        for index, event in enumerate(events):
+            outcome = self.handle(state, event, replace(source, index=index))
+            outputs.extend(outcome.records)
+            state = outcome.state
+        return Outcome(tuple(outputs), outcome.state, outcome.deadline)
 
     def expire(self, state: S, key: str, now: datetime) -> Outcome[S]:  # noqa: ARG002
         """Process the passing of a key's deadline. By default the state is forgotten."""
@@ -101,9 +120,9 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
     """
     attempts = 0
     try:
-        event = decode(TOPICS[source.topic].event, source.value)
+        events = decode_all(TOPICS[source.topic].event, source.value)
         if processor.max_attempts == 1:
-            return processor.handle(state, event, source)  # a Retrying costs more than most records do
+            return processor.handle_all(state, events, source)  # a Retrying costs more than most records do
         for attempt in Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_attempt(processor.max_attempts),
@@ -112,7 +131,7 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
         ):
             with attempt:
                 attempts += 1
-                outcome = processor.handle(state, event, source)
+                outcome = processor.handle_all(state, events, source)
     except UndecodableError as error:
         raise FailedRecordError(dead_letter(processor.name, source, error, 1)) from error
     except Exception as error:  # any bug in a processor must set the record aside, not lose it or stop the stream
@@ -140,12 +159,13 @@ def dead_letter(processor: str, source: Record, error: Exception, attempts: int)
         time=time,
         payload=payload,
     )
-    return Outgoing(DEAD_LETTERS, source.topic, event)
+    return Outgoing.of(DEAD_LETTERS, source.topic, event)
 
 
 def output_id(processor: Processor[S], source: Record, time: datetime, index: int = 0) -> str:
     """Return the event id of a processor's `index`-th output for a record."""
-    return derived_event_id(time, processor.name, source.topic, source.partition, source.offset, index)
+    within = (source.index,) if source.index else ()
+    return derived_event_id(time, processor.name, source.topic, source.partition, source.offset, index, *within)
 
 
 def _required_base64(value: bytes) -> bytes:

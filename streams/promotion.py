@@ -75,7 +75,7 @@ class Promotion(Processor[PromotionState]):
         for following in changes:
             _apply(registry, following)
         outputs = tuple(
-            Outgoing(
+            Outgoing.of(
                 topic,
                 change.name,
                 model(event_id=output_id(self, source, event.time, i), time=event.time, payload=p),
@@ -84,7 +84,7 @@ class Promotion(Processor[PromotionState]):
                 [(CHECKPOINTS, CheckpointEvent, c) for c in changes] + [(ROUTES, RouteEvent, r) for r in routes]
             )
         )
-        own = [*state.own, *(output.event.event_id for output in outputs if output.topic is CHECKPOINTS)]
+        own = [*state.own, *(output.event_id for output in outputs if output.topic is CHECKPOINTS)]
         return Outcome(outputs, state.model_copy(update={"checkpoints": _trimmed(registry), "own": own}))
 
     def encode_state(self, state: PromotionState) -> bytes:

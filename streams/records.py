@@ -1,15 +1,20 @@
 """Records: what lies on a log, and what is about to."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Self
 
 from schemas.envelope import AnyEvent
-from schemas.serialization import encode
+from schemas.serialization import decode, encode, joined
 from schemas.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
 
 SOURCE_HEADER = "source"
 """Header of a processor's output on Kafka: `topic:partition:offset:index` of the record it was made from."""
+
+BATCH_MAX_BYTES = 256 * 1024
 
 REPLAYED_HEADER = "replayed-from"
 """Header of a dead letter that was put back: where the dead letter lies."""
@@ -23,6 +28,7 @@ class Record:
         offset: position in its partition, from 0; never reused.
         timestamp_ms: when it was appended, milliseconds since the unix epoch.
         sequence: position in the whole log, for logs that keep one; 0 otherwise. Orders records of several partitions.
+        index: which of the record's events is meant, from 0.
     """
 
     topic: str
@@ -33,6 +39,7 @@ class Record:
     value: bytes | None
     headers: Headers = ()
     sequence: int = 0
+    index: int = 0
 
     @property
     def position(self) -> str:
@@ -52,13 +59,43 @@ class NewRecord:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """An event on its way to a topic."""
+    """An event on its way to a topic, encoded."""
 
     topic: Topic
     key: str
-    event: AnyEvent
+    event_id: str
+    value: bytes
+
+    @classmethod
+    def of(cls, topic: Topic, key: str, event: AnyEvent) -> Self:
+        """Encode an event."""
+        return cls(topic, key, event.event_id, encode(event))
+
+    @property
+    def event(self) -> AnyEvent:
+        """The event."""
+        return decode(self.topic.event, self.value)
 
     def record(self) -> NewRecord:
-        """Return it as bytes; the event id is repeated as a header, so repeats are found without decoding."""
-        headers = (("event_id", self.event.event_id.encode()),)
-        return NewRecord(self.topic.name, self.key.encode(), encode(self.event), headers)
+        """Return it as a record of its own."""
+        return NewRecord(self.topic.name, self.key.encode(), self.value)
+
+
+def batched(outgoing: Iterable[Outgoing], most_bytes: int = BATCH_MAX_BYTES) -> list[NewRecord]:
+    """Return records in order; neighbours of one key share a record where their topic allows it.
+
+    Args:
+        most_bytes: of a record that several events share; a larger event has a record of its own.
+    """
+    records: list[NewRecord] = []
+    for (topic, key), neighbours in groupby(outgoing, lambda event: (event.topic, event.key)):
+        values: list[bytes] = []
+        size = 0
+        for event in neighbours:
+            if values and (not topic.batched or size + len(event.value) > most_bytes):
+                records.append(NewRecord(topic.name, key.encode(), joined(values)))
+                values, size = [], 0
+            values.append(event.value)
+            size += len(event.value)
+        records.append(NewRecord(topic.name, key.encode(), joined(values)))
+    return records

@@ -40,7 +40,7 @@ class LessonRouter(Processor[int]):
         if event.payload.reward_revision <= routed:
             return Outcome(state=routed, deadline=deadline)
         outputs = tuple(
-            Outgoing(
+            Outgoing.of(
                 EXAMPLES,
                 example.target,
                 ExampleEvent(

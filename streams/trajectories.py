@@ -1,10 +1,15 @@
 """The join: everything of one rollout becomes its trajectory, and again whenever its reward changes."""
 
-from collections.abc import Iterable
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import ClassVar
+from itertools import accumulate
+from typing import Any, ClassVar
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+import orjson
+from orjson import Fragment
+from pydantic import BaseModel, ConfigDict
 
 from schemas.clock import from_milliseconds
 from schemas.decisions import DecisionEvent
@@ -12,10 +17,9 @@ from schemas.envelope import AnyEvent
 from schemas.identifiers import derived_event_id
 from schemas.rewards import PRECEDENCE, RewardEvent
 from schemas.rollouts import TERMINAL, TRANSITIONS, Rollout, RolloutEvent, RolloutState
-from schemas.serialization import decode
+from schemas.serialization import decode_all, encode
 from schemas.spans import SpanEvent
 from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS, TOPICS, TRAJECTORIES, Topic
-from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.errors import RejectedRecordError
 from streams.processor import Outcome, Processor, dead_letter, output_id
 from streams.records import Outgoing, Record
@@ -37,56 +41,23 @@ class JoinConfig(BaseModel):
     late_reward_window: timedelta = timedelta(days=14)
 
 
-class Waiting(BaseModel):
-    """A record whose rollout is not known yet, as it lay on the log."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    value: Base64Bytes
-    headers: list[tuple[str, Base64Bytes]] = []
-
-    @classmethod
-    def of(cls, source: Record) -> "Waiting":
-        """Keep a record."""
-        return cls.model_construct(
-            topic=source.topic,
-            partition=source.partition,
-            offset=source.offset,
-            timestamp_ms=source.timestamp_ms,
-            value=source.value or b"",
-            headers=list(source.headers),
-        )
-
-    def record(self, key: str) -> Record:
-        """Return the record."""
-        return Record(
-            self.topic,
-            self.partition,
-            self.offset,
-            self.timestamp_ms,
-            key.encode(),
-            self.value,
-            tuple(self.headers),
-        )
-
-
-class JoinState(BaseModel):
-    """What is known of one rollout.
+@dataclass(slots=True)
+class JoinState:
+    """What is known of one rollout. What is only passed on is kept as the bytes it will be passed on as.
 
     Attributes:
         rollout: the latest state, with what earlier events said filled in; None until the rollout is announced.
-        seen: ids of the events joined, so that repeats are ignored.
+        spans, decisions: encoded events in the order they arrived.
+        seen: ids of the events joined, so that repeats are ignored; the values mean nothing.
         waiting: records that came before the rollout did.
     """
 
     rollout: RolloutEvent | None = None
-    spans: list[SpanEvent] = Field(default_factory=list)
-    decisions: list[DecisionEvent] = Field(default_factory=list)
-    rewards: list[RewardEvent] = Field(default_factory=list)
-    seen: list[str] = Field(default_factory=list)
-    waiting: list[Waiting] = Field(default_factory=list)
+    spans: list[bytes] = field(default_factory=list)
+    decisions: list[bytes] = field(default_factory=list)
+    rewards: list[RewardEvent] = field(default_factory=list)
+    seen: dict[str, None] = field(default_factory=dict)
+    waiting: list[Record] = field(default_factory=list)
     revision: int = 0
     reward: float | None = None
     reward_revision: int = 0
@@ -95,6 +66,26 @@ class JoinState(BaseModel):
     def closed(self) -> bool:
         """Whether the rollout has ended."""
         return self.rollout is not None and self.rollout.payload.state in TERMINAL
+
+    def take(self, event: AnyEvent) -> bool:
+        """Take in an event; return whether it is new.
+
+        Raises:
+            RejectedRecordError: it says that the rollout did what it cannot have done.
+        """
+        if event.event_id in self.seen:
+            return False
+        match event:
+            case RolloutEvent():
+                self.rollout = _advanced(self.rollout, event)
+            case SpanEvent():
+                self.spans.append(encode(event))
+            case DecisionEvent():
+                self.decisions.append(encode(event))
+            case RewardEvent():
+                self.rewards.append(event)
+        self.seen[event.event_id] = None
+        return True
 
 
 class TrajectoryJoin(Processor[JoinState]):
@@ -112,22 +103,25 @@ class TrajectoryJoin(Processor[JoinState]):
 
     def handle(self, state: JoinState | None, event: AnyEvent, source: Record) -> Outcome[JoinState]:
         """Take in one event of a rollout."""
+        return self.handle_all(state, [event], source)
+
+    def handle_all(self, state: JoinState | None, events: Sequence[AnyEvent], source: Record) -> Outcome[JoinState]:
+        """Take in the events of a record; however many they are, they change the trajectory once."""
         state = state or JoinState()
-        arrived = from_milliseconds(source.timestamp_ms)
-        if event.event_id in state.seen:
-            return Outcome(state=state, deadline=self._deadline(state, arrived))
-        if state.rollout is None and not isinstance(event, RolloutEvent):
-            waiting = [*state.waiting, Waiting.of(source)]
+        if state.rollout is None and not isinstance(events[0], RolloutEvent):
+            state.waiting.append(source)
             # The clock of an orphan starts with the first event that waits, not the last.
-            first = from_milliseconds(waiting[0].timestamp_ms)
-            return Outcome(
-                state=state.model_copy(update={"waiting": waiting}), deadline=first + self.config.orphan_limit
-            )
-        joined = _joined(state, [event])
-        if joined.waiting:
-            earlier = [decode(TOPICS[waiting.topic].event, waiting.value) for waiting in joined.waiting]
-            joined = _joined(joined, earlier).model_copy(update={"waiting": []})
-        return self._emitted(state, joined, output_id(self, source, event.time), event.time, arrived)
+            first = from_milliseconds(state.waiting[0].timestamp_ms)
+            return Outcome(state=state, deadline=first + self.config.orphan_limit)
+        new = [event for event in events if state.take(event)]
+        for waiting in state.waiting:
+            new += [event for event in decode_all(TOPICS[waiting.topic].event, waiting.value) if state.take(event)]
+        state.waiting = []
+        deadline = self._deadline(state, from_milliseconds(source.timestamp_ms))
+        if not new or not state.closed:
+            return Outcome(state=state, deadline=deadline)
+        time = events[-1].time
+        return Outcome((_emitted(state, output_id(self, source, time), time),), state, deadline)
 
     def expire(self, state: JoinState, key: str, now: datetime) -> Outcome[JoinState]:
         """Close an idle rollout, forget a closed one, or set orphans aside."""
@@ -135,7 +129,7 @@ class TrajectoryJoin(Processor[JoinState]):
             error = RejectedRecordError(
                 f"no rollout {key!r} was announced within {self.config.orphan_limit}; create it, then replay this"
             )
-            return Outcome(tuple(dead_letter(self.name, waiting.record(key), error, 1) for waiting in state.waiting))
+            return Outcome(tuple(dead_letter(self.name, waiting, error, 1) for waiting in state.waiting))
         if state.closed:
             return Outcome()
         failed = RolloutEvent(
@@ -146,54 +140,96 @@ class TrajectoryJoin(Processor[JoinState]):
             trace_id=state.rollout.trace_id,
             payload=Rollout(state=RolloutState.FAILED, error=f"nothing was heard of it for {self.config.idle_limit}"),
         )
-        closed = _joined(state, [failed])
-        return self._emitted(state, closed, derived_event_id(now, self.name, "idle trajectory", key), now, now)
+        state.take(failed)
+        trajectory = _emitted(state, derived_event_id(now, self.name, "idle trajectory", key), now)
+        return Outcome((trajectory,), state, self._deadline(state, now))
 
     def encode_state(self, state: JoinState) -> bytes:
-        """Return the state as JSON."""
-        return state.model_dump_json().encode()
+        """Return a line of JSON, then the kept bytes one after another."""
+        kept = [*state.spans, *state.decisions, *(record.value or b"" for record in state.waiting)]
+        header = {
+            "rollout": state.rollout and Fragment(encode(state.rollout)),
+            "rewards": [Fragment(encode(reward)) for reward in state.rewards],
+            "seen": list(state.seen),
+            "revision": state.revision,
+            "reward": state.reward,
+            "reward_revision": state.reward_revision,
+            "spans": len(state.spans),
+            "waiting": [_without_value(record) for record in state.waiting],
+            "lengths": [len(value) for value in kept],
+        }
+        return b"\n".join((orjson.dumps(header), b"".join(kept)))
 
     def decode_state(self, value: bytes) -> JoinState:
-        """Return the state from JSON."""
-        return JoinState.model_validate_json(value)
-
-    def _emitted(
-        self, before: JoinState, state: JoinState, event_id: str, time: datetime, arrived: datetime
-    ) -> Outcome[JoinState]:
-        """Return the outcome, with a trajectory when the rollout is closed and something that counts changed."""
-        deadline = self._deadline(state, arrived)
-        if not state.closed or state.rollout is None or state is before:
-            return Outcome(state=state, deadline=deadline)
-        reward = reward_that_counts(state.rewards)
-        state = state.model_copy(
-            update={
-                "revision": state.revision + 1,
-                "reward": reward,
-                "reward_revision": state.reward_revision + (reward is not None and reward != before.reward),
-            }
+        """Return the state that `encode_state` wrote."""
+        line, _, body = value.partition(b"\n")
+        header = orjson.loads(line)
+        ends = list(accumulate(header["lengths"]))
+        kept = [body[end - length : end] for length, end in zip(header["lengths"], ends, strict=True)]
+        spans, decisions = header["spans"], len(kept) - len(header["waiting"])
+        return JoinState(
+            rollout=RolloutEvent.model_validate(header["rollout"]) if header["rollout"] else None,
+            spans=kept[:spans],
+            decisions=kept[spans:decisions],
+            rewards=[RewardEvent.model_validate(reward) for reward in header["rewards"]],
+            seen=dict.fromkeys(header["seen"]),
+            waiting=[_with_value(*pair) for pair in zip(header["waiting"], kept[decisions:], strict=True)],
+            revision=header["revision"],
+            reward=header["reward"],
+            reward_revision=header["reward_revision"],
         )
-        assert state.rollout is not None  # noqa: S101 - narrowed above, lost by the copy
-        payload = Trajectory(
-            rollout=state.rollout.payload,
-            spans=state.spans,
-            decisions=state.decisions,
-            rewards=state.rewards,
-            reward=reward,
-            revision=state.revision,
-            reward_revision=state.reward_revision,
-        )
-        event = TrajectoryEvent(
-            event_id=event_id,
-            time=time,
-            tenant=state.rollout.tenant,
-            rollout_id=state.rollout.rollout_id,
-            trace_id=state.rollout.trace_id,
-            payload=payload,
-        )
-        return Outcome((Outgoing(TRAJECTORIES, event.rollout_id, event),), state, deadline)
 
     def _deadline(self, state: JoinState, arrived: datetime) -> datetime:
         return arrived + (self.config.late_reward_window if state.closed else self.config.idle_limit)
+
+
+def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
+    """Return the trajectory of a closed rollout and note in the state that it was emitted.
+
+    It is put together from encoded parts: they were validated when they arrived.
+    """
+    assert state.rollout is not None  # noqa: S101 - closed
+    rollout, reward = state.rollout, reward_that_counts(state.rewards)
+    state.revision += 1
+    state.reward_revision += reward is not None and reward != state.reward
+    state.reward = reward
+    payload = {
+        "rollout": Fragment(rollout.payload.model_dump_json()),
+        "spans": [Fragment(span) for span in state.spans],
+        "decisions": [Fragment(decision) for decision in state.decisions],
+        "rewards": [Fragment(encode(event)) for event in state.rewards],
+        "reward": reward,
+        "revision": state.revision,
+        "reward_revision": state.reward_revision,
+    }
+    event = {
+        "event_id": event_id,
+        "type": "trajectory",
+        "schema_version": 1,
+        "time": time,
+        "tenant": rollout.tenant,
+        "rollout_id": rollout.rollout_id,
+        "trace_id": rollout.trace_id,
+        "span_id": None,
+        "payload": payload,
+    }
+    return Outgoing(TRAJECTORIES, rollout.rollout_id, event_id, orjson.dumps(event, option=orjson.OPT_UTC_Z))
+
+
+def _without_value(record: Record) -> dict[str, Any]:
+    return {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp_ms": record.timestamp_ms,
+        "key": b64encode(record.key or b"").decode(),
+        "headers": [(name, b64encode(value).decode()) for name, value in record.headers],
+    }
+
+
+def _with_value(kept: dict[str, Any], value: bytes) -> Record:
+    headers = tuple((name, b64decode(header)) for name, header in kept["headers"])
+    return Record(**kept | {"key": b64decode(kept["key"]), "value": value, "headers": headers})
 
 
 def reward_that_counts(rewards: Iterable[RewardEvent]) -> float | None:
@@ -210,28 +246,6 @@ def reward_that_counts(rewards: Iterable[RewardEvent]) -> float | None:
         if of_source:
             return max(of_source, key=lambda event: (event.time, event.event_id)).payload.value
     return None
-
-
-def _joined(state: JoinState, events: Iterable[AnyEvent]) -> JoinState:
-    """Return the state with these events taken in."""
-    rollout, seen = state.rollout, list(state.seen)
-    spans, decisions, rewards = list(state.spans), list(state.decisions), list(state.rewards)
-    for event in events:
-        if event.event_id in seen:
-            continue
-        seen.append(event.event_id)
-        match event:
-            case RolloutEvent():
-                rollout = _advanced(rollout, event)
-            case SpanEvent():
-                spans.append(event)
-            case DecisionEvent():
-                decisions.append(event)
-            case RewardEvent():
-                rewards.append(event)
-    return state.model_copy(
-        update={"rollout": rollout, "spans": spans, "decisions": decisions, "rewards": rewards, "seen": seen}
-    )
 
 
 def _advanced(known: RolloutEvent | None, change: RolloutEvent) -> RolloutEvent:

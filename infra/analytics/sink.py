@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from infra.analytics.tables import TABLES, Table, create_tables
-from schemas.serialization import UndecodableError, decode
+from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import PREFIX
 from streams.log import Log
 from streams.records import Record
@@ -45,7 +46,7 @@ class Sink:
             return 0
         for table in TABLES:
             mine = (record for record in records if record.topic == table.topic.name)
-            rows = [row for record in mine if (row := self._row(table, record)) is not None]
+            rows = [row for record in mine for row in self._rows(table, record)]
             if rows:
                 self._client.insert(table.name, rows, column_names=table.column_names)
         read = {(record.topic, record.partition): record.offset + 1 for record in records}
@@ -58,15 +59,16 @@ class Sink:
         while self.run_once():
             pass
 
-    def _row(self, table: Table, record: Record) -> list[Any] | None:
-        """Return a record's row; None for tombstones and for what a processor makes a dead letter."""
+    def _rows(self, table: Table, record: Record) -> list[list[Any]]:
+        """Return a row for each event of a record; none for tombstones and for what a processor makes a dead letter."""
         if record.value is None:
-            return None
+            return []
         try:
-            return table.values(record, decode(table.topic.event, record.value))
+            events = decode_all(table.topic.event, record.value)
         except UndecodableError as error:
             log_event.warning("no row for an undecodable record", record=record.position, error=str(error))
-            return None
+            return []
+        return [table.values(replace(record, index=index), event) for index, event in enumerate(events)]
 
 
 def follow(open_log: Callable[[], Log], connect: Callable[[], Any], stop: threading.Event) -> None:

@@ -1,8 +1,8 @@
-"""The tables: one a topic, each row a record, told apart by where the record lies.
+"""The tables: one a topic, each row an event, told apart by where it lies.
 
-ReplacingMergeTree collapses rows with one sort key, and every sort key ends in (partition, offset): a batch inserted
-again after a crash, cut in whatever way, is read once with FINAL. Partition and sort columns come from the event, which
-never changes.
+ReplacingMergeTree collapses rows with one sort key, and every sort key ends in (partition, offset, index). A batch that
+is inserted again after a crash, cut in whatever way, is read once with FINAL. Partition and sort columns come from the
+event, which never changes.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from streams.records import Record
 _COMMON = (
     ("partition", "UInt16"),
     ("offset", "UInt64 CODEC(Delta, ZSTD(1))"),
+    ("index", "UInt16"),
     ("event_id", "String"),
     ("time", "DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1))"),
     ("tenant", "LowCardinality(String)"),
@@ -39,7 +40,7 @@ class Table:
     Attributes:
         columns: name and type of what it has beside the common columns.
         row: values of those columns, from an event.
-        order: sort key before (partition, offset).
+        order: sort key before (partition, offset, index).
         keep: TTL clause, empty to keep for ever.
     """
 
@@ -57,7 +58,7 @@ class Table:
         index = ", INDEX by_rollout rollout_id TYPE bloom_filter GRANULARITY 4"
         return (
             f"CREATE TABLE IF NOT EXISTS {self.name} ({columns}{index}) ENGINE = ReplacingMergeTree"
-            f" PARTITION BY toYYYYMM(time) ORDER BY ({self.order}, `partition`, `offset`) {self.keep}"
+            f" PARTITION BY toYYYYMM(time) ORDER BY ({self.order}, `partition`, `offset`, `index`) {self.keep}"
             " SETTINGS non_replicated_deduplication_window = 1000"
         )
 
@@ -71,6 +72,7 @@ class Table:
         common = [
             record.partition,
             record.offset,
+            record.index,
             event.event_id,
             event.time,
             event.tenant,

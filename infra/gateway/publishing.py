@@ -14,7 +14,7 @@ from schemas.topics import TOPICS
 from streams.embedded.log import EmbeddedLog
 from streams.errors import LogUnavailableError, StreamError
 from streams.log import Log
-from streams.records import NewRecord, Outgoing
+from streams.records import NewRecord, Outgoing, batched
 
 BATCH = 1000
 FORWARDER = "forwarder"
@@ -25,7 +25,7 @@ log_event = structlog.get_logger(__name__)
 
 @dataclass
 class PublishingStatus:
-    """What has become of the events handed over, by topic.
+    """What has become of the records handed over, by topic; a record carries one event or several.
 
     Attributes:
         accepted: handed over; durable or about to be.
@@ -85,7 +85,7 @@ class Publisher:
 
     def publish(self, events: Sequence[Outgoing]) -> Future[None]:
         """Hand over events; the future ends when they are durable, or raises LogUnavailableError."""
-        records = [event.record() for event in events]
+        records = batched(events)
         self.status.accepted.update(record.topic for record in records)
         pending = _Pending(records, Future())
         self._queue.put(pending)

@@ -15,7 +15,7 @@ from learners.contract import Policy
 from learners.policies import UniformPolicy, load_policy
 from schemas.rollouts import TERMINAL, RolloutEvent
 from schemas.routes import Endpoint, Route, RouteEvent
-from schemas.serialization import UndecodableError, decode
+from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import ROLLOUTS, ROUTES
 from streams.artifacts import ArtifactReader
 from streams.errors import LogUnavailableError, RejectedRecordError
@@ -223,7 +223,8 @@ class RouteFollower:
                 if record.value is None:
                     continue
                 try:
-                    self._table.apply(decode(RouteEvent, record.value).payload)
+                    for event in decode_all(RouteEvent, record.value):
+                        self._table.apply(event.payload)
                 except UndecodableError as error:
                     log_event.error("route skipped", record=record.position, error=str(error))
         self._positions = positions
@@ -233,13 +234,14 @@ class RouteFollower:
         opened: dict[str, dict[str, str]] = {}
         for record in read_all(log, ROLLOUTS.name):
             try:
-                event = decode(RolloutEvent, record.value)
+                changes = decode_all(RolloutEvent, record.value)
             except UndecodableError:
                 continue  # the join makes it a dead letter
-            if event.payload.state in TERMINAL:
-                opened.pop(event.rollout_id, None)
-            else:
-                opened.setdefault(event.rollout_id, {}).update(event.payload.checkpoints)
+            for change in changes:
+                if change.payload.state in TERMINAL:
+                    opened.pop(change.rollout_id, None)
+                else:
+                    opened.setdefault(change.rollout_id, {}).update(change.payload.checkpoints)
         for rollout_id, versions in opened.items():
             self._table.restore(rollout_id, versions)
 

@@ -35,7 +35,7 @@ class Services:
 
     def record(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout without waiting for the disk."""
-        self.publisher.publish([Outgoing(topic, event.rollout_id or "", event) for event in events])
+        self.publisher.publish([Outgoing.of(topic, event.rollout_id or "", event) for event in events])
 
     async def record_durably(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout and return when they are durable.
@@ -43,7 +43,7 @@ class Services:
         Raises:
             LogUnavailableError: they could be written neither to the log nor to the spool.
         """
-        outgoing = [Outgoing(topic, event.rollout_id or "", event) for event in events]
+        outgoing = [Outgoing.of(topic, event.rollout_id or "", event) for event in events]
         await asyncio.wrap_future(self.publisher.publish(outgoing))
 
 

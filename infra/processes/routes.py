@@ -33,7 +33,7 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
         wanted = [*_model_routes(settings, simulator_url)]
         wanted += [baseline_route(name) for name in (*settings.bandit.targets, RANDOM_POLICY) if name not in served]
         changed = [route for route in wanted if served.get(route.name) != route]
-        log.append([Outgoing(ROUTES, route.name, RouteEvent(payload=route)).record() for route in changed])
+        log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record() for route in changed])
 
 
 def _model_routes(settings: Settings, simulator_url: str | None) -> list[Route]:

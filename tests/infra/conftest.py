@@ -13,7 +13,7 @@ from infra.config import GatewaySettings, Settings
 from infra.gateway.app import create_app
 from schemas.envelope import AnyEvent
 from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
-from schemas.serialization import decode
+from schemas.serialization import decode_all
 from schemas.topics import ROUTES, Topic
 from streams.embedded.log import EmbeddedLog
 from streams.log import read_all
@@ -47,7 +47,7 @@ class Gateway:
         """Return what is on a topic, in order of appending."""
         with EmbeddedLog(self.settings.log_path) as log:
             records = sorted(read_all(log, topic.name), key=lambda record: record.sequence)
-            return [decode(kind, record.value) for record in records]
+            return [event for record in records for event in decode_all(kind, record.value)]
 
     def soon(self, topic: Topic, kind: type[T], count: int = 1) -> list[T]:
         """Return what is on a topic once there is this much: spans are written after the answer."""
@@ -66,7 +66,7 @@ def model_route(name: str, url: str, version: str = "v1", **endpoint: Any) -> Ro
 
 def publish(log_path: Path, *routes: Route) -> None:
     with EmbeddedLog(log_path) as log:
-        log.append([Outgoing(ROUTES, route.name, RouteEvent(payload=route)).record() for route in routes])
+        log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record() for route in routes])
 
 
 @contextmanager

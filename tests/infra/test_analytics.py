@@ -55,10 +55,10 @@ def filled(log: EmbeddedLog) -> EmbeddedLog:
     log.append([NewRecord(SPANS.name, b"r9", b"no event")])
     for state in (CheckpointState.CANDIDATE, CheckpointState.REJECTED):
         checkpoint = Checkpoint(name="supervisor-policy", version="v1", kind="policy", state=state, reason="why not")
-        log.append([Outgoing(CHECKPOINTS, "supervisor-policy", CheckpointEvent(payload=checkpoint)).record()])
+        log.append([Outgoing.of(CHECKPOINTS, "supervisor-policy", CheckpointEvent(payload=checkpoint)).record()])
     for version in ("uniform", "v1", "v1"):
         route = Route(name="supervisor-policy", kind="policy", targets=[RouteTarget(version=version)])
-        log.append([Outgoing(ROUTES, route.name, RouteEvent(payload=route)).record()])
+        log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record()])
     runner = EmbeddedRunner(log, TrajectoryJoin(), "test")
     while runner.run_once():
         pass

@@ -22,7 +22,7 @@ from tests.waiting import eventually
 
 
 def outgoing(number: int) -> Outgoing:
-    return Outgoing(ROLLOUTS, "r", events.succeeded("r", turns=number))
+    return Outgoing.of(ROLLOUTS, "r", events.succeeded("r", turns=number))
 
 
 def turns(log_path: Path) -> list[int | None]:
@@ -128,7 +128,9 @@ def test_a_full_spool_refuses_what_is_new_and_keeps_what_it_has(log_path: Path) 
         spool_max_bytes=400_000,
     )
     publisher.start()
-    large = [Outgoing(ROLLOUTS, "r", events.succeeded("r", turns=number, output="x" * 50_000)) for number in range(20)]
+    large = [
+        Outgoing.of(ROLLOUTS, "r", events.succeeded("r", turns=number, output="x" * 50_000)) for number in range(20)
+    ]
     kept = 0
     with locked(log_path):
         for event in large:

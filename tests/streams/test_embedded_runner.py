@@ -48,7 +48,7 @@ class Doubler(Processor[list[float]]):
         if value == 0.0625:
             raise ZeroDivisionError("a defect")
         echo = event.model_copy(update={"event_id": output_id(self, source, event.time)})
-        return Outcome((Outgoing(TRAJECTORIES, event.rollout_id, echo),), state)
+        return Outcome((Outgoing.of(TRAJECTORIES, event.rollout_id, echo),), state)
 
     def encode_state(self, state: list[float]) -> bytes:
         return orjson.dumps(state)
@@ -179,7 +179,7 @@ def test_a_deadline_reaches_the_processor_once(log: EmbeddedLog) -> None:
 
         def expire(self, state: list[float], key: str, now: datetime) -> Outcome[list[float]]:
             alarm = events.reward(key, 0.5)
-            return Outcome((Outgoing(TRAJECTORIES, key, alarm),))
+            return Outcome((Outgoing.of(TRAJECTORIES, key, alarm),))
 
     log.append(rewards([0.5]))
     run(log, Alarm())
