@@ -63,6 +63,10 @@ class Learning(Processor[Learned[S]]):
         self.name = f"learn:{learner.target}:{learner.identity}:{learner.config_sha256[:8]}"
         self._artifacts = artifacts
 
+    def concerns(self, source: Record) -> bool:
+        """Return whether a lesson is for this learner; those of others may be large."""
+        return self.state_key(source) == self.learner.target
+
     def handle(self, state: Learned[S] | None, event: AnyEvent, source: Record) -> Outcome[Learned[S]]:
         """Fold a lesson; announce a checkpoint when one is due."""
         return self.handle_all(state, [event], source)
@@ -70,8 +74,6 @@ class Learning(Processor[Learned[S]]):
     def handle_all(self, state: Learned[S] | None, events: Sequence[AnyEvent], source: Record) -> Outcome[Learned[S]]:
         """Fold a record's lessons, unless the state includes them; announce a checkpoint when one is due."""
         lessons = [event for event in events if isinstance(event, ExampleEvent)]
-        if any(lesson.payload.target != self.learner.target for lesson in lessons):
-            return Outcome(state=state)
         learned = state or Learned(self.learner.initial())
         if learned.includes(source):
             return Outcome(state=learned)

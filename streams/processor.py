@@ -59,6 +59,10 @@ class Processor(ABC, Generic[S]):
         """Its consumer group; legal as a part of a Kafka topic's name, which its states' topic is named by."""
         return PREFIX + re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
 
+    def concerns(self, source: Record) -> bool:  # noqa: ARG002
+        """Return whether a record can matter, from its key and headers alone; what cannot is not even decoded."""
+        return True
+
     @abstractmethod
     def handle(self, state: S | None, event: AnyEvent, source: Record) -> Outcome[S]:
         """Process one event.

@@ -16,6 +16,9 @@ SOURCE_HEADER = "source"
 
 BATCH_MAX_BYTES = 256 * 1024
 
+REWARD_REVISION_HEADER = "reward-revision"
+"""Header of a trajectory: its reward revision in decimal, so that who waits for a reward need not decode it."""
+
 REPLAYED_HEADER = "replayed-from"
 """Header of a dead letter that was put back: where the dead letter lies."""
 
@@ -65,6 +68,7 @@ class Outgoing:
     key: str
     event_id: str
     value: bytes
+    headers: Headers = ()
 
     @classmethod
     def of(cls, topic: Topic, key: str, event: AnyEvent) -> Self:
@@ -78,7 +82,7 @@ class Outgoing:
 
     def record(self) -> NewRecord:
         """Return it as a record of its own."""
-        return NewRecord(self.topic.name, self.key.encode(), self.value)
+        return NewRecord(self.topic.name, self.key.encode(), self.value, self.headers)
 
 
 def batched(outgoing: Iterable[Outgoing], most_bytes: int = BATCH_MAX_BYTES) -> list[NewRecord]:

@@ -31,7 +31,7 @@ def replay(
     for topic in processor.topics:
         for record in read_all(log, topic.name, start=start):
             on_record()
-            if processor.state_key(record) != processor.learner.target or record.position in without:
+            if not processor.concerns(record) or record.position in without:
                 continue
             try:
                 learned = process(processor, learned, record).state or learned

@@ -12,7 +12,7 @@ from schemas.topics import EXAMPLES, TRAJECTORIES, Topic
 from schemas.trajectories import TrajectoryEvent
 from streams.adapter import AdapterConfig, examples_of
 from streams.processor import Outcome, Processor, output_id
-from streams.records import Outgoing, Record
+from streams.records import REWARD_REVISION_HEADER, Outgoing, Record
 
 
 class LessonRouter(Processor[int]):
@@ -31,6 +31,10 @@ class LessonRouter(Processor[int]):
     def __init__(self, config: AdapterConfig, memory: timedelta) -> None:
         self.config = config
         self.memory = memory
+
+    def concerns(self, source: Record) -> bool:
+        """Return whether a trajectory has a reward, as far as its headers say."""
+        return (REWARD_REVISION_HEADER, b"0") not in source.headers
 
     def handle(self, state: int | None, event: AnyEvent, source: Record) -> Outcome[int]:
         """Route a trajectory's lessons if its reward is new."""

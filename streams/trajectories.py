@@ -22,7 +22,7 @@ from schemas.spans import SpanEvent
 from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS, TOPICS, TRAJECTORIES, Topic
 from streams.errors import RejectedRecordError
 from streams.processor import Outcome, Processor, dead_letter, output_id
-from streams.records import Outgoing, Record
+from streams.records import REWARD_REVISION_HEADER, Outgoing, Record
 
 
 class JoinConfig(BaseModel):
@@ -213,7 +213,8 @@ def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
         "span_id": None,
         "payload": payload,
     }
-    return Outgoing(TRAJECTORIES, rollout.rollout_id, event_id, orjson.dumps(event, option=orjson.OPT_UTC_Z))
+    headers = ((REWARD_REVISION_HEADER, str(state.reward_revision).encode()),)
+    return Outgoing(TRAJECTORIES, rollout.rollout_id, event_id, orjson.dumps(event, option=orjson.OPT_UTC_Z), headers)
 
 
 def _without_value(record: Record) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from streams.errors import LogUnavailableError, LogUnreadableError
 
 VERSION = 1
 BUSY_TIMEOUT_S = 30.0
+CHECKPOINT_PAGES = 8000
+"""Size of the write-ahead log (32 MB) at which it is moved into the file: states written again and again move once."""
 
 Durability = Literal["process", "power"]
 """What a committed transaction survives: the death of the process, or of the machine."""
@@ -33,6 +35,7 @@ def open_database(path: Path, durability: Durability, busy_timeout_s: float = BU
     try:
         _use_wal(connection, busy_timeout_s)
         connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         with transaction(connection):
             _prepare(connection, path)
     except sqlite3.OperationalError as error:

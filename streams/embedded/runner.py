@@ -104,6 +104,8 @@ class EmbeddedRunner(Generic[S]):
 
     def _process_one(self, batch: _Batch[S], record: Record, set_aside: dict[str, Outgoing]) -> None:
         batch.positions[record.topic, record.partition] = record.offset + 1
+        if not self.processor.concerns(record):
+            return
         if record.position in set_aside:
             batch.outputs.append(set_aside[record.position])
             return
