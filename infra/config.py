@@ -3,11 +3,21 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
+    NestedSecretsSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -18,9 +28,13 @@ from learners.gate import GateConfig
 from schemas.routes import Endpoint
 from schemas.serialization import readable
 from streams.adapter import AdapterConfig
+from streams.kafka.cluster import Cluster, Mechanism, Protocol
 from streams.trajectories import JoinConfig
 
 CONFIG_VARIABLE = "EVERLOOP_CONFIG"
+SECRETS_VARIABLE = "EVERLOOP_SECRETS_DIR"
+"""Names a folder of files, each a setting: `kafka__password` holds the setting `password` of section `kafka`."""
+
 DEFAULT_FILE = Path("everloop.toml")
 PREFIX = "EVERLOOP_"
 
@@ -106,9 +120,39 @@ class AnalyticsSettings(Section):
         port: where the process that owns the embedded store answers reports; 0 takes a free one.
     """
 
-    dsn: str | None = None
+    dsn: SecretStr | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8702, ge=0, le=65_535)
+
+
+class KafkaSettings(Section):
+    """How to log in to the Kafka cluster that `log` names.
+
+    Attributes:
+        topic_prefix: put before every topic, group and transactional id, for installations that share a cluster.
+        protocol: `SSL` and `SASL_SSL` are encrypted.
+        mechanism: how user and password are shown, with SASL.
+        ca_file: certificates of the authorities that may sign the brokers'; None is the system's.
+        cert_file, key_file, key_password: this client's own certificate, where brokers ask for one.
+    """
+
+    topic_prefix: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,60}[._-])?$")] = ""
+    protocol: Protocol = "PLAINTEXT"
+    mechanism: Mechanism = "PLAIN"
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: FilePath | None = None
+    cert_file: FilePath | None = None
+    key_file: FilePath | None = None
+    key_password: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.protocol.startswith("SASL") and (self.username is None or self.password is None):
+            raise ValueError(f"{self.protocol} needs username and password")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        return self
 
 
 class WorkerSettings(Section):
@@ -147,6 +191,7 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     simulator: SimulatorSettings = SimulatorSettings()
     judge: JudgeSettings = JudgeSettings()
+    kafka: KafkaSettings = KafkaSettings()
     worker: WorkerSettings = WorkerSettings()
     analytics: AnalyticsSettings = AnalyticsSettings()
     bandit: BanditSettings = BanditSettings()
@@ -164,13 +209,23 @@ class Settings(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the environment over the file over the defaults."""
-        file = config_file()
-        if file is None:
-            return init_settings, env_settings
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+        """Read the environment over files of secrets over the configuration file over the defaults."""
+        sources = [init_settings, env_settings]
+        if (folder := os.environ.get(SECRETS_VARIABLE)) is not None:
+            sources.append(
+                NestedSecretsSettingsSource(
+                    file_secret_settings,
+                    secrets_dir=folder,
+                    secrets_dir_missing="error",
+                    secrets_prefix="",
+                    secrets_nested_delimiter="__",
+                )
+            )
+        if (file := config_file()) is not None:
+            sources.append(TomlConfigSettingsSource(settings_cls, file))
+        return tuple(sources)
 
     @model_validator(mode="after")
     def _known_roles(self) -> Self:
@@ -192,9 +247,21 @@ class Settings(BaseSettings):
         return "sqlite" if self.log is None else self.log.partition("://")[0]
 
     @property
-    def bootstrap(self) -> str:
-        """The brokers of the Kafka log, as `host:port[,host:port]`."""
-        return str(self.log).removeprefix("kafka://")
+    def cluster(self) -> Cluster:
+        """The cluster of the Kafka log."""
+        kafka = self.kafka
+        return Cluster(
+            bootstrap=str(self.log).removeprefix("kafka://"),
+            prefix=kafka.topic_prefix,
+            protocol=kafka.protocol,
+            mechanism=kafka.mechanism,
+            username=kafka.username,
+            password=_revealed(kafka.password),
+            ca_file=_path(kafka.ca_file),
+            cert_file=_path(kafka.cert_file),
+            key_file=_path(kafka.key_file),
+            key_password=_revealed(kafka.key_password),
+        )
 
     @property
     def log_path(self) -> Path:
@@ -216,13 +283,23 @@ class Settings(BaseSettings):
     @property
     def analytics_dsn(self) -> str:
         """Where analytics are kept."""
-        return self.analytics.dsn or f"chdb://{(self.data_dir / 'analytics').absolute()}"
+        if self.analytics.dsn is not None:
+            return self.analytics.dsn.get_secret_value()
+        return f"chdb://{(self.data_dir / 'analytics').absolute()}"
 
     @property
     def simulated_models(self) -> list[str]:
         """Logical models that some role or the judge calls and that have no endpoint."""
         called = set(self.roles.values()) | ({self.judge.model} if self.judge.model else set())
         return sorted(called - set(self.models))
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def config_file() -> Path | None:
@@ -264,7 +341,7 @@ def _check_environment() -> None:
 
 
 def _is_known(variable: str) -> bool:
-    if variable in (CONFIG_VARIABLE, "EVERLOOP_TEST_KAFKA", "EVERLOOP_REQUIRE_KAFKA"):
+    if variable in (CONFIG_VARIABLE, SECRETS_VARIABLE, "EVERLOOP_TEST_KAFKA", "EVERLOOP_REQUIRE_KAFKA"):
         return True
     path = variable.removeprefix(PREFIX).lower().split("__")
     field = Settings.model_fields.get(path[0])
@@ -276,7 +353,7 @@ def _is_known(variable: str) -> bool:
     return True
 
 
-Source = Literal["default", "file", "environment"]
+Source = Literal["default", "file", "secret", "environment"]
 
 
 def explained(settings: Settings) -> dict[str, tuple[Any, Source]]:
@@ -291,6 +368,8 @@ def explained(settings: Settings) -> dict[str, tuple[Any, Source]]:
             PREFIX + path[0].upper() in os.environ
         ):
             source = "environment"
+        elif (Path(os.environ.get(SECRETS_VARIABLE, os.devnull)) / "__".join(path[:2])).is_file():
+            source = "secret"
         elif _contains(from_file, path):
             source = "file"
         rows[".".join(path)] = (value, source)

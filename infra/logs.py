@@ -19,5 +19,5 @@ def open_log(settings: Settings, durability: Durability = "process", timeout_s: 
     if settings.log_kind == "kafka":
         from streams.kafka.log import KafkaLog  # a process on the embedded log needs no Kafka client
 
-        return KafkaLog(settings.bootstrap, timeout_s)
+        return KafkaLog(settings.cluster, timeout_s)
     return EmbeddedLog(settings.log_path, durability, timeout_s)

@@ -14,7 +14,7 @@ def planned(settings: Settings) -> list[Change]:
     """
     if settings.log_kind != "kafka":
         raise ConfigError('the log is embedded, which makes its topics itself; set log = "kafka://host:port"')
-    return plan(settings.bootstrap, needed(settings))
+    return plan(settings.cluster, needed(settings))
 
 
 def needed(settings: Settings) -> list[Declared]:
@@ -30,5 +30,5 @@ def missing_topics(settings: Settings) -> list[str]:
 def declare(settings: Settings, replication: int = -1) -> list[Change]:
     """Declare what is missing or different, and return what that was; nothing is shrunk or deleted."""
     changes = planned(settings)
-    apply(settings.bootstrap, changes, replication)
+    apply(settings.cluster, changes, replication)
     return changes

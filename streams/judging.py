@@ -49,6 +49,7 @@ class Judge(Processor[None]):
 
     name = "judge"
     topics: ClassVar[tuple[Topic, ...]] = (TRAJECTORIES,)
+    batch: ClassVar[int] = 16
     max_attempts: ClassVar[int] = 4
 
     def __init__(self, grader: Grader) -> None:

@@ -47,11 +47,13 @@ class Processor(ABC, Generic[S]):
     Attributes:
         name: unique among the processors of an installation; dead letters and event ids carry it.
         topics: what it reads; all with the same key and number of partitions, so a key's state is local.
+        batch: most records that are committed together. Few where one takes long: a worker that dies repeats them.
         max_attempts: how often a record is tried that raises TransientError; one that asks a server wants several.
     """
 
     name: str
     topics: ClassVar[tuple[Topic, ...]]
+    batch: ClassVar[int] = 500
     max_attempts: ClassVar[int] = 1
 
     @property

@@ -12,6 +12,7 @@ from kafka import KafkaAdminClient
 from infra.config import ConfigError
 from infra.kafka.local import LocalCluster
 from schemas.topics import PREFIX
+from streams.kafka.cluster import Cluster
 from streams.kafka.topics import apply, declared_topics, plan
 from streams.processor import Processor
 from tests.waiting import eventually
@@ -60,4 +61,5 @@ def declare_afresh(bootstrap: str, processors: Sequence[Processor[Any]] = ()) ->
         groups = [group["group_id"] for group in admin.list_groups() if group["group_id"].startswith(PREFIX)]
         if groups:
             admin.delete_groups(groups)
-    apply(bootstrap, plan(bootstrap, declared_topics(processors)))
+    target = Cluster(bootstrap)
+    apply(target, plan(target, declared_topics(processors)))

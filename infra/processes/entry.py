@@ -50,7 +50,7 @@ def _work(settings: Settings, processors: list[Processor[Any]]) -> None:
     if settings.log_kind == "kafka":
         from streams.kafka.faust_app import run_app
 
-        run_app(str(settings.log), processors, settings.data_dir, settings.worker.lease_s)
+        run_app(settings.cluster, processors, settings.data_dir, settings.worker.lease_s)
         return
     worker = Worker(
         settings.log_path,

@@ -138,7 +138,7 @@ class Supervisor:
         if self._settings.log_kind == "kafka" and (missing := missing_topics(self._settings)):
             names = ", ".join(missing)
             raise StartError(
-                f"Kafka at {self._settings.bootstrap} lacks {names}; `everloop topics apply` declares them"
+                f"Kafka at {self._settings.cluster.bootstrap} lacks {names}; `everloop topics apply` declares them"
             )
 
     def _bind(self) -> None:

@@ -1,35 +1,19 @@
 """The embedded runner: outputs, states and offsets of a batch in one transaction, so records count exactly once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Generic, TypeVar
 
 import structlog
 
 from schemas.clock import now
+from streams.batches import Batch, processed
 from streams.embedded.leases import DEFAULT_LEASE_S, Leases
 from streams.embedded.log import EmbeddedLog
-from streams.embedded.states import Change, Key, States
+from streams.embedded.states import States
 from streams.errors import LeaseLostError
-from streams.processor import FailedRecordError, Outcome, Processor, process
-from streams.records import Outgoing, Record
+from streams.processor import Processor
 
 S = TypeVar("S")
 log_event = structlog.get_logger(__name__)
-
-
-@dataclass
-class _Batch(Generic[S]):
-    """What a batch will commit."""
-
-    outputs: list[Outgoing] = field(default_factory=list)
-    changes: dict[Key, Change[S]] = field(default_factory=dict)
-    positions: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    def apply(self, key: Key, outcome: Outcome[S]) -> None:
-        self.outputs.extend(outcome.records)
-        self.changes[key] = Change(outcome.state, outcome.deadline)
 
 
 class EmbeddedRunner(Generic[S]):
@@ -37,7 +21,7 @@ class EmbeddedRunner(Generic[S]):
 
     Args:
         member: this worker's name among those of the group.
-        batch: most records in one transaction.
+        batch: most records in one transaction; None is what the processor says.
     """
 
     def __init__(
@@ -46,7 +30,7 @@ class EmbeddedRunner(Generic[S]):
         processor: Processor[S],
         member: str,
         *,
-        batch: int = 500,
+        batch: int | None = None,
         lease_s: float = DEFAULT_LEASE_S,
     ) -> None:
         counts = {topic.partitions for topic in processor.topics}
@@ -54,7 +38,7 @@ class EmbeddedRunner(Generic[S]):
             raise ValueError(f"{processor.name} joins topics with different numbers of partitions: {sorted(counts)}")
         self.processor = processor
         self._log = log
-        self._batch = batch
+        self._batch = batch or processor.batch
         self._topics = [topic.name for topic in processor.topics]
         self._leases = Leases(log, processor.group, member, counts.pop(), lease_s)
         self._states: States[S] = States(log, processor)
@@ -70,9 +54,9 @@ class EmbeddedRunner(Generic[S]):
         due = self._states.due(self._leases.held, time, self._batch)
         if not records and not due:
             return 0
-        batch = self._processed(records, due, time)
+        batch = processed(self.processor, self._states, records, due, time)
         try:
-            self._commit(batch)
+            self._commit(batch, {(record.topic, record.partition): record.offset + 1 for record in records})
         except LeaseLostError as error:
             log_event.warning("lease lost, batch dropped", group=self.processor.group, error=str(error))
             self._states.clear()
@@ -84,57 +68,11 @@ class EmbeddedRunner(Generic[S]):
         """Give the partitions to others at once."""
         self._leases.leave()
 
-    def _processed(self, records: Sequence[Record], due: Sequence[Key], time: datetime) -> _Batch[S]:
-        """Run the processor over a batch.
-
-        A failure may leave a state half changed, so the batch starts again from the committed states with the failed
-        record set aside.
-        """
-        set_aside: dict[str, Outgoing] = {}
-        while True:
-            batch: _Batch[S] = _Batch()
-            try:
-                for record in records:
-                    self._process_one(batch, record, set_aside)
-            except FailedRecordError:
-                self._states.clear()
-                continue
-            self._expire(batch, due, time)
-            return batch
-
-    def _process_one(self, batch: _Batch[S], record: Record, set_aside: dict[str, Outgoing]) -> None:
-        batch.positions[record.topic, record.partition] = record.offset + 1
-        if not self.processor.concerns(record):
-            return
-        if record.position in set_aside:
-            batch.outputs.append(set_aside[record.position])
-            return
-        key = (record.partition, self.processor.state_key(record))
-        try:
-            batch.apply(key, process(self.processor, self._state(batch, key), record))
-        except FailedRecordError as error:
-            log_event.warning(
-                "dead letter", group=self.processor.group, record=record.position, error=str(error.__cause__)
-            )
-            set_aside[record.position] = error.dead_letter
-            raise
-
-    def _expire(self, batch: _Batch[S], due: Sequence[Key], time: datetime) -> None:
-        for key in due:
-            state = self._state(batch, key)
-            touched = key in batch.changes
-            if state is not None and not touched:
-                batch.apply(key, self.processor.expire(state, key[1], time))
-
-    def _state(self, batch: _Batch[S], key: Key) -> S | None:
-        change = batch.changes.get(key)
-        return change.state if change else self._states.get(key)
-
-    def _commit(self, batch: _Batch[S]) -> None:
+    def _commit(self, batch: Batch[S], positions: dict[tuple[str, int], int]) -> None:
         with self._log.transaction():
             self._leases.verify_within()
-            self._log.append_within([outgoing.record() for outgoing in batch.outputs])
+            self._log.append_within([output.outgoing.record() for output in batch.outputs])
             self._states.write_within(batch.changes)
-            self._log.commit_within(self.processor.group, batch.positions)
+            self._log.commit_within(self.processor.group, positions)
         self._states.remember(batch.changes)
-        self._positions |= batch.positions
+        self._positions |= positions

@@ -2,25 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
 from schemas.clock import to_milliseconds
+from streams.batches import Change, Key
 from streams.embedded.log import EmbeddedLog
 from streams.processor import Processor
 
 S = TypeVar("S")
-Key = tuple[int, str]
-"""Partition and key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change(Generic[S]):
-    """What a key's state becomes; a state of None forgets it."""
-
-    state: S | None
-    deadline: datetime | None
 
 
 class States(Generic[S]):

@@ -1,76 +1,59 @@
 """The Faust runner: the same processors on Kafka, one Faust app (a consumer group) for each.
 
-Faust's own habits are worked around where they lose events (measured on faust-streaming 0.15.3):
+Faust subscribes, rebalances, reads and commits. Its own habits are worked around where they lose events (measured on
+faust-streaming 0.15.3):
 
-- an exception in a Faust function acknowledges the event, so none ever leaves `KafkaStage.take`;
-- values are taken as raw bytes and decoded inside, because what Faust cannot decode it commits past;
-- the acknowledgement of every output and every state is awaited before the next event, because Faust's own flush gives
-  up after 0.1 s, and its tables send their changelog without waiting;
-- a table's partition is that of the event in hand, which a timer has not: states know their partition;
+- an exception in a Faust function acknowledges the event, so the function only hands it on; it is acknowledged by us
+  when its outputs and states are on Kafka;
+- values are taken as raw bytes and decoded in the processor, because what Faust cannot decode it commits past;
+- its flush gives up after 0.1 s, its tables send their changelog without waiting, and an event sent while its producer
+  is replaced is forgotten, so outputs and states are written by clients of our own (`streams.kafka.clients`);
+- a record that it skips in a rebalance it acknowledges all the same, so before a batch is taken, its first offsets are
+  compared with those that the states contain, and what was passed over is read again;
 - after a rebalance it may stop delivering a partition, which is found and mended (`streams.kafka.stalls`);
-- delivery is at least once; it counts once because a state knows what it contains (`streams.kafka.stored_state`).
+- delivery is at least once; it counts once because states know what they contain (`streams.kafka.states`).
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import faust
+import structlog
+from faust.types import TP
 
+from streams.kafka.clients import OrderedWriter, TransactionalChangelog
+from streams.kafka.cluster import Cluster
 from streams.kafka.log import MAX_RECORD_BYTES
 from streams.kafka.stage import KafkaStage
 from streams.kafka.stalls import CHECK_EVERY_S, StalledPartitions
-from streams.kafka.stored_state import TABLE, StoredState
 from streams.processor import Processor
-from streams.records import NewRecord, Record
+from streams.records import Record
 
 S = TypeVar("S")
-DEADLINES_EVERY_S = 1.0
+HOLD_EVERY_S = 1.0
 COMMIT_EVERY_S = 1.0
 DEFAULT_LEASE_S = 10.0
 LEAST_SESSION_S = 6.0
+log_event = structlog.get_logger(__name__)
 
 
-class FaustStates:
-    """A processor's states in a Faust table, whose changelog is written before the table says so."""
-
-    def __init__(self, app: Any, table: Any) -> None:
-        self._app = app
-        self._table = table
-
-    def get(self, key: str) -> bytes | None:
-        """Return what is stored under a key."""
-        found: bytes | None = self._table.get(key)
-        return found
-
-    def items(self) -> Iterable[tuple[str, bytes]]:
-        """Return the keys of this worker's partitions; the table may still hold those of others."""
-        mine = {place.partition for place in self._app.assignor.assigned_actives()}
-        return [(key, value) for key, value in self._table.items() if StoredState.decode(value).partition in mine]
-
-    async def store(self, key: str, value: bytes, partition: int) -> None:
-        """Write a state to the changelog, and to the table when Kafka has it."""
-        await asyncio.shield(self._table.send_changelog(partition, key, value))  # Faust's to end, not ours
-        self._table.data[key] = value
-
-
-def create_app(broker: str, processor: Processor[S], data_dir: Path, lease_s: float = DEFAULT_LEASE_S) -> Any:
+def create_app(cluster: Cluster, processor: Processor[S], data_dir: Path, lease_s: float = DEFAULT_LEASE_S) -> Any:
     """Return the Faust app of one processor.
 
     Args:
-        broker: `kafka://host:port[,host:port]`.
         data_dir: where Faust keeps what it needs locally.
         lease_s: how long a dead worker's partitions stay taken; at least 6, Kafka's own least session timeout.
     """
     session_s = max(LEAST_SESSION_S, lease_s)
-    partitions = processor.topics[0].partitions
-    name = processor.group
+    name = cluster.named(processor.group)
     folder = data_dir / "faust" / name
     folder.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         name,
-        broker=broker.replace(",", ";kafka://"),
+        broker=[f"kafka://{server}" for server in cluster.servers],
+        broker_credentials=_credentials(cluster),
         broker_commit_interval=COMMIT_EVERY_S,
         broker_session_timeout=session_s,
         broker_heartbeat_interval=session_s / 3,
@@ -78,55 +61,107 @@ def create_app(broker: str, processor: Processor[S], data_dir: Path, lease_s: fl
         datadir=str(folder),
         key_serializer="raw",
         value_serializer="raw",
-        topic_partitions=partitions,
+        topic_partitions=processor.topics[0].partitions,
         topic_disable_leader=True,
         topic_allow_declare=False,
-        producer_acks=-1,
-        producer_max_request_size=MAX_RECORD_BYTES,
         consumer_max_fetch_size=MAX_RECORD_BYTES,
         web_enabled=False,
         processing_guarantee="at_least_once",
     )
     source = app.topic(
-        *(topic.name for topic in processor.topics),
+        *(cluster.named(topic.name) for topic in processor.topics),
         key_type=bytes,
         value_type=bytes,
         key_serializer="raw",
         value_serializer="raw",
-        partitions=partitions,
+        partitions=processor.topics[0].partitions,
     )
-    table = app.Table(TABLE, key_type=str, value_type=bytes, partitions=partitions)
-
-    async def send(record: NewRecord) -> None:
-        topic = app.topic(record.topic, key_serializer="raw", value_serializer="raw")
-        sent = await topic.send(key=record.key, value=record.value, headers=list(record.headers))
-        await asyncio.shield(sent)
-
-    stage = KafkaStage(processor, FaustStates(app, table), send)
+    write = OrderedWriter(cluster)
+    stage = KafkaStage(processor, lambda partition: TransactionalChangelog(cluster, processor.group, partition), write)
+    gaps = _Gaps(app, cluster)
+    arrived: asyncio.Queue[Any] = asyncio.Queue(processor.batch)
 
     async def consume(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.take(_record(event.message))
+        async for event in stream.noack().events():
+            await arrived.put(event)
+
+    async def work() -> None:
+        while True:
+            events = [await arrived.get()]
+            while len(events) < processor.batch and not arrived.empty():
+                events.append(arrived.get_nowait())
+            records = [_record(cluster, event.message) for event in events]
+            passed_over = await gaps.go_back(await stage.missing(records))
+            await stage.take([record for record in records if (record.topic, record.partition) not in passed_over])
+            for event, record in zip(events, records, strict=True):
+                if (record.topic, record.partition) not in passed_over:
+                    event.ack()
+
+    async def hold() -> None:
+        if not app.rebalancing:
+            await stage.hold({place.partition for place in app.assignor.assigned_actives()})
+
+    async def stop(*_: Any, **__: Any) -> None:
+        await stage.close()
+        await write.close()
 
     app.agent(source, name=f"{name}.consume")(consume)
-    app.timer(DEADLINES_EVERY_S, name=f"{name}.deadlines")(stage.expire_due)
-    stalls = StalledPartitions(app, {topic.name for topic in processor.topics}, lambda: stage.idle)
+    app.task(work)
+    app.timer(HOLD_EVERY_S, name=f"{name}.hold")(hold)
+    app.on_before_shutdown.connect(stop, weak=False)
+    topics = {cluster.named(topic.name) for topic in processor.topics}
+    stalls = StalledPartitions(app, topics, lambda: stage.idle and arrived.empty())
     app.timer(CHECK_EVERY_S, name=f"{name}.stalls")(stalls.mend)
     return app
 
 
+class _Gaps:
+    """Goes back to records that Faust passed over."""
+
+    def __init__(self, app: Any, cluster: Cluster) -> None:
+        self._app = app
+        self._cluster = cluster
+        self._looked: dict[TP, int] = {}
+
+    async def go_back(self, missing: Mapping[tuple[str, int], int]) -> set[tuple[str, int]]:
+        """Read again from the given offsets where something lies there; return those topics and partitions."""
+        gone_back = set()
+        for (topic, partition), offset in missing.items():
+            place = TP(self._cluster.named(topic), partition)
+            beginning = (await self._app.consumer.earliest_offsets(place))[place]
+            # Offsets that a transaction's marks take are never delivered: one look is enough.
+            if offset < beginning or self._looked.get(place) == offset:
+                continue
+            self._looked[place] = offset
+            log_event.warning("records passed over, going back", topic=topic, partition=partition, offset=offset)
+            await self._app.consumer.seek(place, offset)
+            gone_back.add((topic, partition))
+        return gone_back
+
+
 def run_app(
-    broker: str, processors: Sequence[Processor[Any]], data_dir: Path, lease_s: float = DEFAULT_LEASE_S
+    cluster: Cluster, processors: Sequence[Processor[Any]], data_dir: Path, lease_s: float = DEFAULT_LEASE_S
 ) -> None:
     """Run the apps of several processors in this process until SIGINT or SIGTERM."""
-    first, *others = (create_app(broker, processor, data_dir, lease_s) for processor in processors)
+    first, *others = (create_app(cluster, processor, data_dir, lease_s) for processor in processors)
     faust.Worker(first, *others, loglevel="WARN", quiet=True).execute_from_commandline()
 
 
-def _record(message: Any) -> Record:
+def _credentials(cluster: Cluster) -> Any:
+    if cluster.protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=cluster.username,
+            password=cluster.password,
+            ssl_context=cluster.ssl_context,
+            mechanism=cluster.mechanism,
+        )
+    return faust.SSLCredentials(context=cluster.ssl_context) if cluster.ssl_context is not None else None
+
+
+def _record(cluster: Cluster, message: Any) -> Record:
     headers = message.headers.items() if isinstance(message.headers, dict) else (message.headers or ())
     return Record(
-        message.topic,
+        cluster.ours(message.topic),
         message.partition,
         message.offset,
         int(message.timestamp * 1000),

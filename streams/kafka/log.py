@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
-import orjson
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
@@ -15,7 +14,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from schemas.clock import to_milliseconds
 from streams.errors import LogUnavailableError
-from streams.kafka.stored_state import StoredState, changelog_of
+from streams.kafka.cluster import Cluster
+from streams.kafka.states import changelog_of, state_key
 from streams.log import read_all
 from streams.records import NewRecord, Record
 
@@ -34,13 +34,12 @@ class KafkaLog:
     Clients are made when they are first needed. An instance belongs to one thread.
 
     Args:
-        bootstrap: `host:port[,host:port]`.
         timeout_s: longest wait for the cluster before LogUnavailableError.
     """
 
-    def __init__(self, bootstrap: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, cluster: Cluster, timeout_s: float = 30.0) -> None:
         self._timeout_s = timeout_s
-        self._servers = bootstrap.split(",")
+        self._cluster = cluster
         self._clients: dict[type, Any] = {}
         self._at: dict[TopicPartition, int] = {}
 
@@ -52,7 +51,9 @@ class KafkaLog:
         with self._translated("write to"):
             producer = self._producer()
             sent = [
-                producer.send(record.topic, key=record.key, value=record.value, headers=list(record.headers))
+                producer.send(
+                    self._cluster.named(record.topic), key=record.key, value=record.value, headers=list(record.headers)
+                )
                 for record in records
             ]
             producer.flush(timeout=self._timeout_s)
@@ -71,7 +72,7 @@ class KafkaLog:
         deadline = time.monotonic() + wait_s
         with self._translated("read from"):
             consumer = self._consumer()
-            wanted = {TopicPartition(*place): offset for place, offset in positions.items()}
+            wanted = {self._place(*place): offset for place, offset in positions.items()}
             if consumer.assignment() != wanted.keys():
                 consumer.assign(list(wanted))
                 self._at = {}
@@ -81,8 +82,8 @@ class KafkaLog:
             self._at = wanted
             while True:
                 polled = consumer.poll(timeout_ms=_POLL_MS, max_records=limit)
-                records = [_record(found) for batch in polled.values() for found in batch]
-                self._at |= {TopicPartition(r.topic, r.partition): r.offset + 1 for r in records}
+                records = [self._record(found) for batch in polled.values() for found in batch]
+                self._at |= {self._place(r.topic, r.partition): r.offset + 1 for r in records}
                 if records or (time.monotonic() >= deadline and self._at_ends(consumer, wanted)):
                     return records
 
@@ -102,27 +103,27 @@ class KafkaLog:
 
     def offset_at(self, topic: str, partition: int, time: datetime) -> int:
         """Return the offset of the first record appended at or after `time`, or the end."""
-        place = TopicPartition(topic, partition)
+        place = self._place(topic, partition)
         with self._translated("read from"):
             found = self._consumer().offsets_for_times({place: to_milliseconds(time)})[place]
         return self.ends(topic)[partition] if found is None else int(found.offset)
 
     def committed(self, group: str, topics: Iterable[str], partitions: Iterable[int]) -> dict[tuple[str, int], int]:
         """Return the next offset a group will read, by topic and partition; 0 where it has read nothing."""
-        wanted = list(partitions)
+        wanted, name = list(partitions), self._cluster.named(group)
         with self._translated("read from"):
-            found = self._patient(lambda admin: admin.list_group_offsets({group: None})[group])
+            found = self._patient(lambda admin: admin.list_group_offsets({name: None})[name])
         return {
-            (topic, partition): known.offset if (known := found.get(TopicPartition(topic, partition))) else 0
+            (topic, partition): known.offset if (known := found.get(self._place(topic, partition))) else 0
             for topic in topics
             for partition in wanted
         }
 
     def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Store the next offsets of a group that has no other members."""
-        offsets = {TopicPartition(*place): OffsetAndMetadata(offset, "", -1) for place, offset in positions.items()}
+        offsets = {self._place(*place): OffsetAndMetadata(offset, "", -1) for place, offset in positions.items()}
         with self._translated("commit to"):
-            results = self._patient(lambda admin: admin.alter_group_offsets(group, offsets))
+            results = self._patient(lambda admin: admin.alter_group_offsets(self._cluster.named(group), offsets))
         for place, error in results.items():
             if error.errno:
                 raise LogUnavailableError(f"Kafka did not commit {group} at {place.topic}[{place.partition}]: {error}")
@@ -131,9 +132,9 @@ class KafkaLog:
         """Return a processor's state for a key as it was last stored, None where there is none."""
         stored: bytes | None = None
         for record in read_all(self, changelog_of(group)):
-            if record.key is not None and orjson.loads(record.key) == key:
+            if record.key == state_key(key):
                 stored = record.value
-        return StoredState.decode(stored).value
+        return stored
 
     def close(self) -> None:
         """Close the connections; what was not acknowledged may be lost, and its `append` has not returned."""
@@ -150,10 +151,10 @@ class KafkaLog:
         self.close()
 
     def _partitions(self, topic: str) -> list[TopicPartition]:
-        known = self._consumer().partitions_for_topic(topic)
+        known = self._consumer().partitions_for_topic(self._cluster.named(topic))
         if not known:
             raise LogUnavailableError(f"Kafka has no topic {topic}; `everloop topics apply` declares it")
-        return [TopicPartition(topic, partition) for partition in sorted(known)]
+        return [self._place(topic, partition) for partition in sorted(known)]
 
     def _producer(self) -> Any:
         timeout_ms = int(self._timeout_s * 1000)
@@ -169,7 +170,14 @@ class KafkaLog:
         )
 
     def _consumer(self) -> Any:
-        return self._client(KafkaConsumer, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
+        return self._client(
+            KafkaConsumer,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=MAX_RECORD_BYTES,
+        )
 
     def _patient(self, ask: Callable[[Any], Any]) -> Any:
         """Ask until the group's coordinator is there: a new cluster, or one that lost a broker, elects it first."""
@@ -183,9 +191,9 @@ class KafkaLog:
 
     def _client(self, kind: type, **options: Any) -> Any:
         if kind not in self._clients:
-            knock(self._servers, min(KNOCK_S, self._timeout_s))
+            knock(self._cluster.servers, min(KNOCK_S, self._timeout_s))
             self._clients[kind] = kind(
-                bootstrap_servers=self._servers, bootstrap_timeout_ms=int(self._timeout_s * 1000), **options
+                **self._cluster.client_options, bootstrap_timeout_ms=int(self._timeout_s * 1000), **options
             )
         return self._clients[kind]
 
@@ -194,8 +202,16 @@ class KafkaLog:
         try:
             yield
         except KafkaError as error:
-            servers = ",".join(self._servers)
-            raise LogUnavailableError(f"cannot {doing} Kafka at {servers}: {type(error).__name__} {error}") from error
+            at = self._cluster.bootstrap
+            raise LogUnavailableError(f"cannot {doing} Kafka at {at}: {type(error).__name__} {error}") from error
+
+    def _place(self, topic: str, partition: int) -> TopicPartition:
+        return TopicPartition(self._cluster.named(topic), partition)
+
+    def _record(self, found: Any) -> Record:
+        headers = tuple((str(name), bytes(value)) for name, value in found.headers)
+        topic = self._cluster.ours(found.topic)
+        return Record(topic, found.partition, found.offset, found.timestamp, found.key, found.value, headers)
 
 
 def _abandon(producer: Any) -> None:
@@ -224,11 +240,6 @@ def knock(servers: Sequence[str], timeout_s: float = KNOCK_S) -> None:
         else:
             return
     raise LogUnavailableError(f"no Kafka at {','.join(servers)}: {reason}")
-
-
-def _record(found: Any) -> Record:
-    headers = tuple((str(name), bytes(value)) for name, value in found.headers)
-    return Record(found.topic, found.partition, found.offset, found.timestamp, found.key, found.value, headers)
 
 
 def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:

@@ -1,59 +1,46 @@
 """One processor between Kafka topics: everything the Faust function does, without Faust."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import structlog
-from tenacity import AsyncRetrying, wait_random_exponential
 
 from schemas.clock import now
-from streams.kafka.stored_state import StoredState, source_of
-from streams.processor import FailedRecordError, Outcome, Processor, process
-from streams.records import NewRecord, Outgoing, Record
+from streams.batches import Batch, Change, Key, processed
+from streams.kafka.states import Changelog, OutdatedError, PartitionStates, Positions, source_of
+from streams.processor import Processor
+from streams.records import NewRecord, Record
 
 S = TypeVar("S")
-ACKNOWLEDGED_IN_S = 15.0
-"""Then a write is tried again: Faust forgets acknowledgements it waits for when it replaces its producer."""
-
 log_event = structlog.get_logger(__name__)
 
 
-class States(Protocol):
-    """Where a processor's states are kept by key."""
+class Write(Protocol):
+    """Writes records."""
 
-    def get(self, key: str) -> bytes | None:
-        """Return what is stored under a key."""
-        ...
-
-    def items(self) -> Iterable[tuple[str, bytes]]:
-        """Return the keys of this worker's partitions with what is stored under them."""
-        ...
-
-    async def store(self, key: str, value: bytes, partition: int) -> None:
-        """Return when all in-sync replicas have the state; raise if that could not be."""
-        ...
-
-
-class Send(Protocol):
-    """Writes a record."""
-
-    async def __call__(self, record: NewRecord) -> None:
-        """Return when all in-sync replicas have the record; raise if that could not be."""
+    async def __call__(self, records: Sequence[NewRecord]) -> None:
+        """Return when all in-sync replicas have the records; those of a partition are written in order."""
         ...
 
 
 class KafkaStage(Generic[S]):
-    """Carries one processor, one record at a time.
+    """Carries one processor, a batch of records at a time.
 
-    The order of effects is what makes records count once: outputs are acknowledged, then the state that contains the
-    record, and only when this returns may the record's offset be committed.
+    The order of effects is what makes records count once: outputs are acknowledged, then the states that contain the
+    records, and only when `take` returns may their offsets be committed.
+
+    Args:
+        changelog: returns the changelog of a partition.
+        write: to the topics of events.
     """
 
-    def __init__(self, processor: Processor[S], states: States, send: Send) -> None:
+    def __init__(self, processor: Processor[S], changelog: Callable[[int], Changelog], write: Write) -> None:
         self.processor = processor
-        self._states = states
-        self._send = send
+        self._changelog = changelog
+        self._write = write
+        self._partitions: dict[int, PartitionStates[S]] = {}
         self._turn = asyncio.Lock()
 
     @property
@@ -61,65 +48,92 @@ class KafkaStage(Generic[S]):
         """Whether no record and no deadline is being processed."""
         return not self._turn.locked()
 
-    async def take(self, record: Record) -> None:
-        """Process one record. When this returns, its outputs and its state are on Kafka."""
+    async def missing(self, records: Sequence[Record]) -> dict[tuple[str, int], int]:
+        """Return the offset that should have come first, by topic and partition, where a later one is first."""
+        first: dict[tuple[str, int], int] = {}
+        for record in records:
+            first.setdefault((record.topic, record.partition), record.offset)
         async with self._turn:
-            await self._take(record)
+            await self._open({partition for _, partition in first})
+            expected = {place: self._partitions[place[1]].positions.next_of(place[0]) for place in first}
+        return {place: offset for place, offset in expected.items() if first[place] > offset}
 
-    async def expire_due(self) -> None:
-        """Tell the processor of every deadline that has passed."""
-        time = now()
-        for key, value in list(self._states.items()):
-            deadline = StoredState.decode(value).deadline
-            if deadline is not None and deadline <= time:
-                async with self._turn:
-                    await self._expire(key)
+    async def take(self, records: Sequence[Record]) -> None:
+        """Process records, each partition's in order. When this returns, outputs and states are on Kafka."""
+        async with self._turn:
+            while records:
+                await self._open({record.partition for record in records})
+                outdated = await self._run(records, [])
+                records = [record for record in records if record.partition in outdated]
 
-    async def _take(self, record: Record) -> None:
-        key = self.processor.state_key(record)
-        stored = StoredState.decode(self._states.get(key))
-        if stored.contains(record):
-            return
-        state = self.processor.decode_state(stored.value) if stored.value is not None else None
+    async def hold(self, partitions: Collection[int]) -> None:
+        """Let go of all other partitions, and tell the processor of every deadline that has passed in these."""
+        async with self._turn:
+            for partition in self._partitions.keys() - set(partitions):
+                await self._partitions.pop(partition).close()
+            await self._open(partitions)
+            time, limit = now(), self.processor.batch
+            due = [(number, key) for number in partitions for key in self._partitions[number].due(time, limit)]
+            if due:
+                await self._run([], due)
+
+    async def close(self) -> None:
+        """Let go of all partitions."""
+        for states in self._partitions.values():
+            await states.close()
+        self._partitions = {}
+
+    async def _open(self, partitions: Collection[int]) -> None:
+        missing = sorted(set(partitions) - self._partitions.keys())
+        opening = [PartitionStates.opened(self.processor, self._changelog(partition)) for partition in missing]
+        self._partitions |= zip(missing, await asyncio.gather(*opening), strict=True)
+
+    async def _run(self, records: Sequence[Record], due: Sequence[Key]) -> set[int]:
+        """Process records and deadlines; return the partitions of which nothing was committed."""
+        partitions = {record.partition for record in records} | {partition for partition, _ in due}
+        positions = {partition: self._partitions[partition].positions.copy() for partition in partitions}
+        new = [record for record in records if positions[record.partition].take(record)]
+        # In a thread: a judge may wait for a model, and the event loop must go on answering Kafka.
+        batch = await asyncio.to_thread(processed, self.processor, _Cached(self._partitions), new, due, now())
+        await self._write([_output(output.outgoing.record(), output.source, output.index) for output in batch.outputs])
+        return await self._commit(batch, positions)
+
+    async def _commit(self, batch: Batch[S], positions: dict[int, Positions]) -> set[int]:
+        changes: dict[int, dict[str, Change[S]]] = defaultdict(dict)
+        for (partition, key), change in batch.changes.items():
+            changes[partition][key] = change
+        committed = await asyncio.gather(
+            *(self._commit_one(partition, changes[partition], reached) for partition, reached in positions.items())
+        )
+        return {partition for partition, done in zip(positions, committed, strict=True) if not done}
+
+    async def _commit_one(self, partition: int, changes: dict[str, Change[S]], reached: Positions) -> bool:
+        states = self._partitions[partition]
         try:
-            # In a thread: a judge may wait for a model, and the event loop must go on answering Kafka.
-            outcome = await asyncio.to_thread(process, self.processor, state, record)
-        except FailedRecordError as error:
-            log_event.warning("dead letter", group=self.processor.group, record=record.position, error=str(error))
-            await self._write((error.dead_letter,), record)
-            await self._store(key, stored.after(record, stored.value, stored.deadline))
-            return
-        await self._write(outcome.records, record)
-        await self._store(key, stored.after(record, self._encoded(outcome), outcome.deadline))
-
-    async def _expire(self, key: str) -> None:
-        stored = StoredState.decode(self._states.get(key))
-        time = now()
-        if stored.deadline is None or stored.deadline > time or stored.value is None:
-            return
-        outcome = self.processor.expire(self.processor.decode_state(stored.value), key, time)
-        await self._write(outcome.records, None)
-        await self._store(key, stored.after_deadline(self._encoded(outcome), outcome.deadline))
-
-    def _encoded(self, outcome: Outcome[S]) -> bytes | None:
-        return None if outcome.state is None else self.processor.encode_state(outcome.state)
-
-    async def _write(self, outputs: Sequence[Outgoing], source: Record | None) -> None:
-        """Write outputs in order, trying again for as long as it takes: giving up would lose the event."""
-        for index, outgoing in enumerate(outputs):
-            record = outgoing.record()
-            headers = record.headers if source is None else (*record.headers, source_of(source, index))
-            async for attempt in _patiently():
-                with attempt:
-                    async with asyncio.timeout(ACKNOWLEDGED_IN_S):
-                        await self._send(NewRecord(record.topic, record.key, record.value, headers))
-
-    async def _store(self, key: str, stored: StoredState) -> None:
-        async for attempt in _patiently():
-            with attempt:
-                async with asyncio.timeout(ACKNOWLEDGED_IN_S):
-                    await self._states.store(key, stored.encode(), stored.partition)
+            await states.commit(changes, reached)
+        except OutdatedError as error:
+            log_event.warning("states outdated", group=self.processor.group, partition=partition, error=str(error))
+            del self._partitions[partition]
+            await states.close()
+            return False
+        return True
 
 
-def _patiently() -> AsyncRetrying:
-    return AsyncRetrying(wait=wait_random_exponential(multiplier=0.1, max=30))
+class _Cached(Generic[S]):
+    """The states of several partitions, for `processed`."""
+
+    def __init__(self, partitions: dict[int, PartitionStates[S]]) -> None:
+        self._partitions = partitions
+
+    def get(self, key: Key) -> S | None:
+        return self._partitions[key[0]].get(key[1])
+
+    def clear(self) -> None:
+        for states in self._partitions.values():
+            states.clear()
+
+
+def _output(record: NewRecord, source: Record | None, index: int) -> NewRecord:
+    if source is None:
+        return record
+    return NewRecord(record.topic, record.key, record.value, (*record.headers, source_of(source, index)))

@@ -10,8 +10,9 @@ from kafka.errors import KafkaError
 
 from schemas.topics import TOPICS
 from streams.errors import LogUnavailableError
+from streams.kafka.cluster import Cluster
 from streams.kafka.log import MAX_RECORD_BYTES, knock
-from streams.kafka.stored_state import changelog_of
+from streams.kafka.states import changelog_of
 from streams.processor import Processor
 
 
@@ -55,20 +56,22 @@ def declared_topics(processors: Iterable[Processor[Any]]) -> list[Declared]:
     return topics
 
 
-def plan(bootstrap: str, declared: Sequence[Declared]) -> list[Change]:
+def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[Change]:
     """Return how a cluster differs from what is declared, in the order declared.
 
     Raises:
         LogUnavailableError: the cluster does not answer.
     """
-    with _admin(bootstrap) as admin:
+    with _admin(cluster) as admin:
         try:
-            there = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
-            known = [topic for topic in declared if topic.name in there]
-            resources = [ConfigResource(ConfigResourceType.TOPIC, topic.name) for topic in known]
+            described = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
+            there = {
+                topic.name: described[name] for topic in declared if (name := cluster.named(topic.name)) in described
+            }
+            resources = [ConfigResource(ConfigResourceType.TOPIC, cluster.named(name)) for name in there]
             found = admin.describe_configs(resources, config_filter="all")["topic"] if resources else {}
         except KafkaError as error:
-            raise LogUnavailableError(f"cannot describe topics on {bootstrap}: {error}") from error
+            raise LogUnavailableError(f"cannot describe topics on {cluster.bootstrap}: {error}") from error
     changes: list[Change] = []
     for topic in declared:
         if topic.name not in there:
@@ -82,16 +85,16 @@ def plan(bootstrap: str, declared: Sequence[Declared]) -> list[Change]:
             )
             changes.append(Change(topic.name, "keep", detail, topic))
         different = [
-            f"{name}: {found[topic.name][name]['value']} → {value}"
+            f"{name}: {found[cluster.named(topic.name)][name]['value']} → {value}"
             for name, value in topic.configs
-            if found[topic.name][name]["value"] != value
+            if found[cluster.named(topic.name)][name]["value"] != value
         ]
         if different:
             changes.append(Change(topic.name, "configure", ", ".join(different), topic))
     return changes
 
 
-def apply(bootstrap: str, changes: Sequence[Change], replication: int = -1) -> None:
+def apply(cluster: Cluster, changes: Sequence[Change], replication: int = -1) -> None:
     """Make the changes; those of kind `keep` are left. Brokers may take a moment to show new settings.
 
     Args:
@@ -101,7 +104,7 @@ def apply(bootstrap: str, changes: Sequence[Change], replication: int = -1) -> N
         LogUnavailableError: the cluster does not answer or refuses.
     """
     created = {
-        change.topic: {
+        cluster.named(change.topic): {
             "num_partitions": change.declared.partitions,
             "replication_factor": replication,
             "configs": dict(change.declared.configs),
@@ -110,29 +113,29 @@ def apply(bootstrap: str, changes: Sequence[Change], replication: int = -1) -> N
         if change.kind == "create"
     }
     configured = [
-        ConfigResource(ConfigResourceType.TOPIC, change.topic, configs=dict(change.declared.configs))
+        ConfigResource(ConfigResourceType.TOPIC, cluster.named(change.topic), configs=dict(change.declared.configs))
         for change in changes
         if change.kind == "configure"
     ]
-    with _admin(bootstrap) as admin:
+    with _admin(cluster) as admin:
         try:
             if created:
                 admin.create_topics(created)
                 admin.wait_for_topics(list(created))
             results = admin.alter_configs(configured)["topic"] if configured else {}
         except KafkaError as error:
-            raise LogUnavailableError(f"cannot declare topics on {bootstrap}: {error}") from error
+            raise LogUnavailableError(f"cannot declare topics on {cluster.bootstrap}: {error}") from error
     if refused := {topic: result for topic, result in results.items() if result != "OK"}:
-        raise LogUnavailableError(f"{bootstrap} refused to configure topics: {refused}")
+        raise LogUnavailableError(f"{cluster.bootstrap} refused to configure topics: {refused}")
 
 
 def _declared(name: str, partitions: int, configs: dict[str, str]) -> Declared:
     return Declared(name, partitions, tuple({**configs, "max.message.bytes": str(MAX_RECORD_BYTES)}.items()))
 
 
-def _admin(bootstrap: str) -> Any:
-    knock(bootstrap.split(","))
+def _admin(cluster: Cluster) -> Any:
+    knock(cluster.servers)
     try:
-        return KafkaAdminClient(bootstrap_servers=bootstrap.split(","))
+        return KafkaAdminClient(**cluster.client_options)
     except KafkaError as error:
-        raise LogUnavailableError(f"no Kafka at {bootstrap}: {type(error).__name__} {error}") from error
+        raise LogUnavailableError(f"no Kafka at {cluster.bootstrap}: {type(error).__name__} {error}") from error

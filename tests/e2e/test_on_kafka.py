@@ -16,6 +16,7 @@ from schemas.examples import ExampleEvent
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, EXAMPLES, TRAJECTORIES
 from schemas.trajectories import TrajectoryEvent
+from streams.kafka.cluster import Cluster
 from streams.kafka.log import KafkaLog
 from streams.log import Log, read_all
 from streams.replay import live_state
@@ -63,7 +64,11 @@ def test_workers_killed_on_kafka_lose_nothing_and_learn_nothing_twice(kafka: str
     random = Random(17)
     moments = set(random.sample(range(20, ROLLOUTS), KILLS))
     more = {"EVERLOOP_LOG": f"kafka://{kafka}"}
-    with KafkaLog(kafka) as log, Part("worker", tmp_path, more) as worker, Part("learner", tmp_path, more) as learner:
+    with (
+        KafkaLog(Cluster(kafka)) as log,
+        Part("worker", tmp_path, more) as worker,
+        Part("learner", tmp_path, more) as learner,
+    ):
         for number in range(ROLLOUTS):
             feed(log, number, random)
             if number in moments:

@@ -34,7 +34,7 @@ def test_the_settings_of_a_service_are_settings(name: str, monkeypatch: pytest.M
     settings = load_settings()
     assert settings.simulated_models == [], "nobody plays a model without an endpoint in containers"
     assert settings.analytics_dsn.startswith("clickhouse://")
-    assert settings.bootstrap == "kafka:9092"
+    assert settings.cluster.bootstrap == "kafka:9092"
 
 
 def test_the_gpu_configuration_has_a_judge_and_every_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from schemas.routes import RouteEvent
 from schemas.serialization import decode, decode_all
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import REWARDS, ROUTES, SPANS
+from streams.kafka.cluster import Cluster
 from streams.kafka.log import KafkaLog
 from streams.log import read_all
 from streams.records import Outgoing
@@ -35,7 +36,7 @@ def test_calls_are_served_and_events_kept_while_kafka_is_away(
     with local_cluster(tmp_path / "kafka") as cluster, serving(Upstream().app) as upstream:
         declare_afresh(cluster.bootstrap)
         settings = Settings(data_dir=tmp_path, log=f"kafka://{cluster.bootstrap}")
-        with KafkaLog(cluster.bootstrap) as log:
+        with KafkaLog(Cluster(cluster.bootstrap)) as log:
             log.append([Outgoing.of(ROUTES, "tiny", RouteEvent(payload=model_route("tiny", upstream))).record()])
         failures: list[str] = []
         rewarded: list[str] = []
@@ -78,7 +79,7 @@ def test_calls_are_served_and_events_kept_while_kafka_is_away(
         record_property("calls_while_kafka_was_away", away)
         record_property("calls", sum(made.values()))
         assert failures == []
-        with KafkaLog(cluster.bootstrap) as log:
+        with KafkaLog(Cluster(cluster.bootstrap)) as log:
             spans = [span for record in read_all(log, SPANS.name) for span in decode_all(SpanEvent, record.value)]
             rewards = {decode(RewardEvent, record.value).event_id for record in read_all(log, REWARDS.name)}
         assert rewards == set(rewarded)

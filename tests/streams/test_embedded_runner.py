@@ -15,6 +15,7 @@ from schemas.envelope import AnyEvent
 from schemas.rewards import RewardEvent
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, DECISIONS, REWARDS, TRAJECTORIES, Topic
+from streams.batches import processed
 from streams.embedded.log import EmbeddedLog
 from streams.embedded.runner import EmbeddedRunner
 from streams.embedded.worker import Worker
@@ -161,12 +162,13 @@ def test_a_dead_workers_partitions_are_taken_over_and_its_late_commit_is_refused
         slow = EmbeddedRunner(log, Doubler(), "slow", lease_s=0.2)
         slow.run_once()
         log.append(rewards([0.5, 1.0]))
-        batch = slow._processed(log.fetch({(REWARDS.name, p): 0 for p in range(8)}, 10), [], now())
+        records = log.fetch({(REWARDS.name, p): 0 for p in range(8)}, 10)
+        batch = processed(slow.processor, slow._states, records, [], now())
         time.sleep(0.25)
         run(other, Doubler(), "heir")
         assert outputs(log) == [0.5, 1.0]
         with pytest.raises(Exception, match="lost partitions"):
-            slow._commit(batch)
+            slow._commit(batch, {})
         assert outputs(log) == [0.5, 1.0]
 
 

@@ -11,6 +11,7 @@ import pytest
 from schemas.clock import now
 from schemas.topics import REWARDS, ROUTES, SPANS, TOPICS
 from streams.embedded.log import EmbeddedLog
+from streams.kafka.cluster import Cluster
 from streams.kafka.log import KafkaLog
 from streams.log import Log, read_all
 from streams.partitioning import partition_of
@@ -31,7 +32,7 @@ def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
         return lambda: EmbeddedLog(tmp_path / "log.db")
     bootstrap: str = request.getfixturevalue("kafka")
     declare_afresh(bootstrap)
-    return lambda: KafkaLog(bootstrap)
+    return lambda: KafkaLog(Cluster(bootstrap))
 
 
 @pytest.fixture

@@ -1,0 +1,168 @@
+"""The aiokafka clients of the Faust runner: one that writes events in order, one that keeps a partition's states."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from streams.kafka.cluster import Cluster
+from streams.kafka.log import MAX_RECORD_BYTES
+from streams.kafka.states import OutdatedError, changelog_of
+from streams.records import NewRecord, Record
+
+ACKNOWLEDGED_IN_S = 30.0
+"""Then the connection is given up and made anew."""
+
+CLOSED_IN_S = 5.0
+TRANSACTION_TIMEOUT_MS = 60_000
+FAILURES = (KafkaError, TimeoutError, OSError)
+log_event = structlog.get_logger(__name__)
+
+
+class OrderedWriter:
+    """Writes events so that those of a partition arrive in the order they were handed over, without gaps.
+
+    Kafka's idempotent producer keeps the order while it lives. When it is given up, the whole call is repeated by a new
+    one: what arrives twice is a repeat of what came before, which the next stage knows by its source.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._producer: Any = None
+
+    async def __call__(self, records: Sequence[NewRecord]) -> None:
+        """Return when all in-sync replicas have the records, however long that takes: giving up would lose them."""
+        if not records:
+            return
+        async for attempt in _patiently():
+            with attempt:
+                try:
+                    async with asyncio.timeout(ACKNOWLEDGED_IN_S):
+                        await self._write(records)
+                except BaseException:
+                    await self.close()
+                    raise
+
+    async def close(self) -> None:
+        """Give up the connection; what was not acknowledged may still arrive."""
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            await _stopped(producer)
+
+    async def _write(self, records: Sequence[NewRecord]) -> None:
+        if self._producer is None:
+            self._producer = _producer(self._cluster, enable_idempotence=True)
+            await self._producer.start()
+        sent = [
+            await self._producer.send(
+                self._cluster.named(record.topic), record.value, record.key, headers=list(record.headers)
+            )
+            for record in records
+        ]
+        await asyncio.gather(*sent)
+
+
+class TransactionalChangelog:
+    """A partition of a group's changelog, written in transactions. Satisfies `streams.kafka.states.Changelog`.
+
+    The transactional id names group and partition, so Kafka refuses the producer of an earlier worker from the moment
+    that a later one loads (KIP-98).
+    """
+
+    def __init__(self, cluster: Cluster, group: str, partition: int) -> None:
+        self._cluster = cluster
+        self._place = TopicPartition(cluster.named(changelog_of(group)), partition)
+        self._id = cluster.named(f"{group}-{partition}")
+        self._producer: Any = None
+
+    async def load(self) -> Sequence[Record]:
+        """Shut out every earlier writer and return all that is stored, however long the cluster takes to answer."""
+        async for attempt in _patiently():
+            with attempt:
+                await self.close()
+                async with asyncio.timeout(ACKNOWLEDGED_IN_S):
+                    self._producer = _producer(
+                        self._cluster, transactional_id=self._id, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS
+                    )
+                    await self._producer.start()  # ends what an earlier writer left open
+                return await self._stored()
+        raise AssertionError("unreachable: it is tried until it succeeds")
+
+    async def write(self, records: Sequence[NewRecord]) -> None:
+        """Write all of these or none.
+
+        Raises:
+            OutdatedError: none was written, or it is not known whether they were.
+        """
+        try:
+            async with asyncio.timeout(ACKNOWLEDGED_IN_S):
+                await self._producer.begin_transaction()
+                for record in records:
+                    await self._producer.send(
+                        self._place.topic,
+                        record.value,
+                        record.key,
+                        partition=self._place.partition,
+                        headers=list(record.headers),
+                    )
+                await self._producer.commit_transaction()
+        except FAILURES as error:
+            raise OutdatedError(f"{type(error).__name__} {error}") from error
+
+    async def close(self) -> None:
+        """Release the connection. A transaction that is open is rolled back by whoever loads next."""
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            await _stopped(producer)
+
+    async def _stored(self) -> list[Record]:
+        consumer = AIOKafkaConsumer(
+            **self._cluster.client_options,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            max_partition_fetch_bytes=MAX_RECORD_BYTES,
+        )
+        await consumer.start()
+        try:
+            consumer.assign([self._place])
+            end = (await consumer.end_offsets([self._place]))[self._place]
+            consumer.seek(self._place, 0)
+            await consumer.seek_to_beginning(self._place)
+            stored: list[Record] = []
+            while await consumer.position(self._place) < end:
+                fetched = await consumer.getmany(self._place, timeout_ms=500)
+                stored += [_record(message) for messages in fetched.values() for message in messages]
+            return stored
+        finally:
+            await consumer.stop()
+
+
+def _producer(cluster: Cluster, **options: Any) -> Any:
+    return AIOKafkaProducer(**cluster.client_options, acks="all", max_request_size=MAX_RECORD_BYTES, **options)
+
+
+async def _stopped(producer: Any) -> None:
+    """Stop a producer; one that still waits for the cluster is cut off."""
+    try:
+        async with asyncio.timeout(CLOSED_IN_S):
+            await producer.stop()
+    except FAILURES as error:
+        log_event.info("producer cut off", error=f"{type(error).__name__} {error}")
+        if producer._sender is not None:
+            await producer._sender.close()
+        await producer.client.close()
+
+
+def _patiently() -> AsyncRetrying:
+    return AsyncRetrying(retry=retry_if_exception_type(FAILURES), wait=wait_random_exponential(multiplier=0.1, max=10))
+
+
+def _record(message: Any) -> Record:
+    headers = tuple((str(name), bytes(value)) for name, value in message.headers)
+    return Record(
+        message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers
+    )
