@@ -124,6 +124,7 @@ class TransactionalChangelog:
             **self._cluster.client_options,
             isolation_level="read_committed",
             enable_auto_commit=False,
+            auto_offset_reset="earliest",
             max_partition_fetch_bytes=MAX_RECORD_BYTES,
         )
         await consumer.start()
@@ -131,7 +132,6 @@ class TransactionalChangelog:
             consumer.assign([self._place])
             end = (await consumer.end_offsets([self._place]))[self._place]
             consumer.seek(self._place, 0)
-            await consumer.seek_to_beginning(self._place)
             stored: list[Record] = []
             while await consumer.position(self._place) < end:
                 fetched = await consumer.getmany(self._place, timeout_ms=500)
