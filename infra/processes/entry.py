@@ -1,6 +1,7 @@
 """What each process does: `python -m infra.processes.entry NAME [--fd N]`, started by the supervisor."""
 
 import argparse
+import gc
 import os
 import signal
 import socket
@@ -47,6 +48,8 @@ def _run(name: str, settings: Settings, fd: int | None) -> None:
 
 def _work(settings: Settings, processors: list[Processor[Any]]) -> None:
     """Run processors on the configured log."""
+    gc.collect()
+    gc.freeze()  # what was imported stays; looking through it again and again costs more than most events
     if settings.log_kind == "kafka":
         from streams.kafka.faust_app import run_app
 

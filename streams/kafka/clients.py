@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from streams.kafka.cluster import Cluster
 from streams.kafka.log import MAX_RECORD_BYTES
@@ -158,7 +158,16 @@ async def _stopped(producer: Any) -> None:
 
 
 def _patiently() -> AsyncRetrying:
-    return AsyncRetrying(retry=retry_if_exception_type(FAILURES), wait=wait_random_exponential(multiplier=0.1, max=10))
+    return AsyncRetrying(
+        retry=retry_if_exception_type(FAILURES),
+        wait=wait_random_exponential(multiplier=0.1, max=10),
+        before_sleep=_warn,
+    )
+
+
+def _warn(attempt: RetryCallState) -> None:
+    error = attempt.outcome.exception() if attempt.outcome else None
+    log_event.warning("Kafka does not answer, trying again", error=f"{type(error).__name__} {error}")
 
 
 def _record(message: Any) -> Record:

@@ -144,7 +144,9 @@ def run_app(
 ) -> None:
     """Run the apps of several processors in this process until SIGINT or SIGTERM."""
     first, *others = (create_app(cluster, processor, data_dir, lease_s) for processor in processors)
-    faust.Worker(first, *others, loglevel="WARN", quiet=True).execute_from_commandline()
+    worker = faust.Worker(first, *others, loglevel="WARN", quiet=True)
+    worker.spinner = None  # it would turn on every library's debug messages, to spin by
+    worker.execute_from_commandline()
 
 
 def _credentials(cluster: Cluster) -> Any:

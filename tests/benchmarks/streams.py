@@ -1,27 +1,40 @@
 """How many events a second one core takes through the log and its processors."""
 
+import gc
 import time
 from pathlib import Path
 from typing import Any
 
 from infra.config import Settings
-from schemas.envelope import AnyEvent
-from schemas.topics import TOPICS
+from schemas.topics import SPANS, TOPICS
 from streams.embedded.log import EmbeddedLog
 from streams.embedded.runner import EmbeddedRunner
-from streams.records import NewRecord
+from streams.records import NewRecord, Outgoing, batched
 from streams.routing import LessonRouter
 from streams.trajectories import TrajectoryJoin
 from tests import events
 
-ROLLOUTS = 2000
+EVENTS = 28_000
 SPANS_A_ROLLOUT = 10
+SPANS_A_RECORD = (1, 10, 30)
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Return appends, join and routing in events a second; the peer is a loop that only reads the same log."""
+    """Return appends, join and routing in events a second, by how many spans share a record."""
+    return {
+        f"{spans}_spans_a_record": _measured(folder / str(spans), max(SPANS_A_ROLLOUT, spans), spans)
+        for spans in SPANS_A_RECORD
+    }
+
+
+def _measured(folder: Path, spans: int, spans_a_record: int) -> dict[str, Any]:
+    """Measure once; the peer is a loop that only reads the same log."""
     settings = Settings(data_dir=folder)
-    records = _records()
+    count = EVENTS // (spans + 4)
+    records = rollouts(count, spans, spans_a_record)
+    events_made = count * (spans + 4)
+    gc.collect()
+    gc.freeze()  # as the workers do
     with EmbeddedLog(folder / "log.db") as log:
         begun = time.perf_counter()
         for start in range(0, len(records), 1000):
@@ -29,35 +42,34 @@ def measured(folder: Path) -> dict[str, Any]:
         appended = time.perf_counter() - begun
         bare = _read_all(log)
         joined = _drained(EmbeddedRunner(log, TrajectoryJoin(), "benchmark"))
-        trajectories = sum(log.ends("everloop.trajectories").values())
-        routed = _drained(
-            EmbeddedRunner(log, LessonRouter(settings.adapter, settings.join.late_reward_window), "benchmark")
-        )
+        router = LessonRouter(settings.adapter, settings.join.late_reward_window)
+        routed = _drained(EmbeddedRunner(log, router, "benchmark"))
     return {
-        "events": len(records),
-        "append_events_per_s": round(len(records) / appended),
-        "bare_read_events_per_s": round(len(records) / bare),
-        "join_events_per_s": round(len(records) / joined),
-        "route_trajectories_per_s": round(trajectories / routed),
-        "join_and_route_events_per_s": round(len(records) / (joined + routed)),
+        "records": len(records),
+        "events": events_made,
+        "append_events_per_s": round(events_made / appended),
+        "bare_read_events_per_s": round(events_made / bare),
+        "join_events_per_s": round(events_made / joined),
+        "route_events_per_s": round(events_made / routed),
+        "join_and_route_events_per_s": round(events_made / (joined + routed)),
     }
 
 
-def _records() -> list[NewRecord]:
+def rollouts(count: int, spans: int, spans_a_record: int) -> list[NewRecord]:
+    """Return the records of rewarded rollouts with one decision and `spans` model calls each, one after another."""
     made = []
-    for number in range(ROLLOUTS):
+    for number in range(count):
         name = f"r{number}"
-        spans = [
+        calls = [
             events.model_span(name, "geneticist", "it does " * 20, f"{number:012x}{index:04x}")
-            for index in range(SPANS_A_ROLLOUT)
+            for index in range(spans)
         ]
-        happened: list[AnyEvent] = [
-            events.started(name),
-            *spans,
-            events.decision(name, ["a", "b", "c"], 0),
-            events.succeeded(name),
-        ]
-        made += [events.new_record(event) for event in (*happened, events.reward(name, 0.5))]
+        outgoing = [Outgoing.of(SPANS, name, call) for call in calls]
+        made.append(events.new_record(events.started(name)))
+        for start in range(0, spans, spans_a_record):
+            made += batched(outgoing[start : start + spans_a_record])
+        after = (events.decision(name, ["a", "b", "c"], 0), events.succeeded(name), events.reward(name, 0.5))
+        made += [events.new_record(event) for event in after]
     return made
 
 

@@ -1,0 +1,93 @@
+"""How many events a second join and routing take on Kafka, beside bare pass-through functions in the same run."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.kafka.local import LocalCluster
+from schemas.topics import EXAMPLES, TRAJECTORIES
+from streams.adapter import AdapterConfig
+from streams.kafka.cluster import Cluster
+from streams.kafka.log import KafkaLog
+from streams.records import NewRecord
+from streams.routing import LessonRouter
+from streams.trajectories import JoinConfig, TrajectoryJoin
+from tests.benchmarks.streams import rollouts
+from tests.kafka import declare_afresh
+
+EVENTS = 30_000
+PEERS = ("faust", "aiokafka", "everloop")
+SPANS_A_RECORD = (1, 30)
+TIMEOUT_S = 60.0
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """Return records and events a second, wall and for each second of the process's processor time, by peer."""
+    local = LocalCluster(folder / "kafka")
+    local.start()
+    try:
+        return {
+            f"{spans}_spans_a_record": {peer: _measured(local.bootstrap, peer, spans) for peer in PEERS}
+            for spans in SPANS_A_RECORD
+        }
+    finally:
+        local.stop()
+
+
+def _measured(bootstrap: str, peer: str, spans_a_record: int) -> dict[str, float]:
+    spans = max(10, spans_a_record)
+    count = EVENTS // (spans + 4)
+    records = rollouts(count, spans, spans_a_record)
+    router = LessonRouter(AdapterConfig(), JoinConfig().late_reward_window)
+    declare_afresh(bootstrap, [TrajectoryJoin(), router])
+    with KafkaLog(Cluster(bootstrap)) as log, tempfile.TemporaryDirectory() as folder:
+        for start in range(0, len(records), 1000):
+            log.append(records[start : start + 1000])
+        # The join emits each rollout at its end and at its reward; the router one lesson for each. What passes on does
+        # so once a record.
+        topic, expected = (EXAMPLES.name, count) if peer == "everloop" else (TRAJECTORIES.name, len(records))
+        command = [sys.executable, "-m", "tests.benchmarks.kafka_peer", peer, bootstrap, folder]
+        process = subprocess.Popen(command)
+        try:
+            wall, cpu, share = _timed(log, topic, expected, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait()
+    return _rates(records, count * (spans + 4), share, wall, cpu)
+
+
+def _timed(log: KafkaLog, topic: str, expected: int, process: psutil.Process) -> tuple[float, float, float]:
+    """Return wall and processor seconds from the first output seen to the last, and the share of outputs between."""
+    deadline = time.monotonic() + TIMEOUT_S
+    first: tuple[float, float, int] | None = None
+    while (written := sum(log.ends(topic).values())) < expected:
+        if first is None and written:
+            first = (time.monotonic(), _processor_s(process), written)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{written} of {expected} records in {topic} after {TIMEOUT_S} s")
+        time.sleep(0.02)
+    if first is None:
+        raise TimeoutError("all was done before anything was seen: measure more events")
+    begun, used, seen = first
+    return time.monotonic() - begun, _processor_s(process) - used, (expected - seen) / expected
+
+
+def _processor_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _rates(records: list[NewRecord], events: int, share: float, wall: float, cpu: float) -> dict[str, float]:
+    return {
+        "records": len(records),
+        "events": events,
+        "records_per_s": round(len(records) * share / wall),
+        "events_per_s": round(events * share / wall),
+        "records_per_core_s": round(len(records) * share / cpu),
+        "events_per_core_s": round(events * share / cpu),
+    }
