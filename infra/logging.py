@@ -28,3 +28,4 @@ def configure_logging(*, json: bool | None = None, level: int = logging.INFO) ->
     others = logging.StreamHandler(sys.stderr)
     others.setLevel(logging.WARNING)  # on the handler: some packages set their own logger's level to DEBUG
     logging.basicConfig(level=logging.WARNING, handlers=[others])
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it also raises what it says, and it says each attempt

@@ -1,7 +1,7 @@
 """Apache Kafka for tests: a broker of this machine, or the one that EVERLOOP_TEST_KAFKA names."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from kafka import KafkaAdminClient
 
 from infra.config import ConfigError
-from infra.kafka.local import LocalCluster
+from infra.kafka.local import Broker, LocalCluster
 from schemas.topics import PREFIX
 from streams.kafka.cluster import Cluster
 from streams.kafka.topics import apply, declared_topics, plan
@@ -32,9 +32,11 @@ def cluster(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def local_cluster(folder: Path, brokers: int = 1) -> Iterator[LocalCluster]:
+def local_cluster(
+    folder: Path, brokers: int = 1, more: Callable[[Broker], Mapping[str, object]] = lambda _: {}
+) -> Iterator[LocalCluster]:
     """Run brokers that a test may stop; skip the test where they cannot run, unless Kafka is required."""
-    local = LocalCluster(folder)
+    local = LocalCluster(folder, more)
     try:
         local.start(brokers)
     except ConfigError as error:

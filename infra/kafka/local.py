@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,9 +68,11 @@ class LocalCluster:
 
     Args:
         folder: for the brokers' data, configurations and logs.
+        more: returns properties of a broker that are set over the usual ones.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: Callable[[Broker], Mapping[str, object]] = lambda _: {}) -> None:
+        self._more = more
         self.folder = folder.absolute()
         self._state = self.folder / STATE_FILE
         self._children: dict[int, subprocess.Popen[bytes]] = {}
@@ -139,7 +142,8 @@ class LocalCluster:
         (self.folder / "log4j2.properties").write_text(_LOG4J.format(level="warn"))
         for broker in members:
             properties = self.folder / f"broker-{broker.id}.properties"
-            properties.write_text("\n".join(f"{k}={v}" for k, v in self._properties(broker, members).items()) + "\n")
+            settings = self._properties(broker, members) | dict(self._more(broker))
+            properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
             shutil.rmtree(self.folder / f"data-{broker.id}", ignore_errors=True)
             _run(
                 runtime, classpath, "kafka.tools.StorageTool", "format",

@@ -46,6 +46,13 @@ class Cluster:
         """Return our name for a topic of the cluster; inverse of `named`."""
         return name.removeprefix(self.prefix)
 
+    @property
+    def login_hint(self) -> str:
+        """What else may be wrong when a broker hangs up: it does not say that it refuses a login."""
+        if self.protocol == "PLAINTEXT":
+            return ""
+        return f" (or it refuses this login: look at protocol {self.protocol}, user and password, certificates)"
+
     @cached_property
     def ssl_context(self) -> ssl.SSLContext | None:
         """What TLS connections are made with; None without TLS.

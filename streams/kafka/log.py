@@ -202,8 +202,8 @@ class KafkaLog:
         try:
             yield
         except KafkaError as error:
-            at = self._cluster.bootstrap
-            raise LogUnavailableError(f"cannot {doing} Kafka at {at}: {type(error).__name__} {error}") from error
+            at, hint = self._cluster.bootstrap, self._cluster.login_hint
+            raise LogUnavailableError(f"cannot {doing} Kafka at {at}: {type(error).__name__} {error}{hint}") from error
 
     def _place(self, topic: str, partition: int) -> TopicPartition:
         return TopicPartition(self._cluster.named(topic), partition)

@@ -15,6 +15,8 @@ from streams.kafka.log import MAX_RECORD_BYTES, knock
 from streams.kafka.states import changelog_of
 from streams.processor import Processor
 
+LOGIN_TIMEOUT_MS = 10_000
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -136,6 +138,6 @@ def _declared(name: str, partitions: int, configs: dict[str, str]) -> Declared:
 def _admin(cluster: Cluster) -> Any:
     knock(cluster.servers)
     try:
-        return KafkaAdminClient(**cluster.client_options)
+        return KafkaAdminClient(**cluster.client_options, bootstrap_timeout_ms=LOGIN_TIMEOUT_MS)
     except KafkaError as error:
-        raise LogUnavailableError(f"no Kafka at {cluster.bootstrap}: {type(error).__name__} {error}") from error
+        raise LogUnavailableError(f"no Kafka at {cluster.bootstrap}: {error}{cluster.login_hint}") from error
