@@ -20,7 +20,8 @@ Serve = Callable[[FastAPI], str]
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep the developer's own configuration out of the tests."""
     monkeypatch.setenv("EVERLOOP_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.delenv("EVERLOOP_CONFIG", raising=False)
+    for name in ("EVERLOOP_CONFIG", "EVERLOOP_SECRETS_DIR"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
