@@ -22,7 +22,7 @@ from infra.logs import open_log
 from infra.processes.routes import RANDOM_POLICY
 from infra.processes.supervisor import Supervisor
 from infra.progress import wait_until_drained
-from infra.topology import learning_processors, stream_processors
+from infra.topology import all_processors, learning_processors
 from schemas.topics import DECISIONS, ROLLOUTS, SPANS, TOPICS
 from streams.log import Log
 from streams.replay import live_state
@@ -107,7 +107,7 @@ def run_demo(
     supervisor.start()
     try:
         asyncio.run(_rollouts(supervisor.gateway_url, settings, options, on_progress))
-        processors = [*stream_processors(settings), *learning_processors(settings)]
+        processors = all_processors(settings)
         with open_log(settings) as log:
             wait_until_drained(log, processors, DRAIN_TIMEOUT_S)
         gateway = httpx.get(f"{supervisor.gateway_url}/healthz").json()

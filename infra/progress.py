@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
 from streams.log import Log
 from streams.processor import Processor
 
@@ -26,6 +28,20 @@ def lag(log: Log, processor: Processor[Any]) -> dict[tuple[str, int], int]:
 def behind(log: Log, processor: Processor[Any]) -> int:
     """Return how many records a processor has still to read."""
     return sum(lag(log, processor).values())
+
+
+def lag_metrics(log: Log, processors: Sequence[Processor[Any]]) -> bytes:
+    """Return the lag of every group and partition as Prometheus reads it."""
+    gauge = Gauge(
+        "everloop_consumer_lag",
+        "Records that a consumer group has still to read.",
+        ["group", "topic", "partition"],
+        registry=(registry := CollectorRegistry()),
+    )
+    for processor in processors:
+        for (topic, partition), records in lag(log, processor).items():
+            gauge.labels(processor.group, topic, partition).set(records)
+    return generate_latest(registry)
 
 
 def wait_until_drained(log: Log, processors: Sequence[Processor[Any]], timeout_s: float) -> None:

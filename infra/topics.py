@@ -1,7 +1,7 @@
 """The topics that an installation needs on a Kafka cluster."""
 
 from infra.config import ConfigError, Settings
-from infra.topology import learning_processors, stream_processors
+from infra.topology import all_processors
 from streams.kafka.topics import Change, Declared, apply, declared_topics, plan
 
 
@@ -19,7 +19,7 @@ def planned(settings: Settings) -> list[Change]:
 
 def needed(settings: Settings) -> list[Declared]:
     """Return the topics of events and of every processor's states."""
-    return declared_topics([*stream_processors(settings), *learning_processors(settings)])
+    return declared_topics(all_processors(settings))
 
 
 def missing_topics(settings: Settings) -> list[str]:

@@ -30,3 +30,8 @@ def learning_processors(settings: Settings) -> list[Learning[Any]]:
     artifacts = ArtifactStore(settings.artifacts_dir)
     config = settings.bandit.learner_config()
     return [Learning(BanditLearner(target, config), artifacts) for target in settings.bandit.targets]
+
+
+def all_processors(settings: Settings) -> list[Processor[Any]]:
+    """Return every processor of an installation."""
+    return [*stream_processors(settings), *learning_processors(settings)]

@@ -1,19 +1,24 @@
-"""The analytics process: it owns the store, keeps it up to date, and answers reports from it."""
+"""The analytics process: it owns the store, keeps it up to date, and answers from it: reports, and how far all are."""
 
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from infra.analytics.client import connect
+from infra.analytics.page import as_page
 from infra.analytics.report import Report, build_report
 from infra.analytics.sink import follow
 from infra.analytics.tables import create_tables
 from infra.config import Settings
 from infra.logs import open_log
+from infra.progress import lag_metrics
 from infra.threads import vital_thread
+from infra.topology import all_processors
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -48,5 +53,14 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/report")
     def report() -> Report:
         return build_report(client())
+
+    @app.get("/", response_class=HTMLResponse)
+    def page() -> str:
+        return as_page(build_report(client()))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        with open_log(settings) as log:
+            return Response(lag_metrics(log, all_processors(settings)), media_type=CONTENT_TYPE_LATEST)
 
     return app

@@ -166,11 +166,11 @@ def _print_summary(result: "DemoResult") -> None:
 
 def _groups(settings: Settings) -> dict[str, dict[str, int]]:
     """Return each consumer group with how many records it is behind, on the partitions where it is."""
-    from infra.topology import learning_processors, stream_processors
+    from infra.topology import all_processors
 
     if settings.log_kind == "sqlite" and not settings.log_path.exists():
         return {}
-    processors = [*stream_processors(settings), *learning_processors(settings)]
+    processors = all_processors(settings)
     with open_log(settings) as log:
         return {
             processor.group: {f"{t}[{p}]": count for (t, p), count in lag(log, processor).items() if count}

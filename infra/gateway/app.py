@@ -7,7 +7,7 @@ import httpx
 from fastapi import FastAPI
 
 from infra.config import Settings
-from infra.gateway import chat, feedback, operations, problems, rollouts, traces
+from infra.gateway import chat, feedback, metrics, operations, problems, rollouts, traces
 from infra.gateway.publishing import Publisher
 from infra.gateway.routing import RouteFollower, RoutingTable
 from infra.gateway.services import Services
@@ -51,6 +51,6 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Everloop gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     problems.install(app)
-    for module in (chat, feedback, operations, rollouts, traces):
+    for module in (chat, feedback, metrics, operations, rollouts, traces):
         app.include_router(module.router)
     return app

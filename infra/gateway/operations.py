@@ -29,6 +29,12 @@ async def health(services: Shared) -> JSONResponse:
     return JSONResponse(body, status_code=503 if status.lost else 200)
 
 
+@router.get("/livez")
+async def live() -> dict[str, str]:
+    """Say that the process answers; nothing that starting it again would mend is looked at."""
+    return {"status": "ok"}
+
+
 @router.get("/readyz")
 async def ready(services: Shared) -> JSONResponse:
     """Say whether there is anything to serve."""

@@ -19,7 +19,7 @@ import pytest
 from infra.config import Settings
 from infra.kafka.local import HOST, Broker, LocalCluster
 from infra.progress import wait_until_drained
-from infra.topology import learning_processors, stream_processors
+from infra.topology import all_processors, learning_processors
 from schemas.examples import ExampleEvent
 from schemas.routes import Route, RouteEvent
 from schemas.serialization import decode_all
@@ -125,7 +125,7 @@ def test_kills_under_load_lose_nothing_and_teach_nothing_twice(
         with local_cluster(tmp_path / "kafka", 3, behind_a_proxy) as cluster:
             bootstrap = ",".join(f"{HOST}:{proxy.port}" for proxy in network)
             settings = Settings(data_dir=tmp_path, log=f"kafka://{bootstrap}")
-            processors = [*stream_processors(settings), *learning_processors(settings)]
+            processors = all_processors(settings)
             declare_afresh(bootstrap, processors)
             with KafkaLog(Cluster(bootstrap)) as log:
                 routes: list[Route] = [model_route("tiny", upstream), baseline_route(POLICY)]
@@ -180,7 +180,7 @@ def under_load(
         eventually(lambda: httpx.get(f"{url}/healthz").json()["status"] == "ok", "an empty spool")
         settings = Settings(data_dir=folder, log=f"kafka://{bootstrap}")
         with KafkaLog(Cluster(bootstrap)) as log:
-            wait_until_drained(log, [*stream_processors(settings), *learning_processors(settings)], DRAIN_S)
+            wait_until_drained(log, all_processors(settings), DRAIN_S)
     return acknowledged, dict(Counter(plan))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from infra.config import Settings
 from infra.progress import wait_until_drained
-from infra.topology import learning_processors, stream_processors
+from infra.topology import all_processors, learning_processors
 from schemas.envelope import AnyEvent
 from schemas.examples import ExampleEvent
 from schemas.serialization import decode
@@ -58,7 +58,7 @@ def distinct_lessons(log: Log, target: str) -> list[ExampleEvent]:
 
 def test_workers_killed_on_kafka_lose_nothing_and_learn_nothing_twice(kafka: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, log=f"kafka://{kafka}")
-    processors = [*stream_processors(settings), *learning_processors(settings)]
+    processors = all_processors(settings)
     (learning,) = learning_processors(settings)
     declare_afresh(kafka, processors)
     random = Random(17)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra.config import GatewaySettings, Settings
 from infra.gateway.app import create_app
@@ -109,3 +110,13 @@ def gateway(settings: Settings, upstream_url: str) -> Iterator[Gateway]:
 
 
 Publish = Callable[..., None]
+
+
+def metrics_of(text: str, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return labels and value of a metric's samples, read as Prometheus reads them."""
+    return [
+        (sample.labels, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]

@@ -18,13 +18,14 @@ from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.clock import now
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
-from schemas.topics import CHECKPOINTS, ROUTES, SPANS
+from schemas.topics import CHECKPOINTS, ROUTES, SPANS, TRAJECTORIES
 from streams.embedded.log import EmbeddedLog
 from streams.embedded.runner import EmbeddedRunner
 from streams.records import NewRecord, Outgoing
 from streams.trajectories import TrajectoryJoin
 from tests import events
 from tests.conftest import serving
+from tests.infra.conftest import metrics_of
 from tests.waiting import eventually
 
 REWARDS = (0.2, 0.4, 0.9)
@@ -119,6 +120,10 @@ def test_the_process_that_owns_the_store_answers_reports(tmp_path: Path) -> None
         filled(log)
     with serving(create_app(settings)) as url:
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+        assert httpx.get(f"{url}/").text.count("<svg") == 2
+        lag = metrics_of(httpx.get(f"{url}/metrics").text, "everloop_consumer_lag")
+        assert sum(value for labels, value in lag if labels["group"] == TrajectoryJoin().group) == 0
+        assert sum(value for labels, value in lag if labels["topic"] == TRAJECTORIES.name) > 0
 
         def rollouts() -> int:
             report = Report.model_validate_json(httpx.get(f"{url}/report").content)

@@ -16,7 +16,7 @@ from streams.errors import LogUnavailableError
 from streams.log import read_all
 from streams.records import Outgoing
 from tests import events
-from tests.infra.conftest import model_route, publish, running_gateway
+from tests.infra.conftest import metrics_of, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 from tests.waiting import eventually
 
@@ -116,6 +116,10 @@ def test_the_gateway_serves_on_while_the_log_is_locked_and_says_so(
             health = gateway.health()
             assert health["status"] == "spooling"
             assert health["events"]["spooled"] > 0
+            metrics = gateway.http.get("/metrics").text
+            assert metrics_of(metrics, "everloop_spooled_events") == [({}, health["events"]["spooled"])]
+            assert metrics_of(metrics, "everloop_log_writable") == [({}, 0)]
+            assert metrics_of(metrics, "everloop_model_requests_total") == [({"outcome": "served"}, 2)]
         eventually(lambda: gateway.health()["status"] == "ok", "the spool's end")
         assert gateway.health()["events"]["lost"] == {}
         assert len(gateway.soon(ROLLOUTS, RolloutEvent, 4)) == 4

@@ -1,0 +1,45 @@
+"""What the gateway tells Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from infra.gateway.services import Services, Shared
+
+router = APIRouter()
+
+
+class GatewayCollector(Collector):
+    """Reads the gateway's own counts when it is asked, so that counting costs a request nothing."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        status = self._services.publisher.status
+        accepted = CounterMetricFamily("everloop_events_accepted", "Records handed over for the log.", labels=["topic"])
+        lost = CounterMetricFamily("everloop_events_lost", "Records that nothing could keep.", labels=["topic"])
+        for family, counts in ((accepted, status.accepted), (lost, status.lost)):
+            for topic, count in counts.items():
+                family.add_metric([topic], count)
+        requests = CounterMetricFamily("everloop_model_requests", "Model calls by outcome.", labels=["outcome"])
+        for outcome, count in self._services.requests.items():
+            requests.add_metric([outcome], count)
+        yield from (accepted, lost, requests)
+        yield GaugeMetricFamily("everloop_spooled_events", "Records that wait in the spool.", status.spooled)
+        yield GaugeMetricFamily("everloop_log_writable", "1 while the log takes records.", status.error is None)
+        yield CounterMetricFamily(
+            "everloop_switches", "Routes that changed what they serve.", self._services.routing.switches
+        )
+
+
+@router.get("/metrics")
+async def metrics(services: Shared) -> Response:
+    """Return the metrics as Prometheus reads them."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(GatewayCollector(services))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
