@@ -20,9 +20,7 @@ def lag(log: Log, processor: Processor[Any]) -> dict[tuple[str, int], int]:
     """Return how many records a processor has still to read, by topic and partition."""
     topics = [topic.name for topic in processor.topics]
     partitions = range(processor.topics[0].partitions)
-    positions = log.committed(processor.group, topics, partitions)
-    ends = {topic: log.ends(topic) for topic in topics}
-    return {(topic, partition): ends[topic][partition] - offset for (topic, partition), offset in positions.items()}
+    return log.unread(log.committed(processor.group, topics, partitions))
 
 
 def behind(log: Log, processor: Processor[Any]) -> int:

@@ -1,6 +1,6 @@
 """What a batch of records comes to, on whatever log: outputs, changed states, and records set aside."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -31,13 +31,11 @@ class Output:
     """An event to write.
 
     Attributes:
-        source: the record it was made from; None for what a deadline made.
-        index: its number among the outputs of that record.
+        partition: in which the record or the key lies that it was made from.
     """
 
+    partition: int
     outgoing: Outgoing
-    source: Record | None
-    index: int
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,10 @@ class Batch(Generic[S]):
     outputs: list[Output] = field(default_factory=list)
     changes: dict[Key, Change[S]] = field(default_factory=dict)
 
-    def apply(self, key: Key, outcome: Outcome[S], source: Record | None) -> None:
+    def apply(self, key: Key, outcome: Outcome[S]) -> None:
         """Add what became of one record or deadline."""
-        self.add(outcome.records, source)
+        self.outputs.extend(Output(key[0], event) for event in outcome.records)
         self.changes[key] = Change(outcome.state, outcome.deadline)
-
-    def add(self, outgoing: Iterable[Outgoing], source: Record | None) -> None:
-        """Add outputs that change no state."""
-        self.outputs.extend(Output(event, source, index) for index, event in enumerate(outgoing))
 
 
 class States(Protocol[Held]):
@@ -89,7 +83,7 @@ def processed(
         for key in due:
             state = states.get(key)
             if state is not None and key not in batch.changes:
-                batch.apply(key, processor.expire(state, key[1], time), None)
+                batch.apply(key, processor.expire(state, key[1], time))
         return batch
 
 
@@ -99,12 +93,12 @@ def _process_one(
     if not processor.concerns(record):
         return
     if record.position in set_aside:
-        batch.add((set_aside[record.position],), record)
+        batch.outputs.append(Output(record.partition, set_aside[record.position]))
         return
     key = (record.partition, processor.state_key(record))
     change = batch.changes.get(key)
     try:
-        batch.apply(key, process(processor, change.state if change else states.get(key), record), record)
+        batch.apply(key, process(processor, change.state if change else states.get(key), record))
     except FailedRecordError as error:
         log_event.warning("dead letter", group=processor.group, record=record.position, error=str(error.__cause__))
         set_aside[record.position] = error.dead_letter

@@ -6,7 +6,7 @@ from schemas.dead_letters import DeadLetterEvent
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS
 from streams.log import Log, read_all
-from streams.records import REPLAYED_HEADER, SOURCE_HEADER, NewRecord
+from streams.records import REPLAYED_HEADER, NewRecord
 
 
 def dead_letters(log: Log) -> Iterator[tuple[int, DeadLetterEvent]]:
@@ -19,8 +19,7 @@ def put_back(log: Log, letters: Iterable[tuple[int, DeadLetterEvent]]) -> int:
     """Append dead letters to the topics they came from and return how many.
 
     Key, bytes and headers are those of the record that was set aside, so every group that reads the topic sees it
-    again; those that had taken it in know it by its event id. What it was made from is no longer said: that would make
-    it a repeat of the record that failed.
+    again; those that had taken it in know it by its event id.
     """
     records = [restored(number, event) for number, event in letters]
     log.append(records)
@@ -30,6 +29,6 @@ def put_back(log: Log, letters: Iterable[tuple[int, DeadLetterEvent]]) -> int:
 def restored(number: int, event: DeadLetterEvent) -> NewRecord:
     """Return the record to append for a dead letter."""
     letter = event.payload
-    headers = tuple((header.name, header.value) for header in letter.headers if header.name != SOURCE_HEADER)
+    headers = tuple((header.name, header.value) for header in letter.headers)
     again = (REPLAYED_HEADER, f"{DEAD_LETTERS.name}@{number}".encode())
     return NewRecord(letter.topic, letter.key, letter.value, (*headers, again))

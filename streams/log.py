@@ -47,6 +47,13 @@ class Log(Protocol):
         """Return the next offset a group will read, by topic and partition; 0 where it has read nothing."""
         ...
 
+    def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Return how many records lie at or after the given offsets; exact where there are none.
+
+        Offsets alone do not say it: on Kafka the marks of transactions take some, and are never delivered.
+        """
+        ...
+
     def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Store a group's next offsets."""
         ...

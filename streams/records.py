@@ -11,9 +11,6 @@ from schemas.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
 
-SOURCE_HEADER = "source"
-"""Header of a processor's output on Kafka: `topic:partition:offset:index` of the record it was made from."""
-
 BATCH_MAX_BYTES = 256 * 1024
 
 REWARD_REVISION_HEADER = "reward-revision"

@@ -172,6 +172,11 @@ class EmbeddedLog:
             }
         return positions
 
+    def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Return how many records lie at or after the given offsets."""
+        ends = {topic: self.ends(topic) for topic, _ in positions}
+        return {(topic, partition): ends[topic][partition] - offset for (topic, partition), offset in positions.items()}
+
     def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Store a group's next offsets."""
         with self.transaction():

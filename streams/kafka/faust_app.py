@@ -1,31 +1,33 @@
 """The Faust runner: the same processors on Kafka, one Faust app (a consumer group) for each.
 
-Faust subscribes, rebalances, reads and commits. Its own habits are worked around where they lose events (measured on
-faust-streaming 0.15.3):
+Faust subscribes, rebalances, reads and commits offsets. Its own habits are worked around where they lose events
+(measured on faust-streaming 0.15.3):
 
 - an exception in a Faust function acknowledges the event, so the function only hands it on; it is acknowledged by us
   when its outputs and states are on Kafka;
 - values are taken as raw bytes and decoded in the processor, because what Faust cannot decode it commits past;
 - its flush gives up after 0.1 s, its tables send their changelog without waiting, and an event sent while its producer
-  is replaced is forgotten, so outputs and states are written by clients of our own (`streams.kafka.clients`);
-- a record that it skips in a rebalance it acknowledges all the same, so before a batch is taken, its first offsets are
-  compared with those that the states contain, and what was passed over is read again;
+  is replaced is forgotten, so outputs and states are written in transactions of our own (`streams.kafka.changelog`);
+- it reads what is not committed, unless its own transactions are on; its consumer is told otherwise;
+- a record that it skips in a rebalance it acknowledges all the same, so after one the first offsets are compared with
+  those that the states contain, and what was passed over is read again;
 - after a rebalance it may stop delivering a partition, which is found and mended (`streams.kafka.stalls`);
 - delivery is at least once; it counts once because states know what they contain (`streams.kafka.states`).
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import faust
 import structlog
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
-from streams.kafka.clients import OrderedWriter, TransactionalChangelog
+from streams.kafka.changelog import TransactionalChangelog
 from streams.kafka.cluster import Cluster
-from streams.kafka.log import MAX_RECORD_BYTES
+from streams.kafka.log import MAX_RECORD_BYTES, KafkaLog
 from streams.kafka.stage import KafkaStage
 from streams.kafka.stalls import CHECK_EVERY_S, StalledPartitions
 from streams.processor import Processor
@@ -76,9 +78,9 @@ def create_app(cluster: Cluster, processor: Processor[S], data_dir: Path, lease_
         value_serializer="raw",
         partitions=processor.topics[0].partitions,
     )
-    write = OrderedWriter(cluster)
-    stage = KafkaStage(processor, lambda partition: TransactionalChangelog(cluster, processor.group, partition), write)
-    gaps = _Gaps(app, cluster)
+    app.transport.Consumer = _CommittedConsumer
+    stage = KafkaStage(processor, lambda partition: TransactionalChangelog(cluster, processor.group, partition))
+    gaps = _Gaps(app, cluster, stage)
     arrived: asyncio.Queue[Any] = asyncio.Queue(processor.batch)
 
     async def consume(stream: Any) -> None:
@@ -91,10 +93,11 @@ def create_app(cluster: Cluster, processor: Processor[S], data_dir: Path, lease_
             while len(events) < processor.batch and not arrived.empty():
                 events.append(arrived.get_nowait())
             records = [_record(cluster, event.message) for event in events]
-            passed_over = await gaps.go_back(await stage.missing(records))
-            await stage.take([record for record in records if (record.topic, record.partition) not in passed_over])
+            taken = await gaps.admitted(records)
+            await stage.take(taken)
+            done = {record.position for record in taken}
             for event, record in zip(events, records, strict=True):
-                if (record.topic, record.partition) not in passed_over:
+                if record.position in done:
                     event.ack()
 
     async def hold() -> None:
@@ -103,40 +106,72 @@ def create_app(cluster: Cluster, processor: Processor[S], data_dir: Path, lease_
 
     async def stop(*_: Any, **__: Any) -> None:
         await stage.close()
-        await write.close()
 
+    async def look_again(*_: Any, **__: Any) -> None:
+        gaps.looked.clear()
+
+    app.on_partitions_assigned.connect(look_again, weak=False)
     app.agent(source, name=f"{name}.consume")(consume)
     app.task(work)
     app.timer(HOLD_EVERY_S, name=f"{name}.hold")(hold)
     app.on_before_shutdown.connect(stop, weak=False)
     topics = {cluster.named(topic.name) for topic in processor.topics}
-    stalls = StalledPartitions(app, topics, lambda: stage.idle and arrived.empty())
+    stalls = StalledPartitions(app, topics, lambda: stage.idle and arrived.empty(), unread(cluster))
     app.timer(CHECK_EVERY_S, name=f"{name}.stalls")(stalls.mend)
     return app
 
 
 class _Gaps:
-    """Goes back to records that Faust passed over."""
+    """Goes back to records that Faust passed over in a rebalance.
 
-    def __init__(self, app: Any, cluster: Cluster) -> None:
+    Attributes:
+        looked: places that were compared since the last rebalance. Later gaps are where transactions' marks lie.
+    """
+
+    def __init__(self, app: Any, cluster: Cluster, stage: KafkaStage[Any]) -> None:
         self._app = app
         self._cluster = cluster
-        self._looked: dict[TP, int] = {}
+        self._stage = stage
+        self._awaited: dict[tuple[str, int], int] = {}
+        self.looked: set[tuple[str, int]] = set()
 
-    async def go_back(self, missing: Mapping[tuple[str, int], int]) -> set[tuple[str, int]]:
-        """Read again from the given offsets where something lies there; return those topics and partitions."""
-        gone_back = set()
-        for (topic, partition), offset in missing.items():
+    async def admitted(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records that may be taken now; the others are being read again, after what lies before them."""
+        candidates = [record for record in records if self._in_turn(record)]
+        places = {(record.topic, record.partition) for record in candidates} - self.looked
+        if not places:
+            return candidates
+        self.looked |= places
+        for (topic, partition), offset in (await self._stage.missing(candidates)).items():
             place = TP(self._cluster.named(topic), partition)
-            beginning = (await self._app.consumer.earliest_offsets(place))[place]
-            # Offsets that a transaction's marks take are never delivered: one look is enough.
-            if offset < beginning or self._looked.get(place) == offset:
-                continue
-            self._looked[place] = offset
-            log_event.warning("records passed over, going back", topic=topic, partition=partition, offset=offset)
-            await self._app.consumer.seek(place, offset)
-            gone_back.add((topic, partition))
-        return gone_back
+            if (topic, partition) in places and offset >= (await self._app.consumer.earliest_offsets(place))[place]:
+                log_event.info("reading on from what the states contain", topic=topic, partition=partition, at=offset)
+                first = next(r.offset for r in candidates if (r.topic, r.partition) == (topic, partition))
+                self._awaited[topic, partition] = first
+                await self._app.consumer.seek(place, offset)
+        return [record for record in candidates if (record.topic, record.partition) not in self._awaited]
+
+    def _in_turn(self, record: Record) -> bool:
+        """Return False for what was fetched before its place was read again."""
+        place = (record.topic, record.partition)
+        if record.offset > self._awaited.get(place, record.offset):
+            return False
+        self._awaited.pop(place, None)
+        return True
+
+
+class _CommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+
+class _CommittedConsumer(Consumer):  # type: ignore[misc]
+    """Faust's consumer, reading committed records only."""
+
+    def _new_consumer_thread(self) -> Any:
+        return _CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
 
 def run_app(
@@ -147,6 +182,20 @@ def run_app(
     worker = faust.Worker(first, *others, loglevel="WARN", quiet=True)
     worker.spinner = None  # it would turn on every library's debug messages, to spin by
     worker.execute_from_commandline()
+
+
+def unread(cluster: Cluster) -> Callable[[TP, int], Awaitable[bool]]:
+    """Return what says whether a record lies at or after an offset of a partition of the cluster."""
+
+    def look(place: TP, offset: int) -> bool:
+        position = (cluster.ours(place.topic), place.partition)
+        with KafkaLog(cluster) as log:
+            return log.unread({position: offset})[position] > 0
+
+    async def looked(place: TP, offset: int) -> bool:
+        return await asyncio.to_thread(look, place, offset)
+
+    return looked
 
 
 def _credentials(cluster: Cluster) -> Any:

@@ -119,6 +119,20 @@ class KafkaLog:
             for partition in wanted
         }
 
+    def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Return how much lies at or after the given offsets: 0 for nothing, else records and transactions' marks."""
+        with self._translated("read from"):
+            ends = self._consumer().end_offsets([self._place(*place) for place in positions])
+        lag = {place: max(ends[self._place(*place)] - offset, 0) for place, offset in positions.items()}
+        behind = {place: positions[place] for place, count in lag.items() if count}
+        read: set[tuple[str, int]] = set()
+        while rest := {place: offset for place, offset in behind.items() if place not in read}:
+            records = self.fetch(rest, len(rest))
+            if not records:
+                return lag | dict.fromkeys(rest, 0)
+            read |= {(record.topic, record.partition) for record in records}
+        return lag
+
     def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Store the next offsets of a group that has no other members."""
         offsets = {self._place(*place): OffsetAndMetadata(offset, "", -1) for place, offset in positions.items()}

@@ -3,13 +3,13 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
 from schemas.clock import now
 from streams.batches import Batch, Change, Key, processed
-from streams.kafka.states import Changelog, OutdatedError, PartitionStates, Positions, source_of
+from streams.kafka.states import Changelog, OutdatedError, PartitionStates, Positions
 from streams.processor import Processor
 from streams.records import NewRecord, Record
 
@@ -17,29 +17,19 @@ S = TypeVar("S")
 log_event = structlog.get_logger(__name__)
 
 
-class Write(Protocol):
-    """Writes records."""
-
-    async def __call__(self, records: Sequence[NewRecord]) -> None:
-        """Return when all in-sync replicas have the records; those of a partition are written in order."""
-        ...
-
-
 class KafkaStage(Generic[S]):
     """Carries one processor, a batch of records at a time.
 
-    The order of effects is what makes records count once: outputs are acknowledged, then the states that contain the
-    records, and only when `take` returns may their offsets be committed.
+    Outputs, and states that contain the records, are committed together; only when `take` returns may the offsets of
+    the records be committed.
 
     Args:
         changelog: returns the changelog of a partition.
-        write: to the topics of events.
     """
 
-    def __init__(self, processor: Processor[S], changelog: Callable[[int], Changelog], write: Write) -> None:
+    def __init__(self, processor: Processor[S], changelog: Callable[[int], Changelog]) -> None:
         self.processor = processor
         self._changelog = changelog
-        self._write = write
         self._partitions: dict[int, PartitionStates[S]] = {}
         self._turn = asyncio.Lock()
 
@@ -95,22 +85,29 @@ class KafkaStage(Generic[S]):
         new = [record for record in records if positions[record.partition].take(record)]
         # In a thread: a judge may wait for a model, and the event loop must go on answering Kafka.
         batch = await asyncio.to_thread(processed, self.processor, _Cached(self._partitions), new, due, now())
-        await self._write([_output(output.outgoing.record(), output.source, output.index) for output in batch.outputs])
         return await self._commit(batch, positions)
 
     async def _commit(self, batch: Batch[S], positions: dict[int, Positions]) -> set[int]:
         changes: dict[int, dict[str, Change[S]]] = defaultdict(dict)
         for (partition, key), change in batch.changes.items():
             changes[partition][key] = change
+        outputs: dict[int, list[NewRecord]] = defaultdict(list)
+        for output in batch.outputs:
+            outputs[output.partition].append(output.outgoing.record())
         committed = await asyncio.gather(
-            *(self._commit_one(partition, changes[partition], reached) for partition, reached in positions.items())
+            *(
+                self._commit_one(partition, changes[partition], reached, outputs[partition])
+                for partition, reached in positions.items()
+            )
         )
         return {partition for partition, done in zip(positions, committed, strict=True) if not done}
 
-    async def _commit_one(self, partition: int, changes: dict[str, Change[S]], reached: Positions) -> bool:
+    async def _commit_one(
+        self, partition: int, changes: dict[str, Change[S]], reached: Positions, outputs: list[NewRecord]
+    ) -> bool:
         states = self._partitions[partition]
         try:
-            await states.commit(changes, reached)
+            await states.commit(changes, reached, outputs)
         except OutdatedError as error:
             log_event.warning("states outdated", group=self.processor.group, partition=partition, error=str(error))
             del self._partitions[partition]
@@ -131,9 +128,3 @@ class _Cached(Generic[S]):
     def clear(self) -> None:
         for states in self._partitions.values():
             states.clear()
-
-
-def _output(record: NewRecord, source: Record | None, index: int) -> NewRecord:
-    if source is None:
-        return record
-    return NewRecord(record.topic, record.key, record.value, (*record.headers, source_of(source, index)))

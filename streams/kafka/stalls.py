@@ -9,7 +9,7 @@ committed offset mends it: what was processed in between is known to the states 
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class StalledPartitions:
     Args:
         topics: that it reads.
         idle: says whether no record is being processed; while one is, a partition may rightly wait.
+        unread: says whether a record lies at or after an offset of a partition. Its end alone does not: transactions'
+            marks lie there too.
         clock: seconds, never going back.
         end_process: asks this process to end, so that its supervisor starts it again.
     """
@@ -45,12 +47,14 @@ class StalledPartitions:
         app: Any,
         topics: Collection[str],
         idle: Callable[[], bool],
+        unread: Callable[[Any, int], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
         end_process: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM),
     ) -> None:
         self._app = app
         self._topics = topics
         self._idle = idle
+        self._unread = unread
         self._clock = clock
         self._end_process = end_process
         self._watched: dict[Any, _Watched] = {}
@@ -72,7 +76,10 @@ class StalledPartitions:
             elif known is None or known.committed != committed:
                 self._watched[place] = _Watched(committed, self._clock())
             elif self._clock() - known.since > STALLED_AFTER_S and self._idle():
-                await self._take_up(place, known, ends[place])
+                if await self._unread(place, committed):
+                    await self._take_up(place, known, ends[place])
+                else:
+                    known.since = self._clock()
 
     async def _take_up(self, place: Any, known: _Watched, end: int) -> None:
         known.attempts += 1

@@ -1,9 +1,12 @@
 """The states of one partition of a consumer group, kept in a compacted topic that has one writer at a time.
 
-Everything a batch changes in a partition is one transaction: the states of its keys, and how far the partition's
-records went into them. Whoever takes a partition shuts out its earlier writer (Kafka fences the older producer of a
-transactional id), then reads what is stored. So a worker that was paused, and still believes the partition to be its
-own, cannot overwrite what a later one wrote; it finds that out when it commits, reads anew, and does the batch again.
+Everything that a batch makes of a partition's records is one transaction: the events it writes, the states of the keys
+it changed, and how far the records went into them. Readers of committed records see all of it or nothing, so what a
+crash cuts off is made anew without a trace, in whatever order the topics are read the second time.
+
+Whoever takes a partition shuts out its earlier writer (Kafka fences the older producer of a transactional id), then
+reads what is stored. So a worker that was paused, and still believes the partition to be its own, cannot add to what a
+later one wrote; it finds that out when it commits, reads anew, and does the batch again.
 """
 
 import heapq
@@ -18,7 +21,7 @@ import orjson
 from schemas.clock import to_milliseconds
 from streams.batches import Change
 from streams.processor import Processor
-from streams.records import SOURCE_HEADER, Headers, NewRecord, Record
+from streams.records import Headers, NewRecord, Record
 
 S = TypeVar("S")
 POSITIONS_KEY = b"positions"
@@ -38,8 +41,8 @@ class Changelog(Protocol):
         """Shut out every earlier writer and return all that is stored, the oldest first."""
         ...
 
-    async def write(self, records: Sequence[NewRecord]) -> None:
-        """Write all of these or none.
+    async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
+        """Write states to the changelog and outputs to their topics, all or none.
 
         Raises:
             OutdatedError: none was written, or it is not known whether they were. Load again.
@@ -55,31 +58,17 @@ class Changelog(Protocol):
 class Positions:
     """How far a partition's records went into its states.
 
-    A record may come twice in two ways. Kafka delivers it again after a crash: `contained` knows its offset. Or the
-    processor before wrote it again, at a new offset, because it died before it noted that it had: `made_from` knows
-    what it was made from. A processor takes each partition in order and writes what it makes in order, so one position
-    for each source says it all.
-
     Attributes:
-        contained: topic to the last offset taken.
-        made_from: `topic:partition` to the (offset, index) of the last output taken of what was made from there.
+        contained: topic to the last offset taken. Kafka delivers a record again after a crash.
     """
 
     contained: dict[str, int] = field(default_factory=dict)
-    made_from: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def take(self, record: Record) -> bool:
-        """Note that a record is taken; return False if it, or the one it repeats, was taken before."""
-        if record.offset <= self.contained.get(record.topic, -1):
+        """Note that a record is taken; return False if it was taken before."""
+        if record.offset < self.next_of(record.topic):
             return False
         self.contained[record.topic] = record.offset
-        source = _source(record)
-        if source is None:
-            return True
-        place, position = source
-        if position <= self.made_from.get(place, (-1, -1)):
-            return False
-        self.made_from[place] = position
         return True
 
     def next_of(self, topic: str) -> int:
@@ -88,18 +77,16 @@ class Positions:
 
     def copy(self) -> Self:
         """Return positions that change apart from these."""
-        return type(self)(dict(self.contained), dict(self.made_from))
+        return type(self)(dict(self.contained))
 
     def encode(self) -> bytes:
         """Return them as JSON."""
-        return orjson.dumps({"contained": self.contained, "made_from": self.made_from}, option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps({"contained": self.contained}, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
     def decode(cls, value: bytes | None) -> Self:
         """Return what `encode` wrote."""
-        document = orjson.loads(value or b"{}")
-        made_from = {place: (offset, index) for place, (offset, index) in document.get("made_from", {}).items()}
-        return cls(document.get("contained", {}), made_from)
+        return cls(orjson.loads(value or b'{"contained": {}}')["contained"])
 
 
 class PartitionStates(Generic[S]):
@@ -142,11 +129,13 @@ class PartitionStates(Generic[S]):
                 passed.append(key)
         return passed
 
-    async def commit(self, changes: Mapping[str, Change[S]], positions: Positions) -> None:
-        """Store changed states and positions together.
+    async def commit(
+        self, changes: Mapping[str, Change[S]], positions: Positions, outputs: Sequence[NewRecord]
+    ) -> None:
+        """Store changed states and positions, and write outputs, together.
 
         Raises:
-            OutdatedError: see `Changelog.write`.
+            OutdatedError: see `Changelog.commit`.
         """
         records = [
             _stored(self._processor, key, change)
@@ -154,7 +143,7 @@ class PartitionStates(Generic[S]):
             if change.state is not None or key in self._values
         ]
         records.append(NewRecord("", POSITIONS_KEY, positions.encode()))
-        await self._changelog.write(records)
+        await self._changelog.commit(records, outputs)
         for key, change in changes.items():
             self._objects.pop(key, None)
             if change.state is not None:
@@ -194,11 +183,6 @@ def state_key(key: str) -> bytes:
     return STATE_PREFIX + key.encode()
 
 
-def source_of(record: Record, index: int) -> tuple[str, bytes]:
-    """Return the header for the output number `index` of a record."""
-    return SOURCE_HEADER, f"{record.topic}:{record.partition}:{record.offset}:{index}".encode()
-
-
 def _stored(processor: Processor[S], key: str, change: Change[S]) -> NewRecord:
     if change.state is None:
         return NewRecord("", state_key(key), None)
@@ -206,12 +190,3 @@ def _stored(processor: Processor[S], key: str, change: Change[S]) -> NewRecord:
     if change.deadline is not None:
         headers = ((DEADLINE_HEADER, str(to_milliseconds(change.deadline)).encode()),)
     return NewRecord("", state_key(key), processor.encode_state(change.state), headers)
-
-
-def _source(record: Record) -> tuple[str, tuple[int, int]] | None:
-    """Return what a record was made from, None for one that no processor made."""
-    for name, value in record.headers:
-        if name == SOURCE_HEADER:
-            place, offset, index = value.decode().rsplit(":", 2)
-            return place, (int(offset), int(index))
-    return None

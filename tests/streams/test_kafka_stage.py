@@ -1,5 +1,6 @@
 """What the Kafka runner does with records counts once though Kafka delivers them at least once."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,32 +23,23 @@ from streams.records import NewRecord, Record
 from streams.routing import LessonRouter
 from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin
 from tests import events
-from tests.streams.test_lessons import full_trajectory
-
-
-class Written:
-    """Takes records as Kafka would."""
-
-    def __init__(self) -> None:
-        self.records: list[NewRecord] = []
-
-    @property
-    def topics(self) -> list[str]:
-        return [record.topic for record in self.records]
-
-    async def __call__(self, records: Sequence[NewRecord]) -> None:
-        self.records += records
 
 
 class Stored:
-    """Keeps changelogs as Kafka would: who loads shuts out who loaded before."""
+    """Keeps changelogs and outputs as Kafka would: who loads shuts out who loaded before."""
 
     def __init__(self) -> None:
+        self.outputs: list[NewRecord] = []
         self.records: dict[int, list[Record]] = {}
         self.epochs: dict[int, int] = {}
+        self.refuse = False
 
     def __call__(self, partition: int) -> "Writer":
         return Writer(self, partition)
+
+    @property
+    def topics(self) -> list[str]:
+        return [record.topic for record in self.outputs]
 
     def latest(self, key: str, partition: int | None = None) -> bytes | None:
         place = PARTITION if partition is None else partition
@@ -71,18 +63,20 @@ class Writer:
         self.epoch = self.stored.epochs[self.partition] = self.stored.epochs.get(self.partition, 0) + 1
         return list(self.stored.records.get(self.partition, []))
 
-    async def write(self, records: Sequence[NewRecord]) -> None:
-        if self.epoch != self.stored.epochs[self.partition]:
+    async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
+        await asyncio.sleep(0)
+        if self.stored.refuse or self.epoch != self.stored.epochs[self.partition]:
             raise OutdatedError("fenced")
         there = self.stored.records.setdefault(self.partition, [])
-        there += [Record("log", self.partition, 0, 0, r.key, r.value, r.headers) for r in records]
+        there += [Record("log", self.partition, 0, 0, r.key, r.value, r.headers) for r in states]
+        self.stored.outputs += outputs
 
     async def close(self) -> None:
         pass
 
 
-def join_stage(written: Written, stored: Stored, config: JoinConfig | None = None) -> KafkaStage[JoinState]:
-    return KafkaStage(TrajectoryJoin(config), stored, written)
+def join_stage(stored: Stored) -> KafkaStage[JoinState]:
+    return KafkaStage(TrajectoryJoin(), stored)
 
 
 START, END = events.record(events.started("r"), 0), events.record(events.succeeded("r"), 1)
@@ -90,25 +84,25 @@ PARTITION = START.partition
 
 
 async def test_a_record_delivered_twice_counts_once() -> None:
-    written, stored = Written(), Stored()
-    stage = join_stage(written, stored)
+    stored = Stored()
+    stage = join_stage(stored)
     await stage.take([START, END, END])
     await stage.take([START, END])
-    assert written.topics == [TRAJECTORIES.name]
+    assert stored.topics == [TRAJECTORIES.name]
     assert stored.positions().contained == {START.topic: END.offset}
     assert Positions.decode(stored.positions().encode()) == stored.positions()
 
 
 async def test_a_worker_goes_on_from_the_states_that_an_earlier_one_stored() -> None:
-    written, stored = Written(), Stored()
-    await join_stage(written, stored).take([START])
-    await join_stage(written, stored).take([START, END])
-    assert written.topics == [TRAJECTORIES.name]
+    stored = Stored()
+    await join_stage(stored).take([START])
+    await join_stage(stored).take([START, END])
+    assert stored.topics == [TRAJECTORIES.name]
 
 
 async def test_a_paused_worker_cannot_overwrite_what_a_later_one_stored() -> None:
-    written, stored = Written(), Stored()
-    paused, later = join_stage(written, stored), join_stage(written, stored)
+    stored = Stored()
+    paused, later = join_stage(stored), join_stage(stored)
     await paused.take([START])
     await later.take([START, END, events.record(events.reward("r", 0.5), 0)])
     newest = stored.latest("r")
@@ -118,50 +112,57 @@ async def test_a_paused_worker_cannot_overwrite_what_a_later_one_stored() -> Non
     assert stored.positions().contained == {START.topic: 1, REWARDS.name: 1}
 
 
-async def test_an_output_written_again_after_a_crash_teaches_once() -> None:
-    router = LessonRouter(AdapterConfig(), JoinConfig().late_reward_window)
-    trajectory = events.record(full_trajectory())
-    first, second = Written(), Written()
-    await KafkaStage(router, Stored(), first).take([trajectory])
-    await KafkaStage(router, Stored(), second).take([trajectory])  # the first died before its state was stored
-    assert first.records == second.records != []
-    learner = Learning(BanditLearner("supervisor-policy"), ArtifactStore(Path("/nowhere")))
+async def test_what_a_crash_cut_off_is_made_anew_in_another_order(tmp_path: Path) -> None:
+    """The join reads four topics; read again, their records may come in another order and make other outputs."""
+    decision, reward = events.record(events.decision("r", ["a", "b"], 0), 0), events.record(events.reward("r", 0.5), 0)
     stored = Stored()
-    stage = KafkaStage(learner, stored, Written())
-    again = [
-        Record(written.topic, PARTITION, offset, 0, written.key, written.value, written.headers)
-        for offset, written in enumerate(first.records + second.records)
-    ]
-    await stage.take(again)
-    value = stored.latest("supervisor-policy")
+    crashed = join_stage(stored)
+    await crashed.take([START])
+    stored.epochs[PARTITION] += 1  # as if another worker had taken over before the next commit
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            stored.refuse = True
+            await crashed.take([reward, decision, END])
+    stored.refuse = False
+    await join_stage(stored).take([START, END, decision, reward])
+    router = KafkaStage(LessonRouter(AdapterConfig(), JoinConfig().late_reward_window), lessons := Stored())
+    await router.take([written(output, offset) for offset, output in enumerate(stored.outputs)])
+    learner = Learning(BanditLearner("supervisor-policy"), ArtifactStore(tmp_path))
+    stage = KafkaStage(learner, learned := Stored())
+    await stage.take([written(output, offset) for offset, output in enumerate(lessons.outputs)])
+    value = learned.latest("supervisor-policy")
     assert value is not None
     assert learner.decode_state(value).state.lessons == 1
 
 
+def written(record: NewRecord, offset: int) -> Record:
+    return Record(record.topic, PARTITION, offset, 0, record.key, record.value, record.headers)
+
+
 async def test_undecodable_bytes_become_a_dead_letter_and_the_batch_goes_on() -> None:
-    written = Written()
+    stored = Stored()
     poison = Record("everloop.rollouts", PARTITION, 1, 0, b"r", b"\xff\x00")
     end = events.record(events.rollout("r", RolloutState.SUCCEEDED), 2)
-    await join_stage(written, Stored()).take([START, poison, end])
-    assert written.topics == [DEAD_LETTERS.name, TRAJECTORIES.name]
+    await join_stage(stored).take([START, poison, end])
+    assert stored.topics == [DEAD_LETTERS.name, TRAJECTORIES.name]
 
 
 async def test_deadlines_are_kept_by_whoever_holds_the_partition() -> None:
-    written, stored = Written(), Stored()
+    stored = Stored()
     reward = events.record(events.reward("nobody", 0.5), 4)
-    await join_stage(written, stored).take([reward])
-    successor = join_stage(written, stored)
+    await join_stage(stored).take([reward])
+    successor = join_stage(stored)
     await successor.hold([])
-    assert written.topics == []
+    assert stored.topics == []
     await successor.hold([reward.partition])
-    assert written.topics == [DEAD_LETTERS.name]
+    assert stored.topics == [DEAD_LETTERS.name]
     assert stored.latest("nobody", reward.partition) is None
     await successor.take([reward])
-    assert written.topics == [DEAD_LETTERS.name]
+    assert stored.topics == [DEAD_LETTERS.name]
 
 
 async def test_what_faust_passed_over_is_named() -> None:
-    stage = join_stage(Written(), Stored())
+    stage = join_stage(Stored())
     assert await stage.missing([START, END]) == {}
     await stage.take([START])
     assert await stage.missing([END]) == {}

@@ -43,6 +43,14 @@ class Clock:
         return self.now
 
 
+async def unread(place: Any, offset: int) -> bool:
+    return True
+
+
+async def only_marks(place: Any, offset: int) -> bool:
+    return False
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -50,7 +58,7 @@ def clock() -> Clock:
 
 async def test_a_stalled_partition_is_taken_up_from_its_committed_offset(clock: Clock) -> None:
     app = Faust()
-    watch = StalledPartitions(app, {"t"}, lambda: True, clock)
+    watch = StalledPartitions(app, {"t"}, lambda: True, unread, clock)
     await watch.mend()
     clock.now = STALLED_AFTER_S - 1
     await watch.mend()
@@ -60,9 +68,18 @@ async def test_a_stalled_partition_is_taken_up_from_its_committed_offset(clock: 
     assert app.sought == [(STUCK, 15)]
 
 
+async def test_a_partition_with_nothing_but_marks_at_its_end_is_left_alone(clock: Clock) -> None:
+    app = Faust()
+    watch = StalledPartitions(app, {"t"}, lambda: True, only_marks, clock)
+    for _ in range(10):
+        await watch.mend()
+        clock.now += STALLED_AFTER_S + 1
+    assert app.sought == []
+
+
 async def test_a_partition_that_moves_however_slowly_is_left_alone(clock: Clock) -> None:
     app = Faust()
-    watch = StalledPartitions(app, {"t"}, lambda: True, clock)
+    watch = StalledPartitions(app, {"t"}, lambda: True, unread, clock)
     for offset in range(15, 40):
         app.commit(offset)
         await watch.mend()
@@ -73,8 +90,8 @@ async def test_a_partition_that_moves_however_slowly_is_left_alone(clock: Clock)
 async def test_nothing_is_done_while_a_record_is_processed_or_the_group_rebalances(clock: Clock) -> None:
     app, busy = Faust(), Faust()
     watch, patient = (
-        StalledPartitions(app, {"t"}, lambda: True, clock),
-        StalledPartitions(busy, {"t"}, lambda: False, clock),
+        StalledPartitions(app, {"t"}, lambda: True, unread, clock),
+        StalledPartitions(busy, {"t"}, lambda: False, unread, clock),
     )
     for rebalancing in (False, True, False):
         app.rebalancing = rebalancing
@@ -89,7 +106,7 @@ async def test_nothing_is_done_while_a_record_is_processed_or_the_group_rebalanc
 async def test_a_process_that_cannot_mend_it_ends(clock: Clock) -> None:
     ended: list[bool] = []
     app = Faust()
-    watch = StalledPartitions(app, {"t"}, lambda: True, clock, lambda: ended.append(True))
+    watch = StalledPartitions(app, {"t"}, lambda: True, unread, clock, lambda: ended.append(True))
     for _ in range(MOST_ATTEMPTS + 2):
         await watch.mend()
         clock.now += STALLED_AFTER_S + 1

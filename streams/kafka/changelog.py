@@ -1,4 +1,4 @@
-"""The aiokafka clients of the Faust runner: one that writes events in order, one that keeps a partition's states."""
+"""The changelog of a partition on Kafka, through aiokafka."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,49 +23,6 @@ FAILURES = (KafkaError, TimeoutError, OSError)
 log_event = structlog.get_logger(__name__)
 
 
-class OrderedWriter:
-    """Writes events so that those of a partition arrive in the order they were handed over, without gaps.
-
-    Kafka's idempotent producer keeps the order while it lives. When it is given up, the whole call is repeated by a new
-    one: what arrives twice is a repeat of what came before, which the next stage knows by its source.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._producer: Any = None
-
-    async def __call__(self, records: Sequence[NewRecord]) -> None:
-        """Return when all in-sync replicas have the records, however long that takes: giving up would lose them."""
-        if not records:
-            return
-        async for attempt in _patiently():
-            with attempt:
-                try:
-                    async with asyncio.timeout(ACKNOWLEDGED_IN_S):
-                        await self._write(records)
-                except BaseException:
-                    await self.close()
-                    raise
-
-    async def close(self) -> None:
-        """Give up the connection; what was not acknowledged may still arrive."""
-        if self._producer is not None:
-            producer, self._producer = self._producer, None
-            await _stopped(producer)
-
-    async def _write(self, records: Sequence[NewRecord]) -> None:
-        if self._producer is None:
-            self._producer = _producer(self._cluster, enable_idempotence=True)
-            await self._producer.start()
-        sent = [
-            await self._producer.send(
-                self._cluster.named(record.topic), record.value, record.key, headers=list(record.headers)
-            )
-            for record in records
-        ]
-        await asyncio.gather(*sent)
-
-
 class TransactionalChangelog:
     """A partition of a group's changelog, written in transactions. Satisfies `streams.kafka.states.Changelog`.
 
@@ -85,30 +42,31 @@ class TransactionalChangelog:
             with attempt:
                 await self.close()
                 async with asyncio.timeout(ACKNOWLEDGED_IN_S):
-                    self._producer = _producer(
-                        self._cluster, transactional_id=self._id, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS
+                    self._producer = AIOKafkaProducer(
+                        **self._cluster.client_options,
+                        acks="all",
+                        max_request_size=MAX_RECORD_BYTES,
+                        transactional_id=self._id,
+                        transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
                     )
                     await self._producer.start()  # ends what an earlier writer left open
                 return await self._stored()
         raise AssertionError("unreachable: it is tried until it succeeds")
 
-    async def write(self, records: Sequence[NewRecord]) -> None:
-        """Write all of these or none.
+    async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
+        """Write states to the changelog and outputs to their topics, all or none.
 
         Raises:
             OutdatedError: none was written, or it is not known whether they were.
         """
+        topic, partition = self._place
         try:
             async with asyncio.timeout(ACKNOWLEDGED_IN_S):
                 await self._producer.begin_transaction()
-                for record in records:
-                    await self._producer.send(
-                        self._place.topic,
-                        record.value,
-                        record.key,
-                        partition=self._place.partition,
-                        headers=list(record.headers),
-                    )
+                for output in outputs:
+                    await self._send(self._cluster.named(output.topic), output)
+                for state in states:
+                    await self._send(topic, state, partition)
                 await self._producer.commit_transaction()
         except FAILURES as error:
             raise OutdatedError(f"{type(error).__name__} {error}") from error
@@ -118,6 +76,10 @@ class TransactionalChangelog:
         if self._producer is not None:
             producer, self._producer = self._producer, None
             await _stopped(producer)
+
+    async def _send(self, topic: str, record: NewRecord, partition: int | None = None) -> None:
+        headers = list(record.headers)
+        await self._producer.send(topic, record.value, record.key, partition=partition, headers=headers)
 
     async def _stored(self) -> list[Record]:
         consumer = AIOKafkaConsumer(
@@ -139,10 +101,6 @@ class TransactionalChangelog:
             return stored
         finally:
             await consumer.stop()
-
-
-def _producer(cluster: Cluster, **options: Any) -> Any:
-    return AIOKafkaProducer(**cluster.client_options, acks="all", max_request_size=MAX_RECORD_BYTES, **options)
 
 
 async def _stopped(producer: Any) -> None:
