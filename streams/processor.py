@@ -16,8 +16,8 @@ from schemas.envelope import AnyEvent
 from schemas.identifiers import derived_event_id
 from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import DEAD_LETTERS, PREFIX, TOPICS, Topic
-from streams.errors import TransientError
-from streams.records import Outgoing, Record
+from streams.errors import RejectedRecordError, TransientError
+from streams.records import MAX_RECORD_BYTES, Outgoing, Record
 
 S = TypeVar("S")
 
@@ -128,7 +128,7 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
     try:
         events = decode_all(TOPICS[source.topic].event, source.value)
         if processor.max_attempts == 1:
-            return processor.handle_all(state, events, source)  # a Retrying costs more than most records do
+            return _checked(processor.handle_all(state, events, source))  # a Retrying costs more than most records do
         for attempt in Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_attempt(processor.max_attempts),
@@ -137,11 +137,19 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
         ):
             with attempt:
                 attempts += 1
-                outcome = processor.handle_all(state, events, source)
+                outcome = _checked(processor.handle_all(state, events, source))
     except UndecodableError as error:
         raise FailedRecordError(dead_letter(processor.name, source, error, 1)) from error
     except Exception as error:  # any bug in a processor must set the record aside, not lose it or stop the stream
         raise FailedRecordError(dead_letter(processor.name, source, error, max(attempts, 1))) from error
+    return outcome
+
+
+def _checked(outcome: Outcome[S]) -> Outcome[S]:
+    for outgoing in outcome.records:
+        if len(outgoing.value) > MAX_RECORD_BYTES:
+            size = f"{len(outgoing.value)} bytes on {outgoing.topic.name}"
+            raise RejectedRecordError(f"it makes an event of {size}; the most is {MAX_RECORD_BYTES}")
     return outcome
 
 

@@ -13,6 +13,9 @@ Headers = tuple[tuple[str, bytes], ...]
 
 BATCH_MAX_BYTES = 256 * 1024
 
+MAX_RECORD_BYTES = 24 * 1024 * 1024
+"""Largest record: the largest request the gateway takes, and its answer. A dead letter may be twice as large."""
+
 REWARD_REVISION_HEADER = "reward-revision"
 """Header of a trajectory: its reward revision in decimal, so that who waits for a reward need not decode it."""
 

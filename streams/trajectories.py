@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import orjson
 from orjson import Fragment
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.clock import from_milliseconds
 from schemas.decisions import DecisionEvent
@@ -22,7 +22,7 @@ from schemas.spans import SpanEvent
 from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS, TOPICS, TRAJECTORIES, Topic
 from streams.errors import RejectedRecordError
 from streams.processor import Outcome, Processor, dead_letter, output_id
-from streams.records import REWARD_REVISION_HEADER, Outgoing, Record
+from streams.records import MAX_RECORD_BYTES, REWARD_REVISION_HEADER, Outgoing, Record
 
 
 class JoinConfig(BaseModel):
@@ -32,6 +32,7 @@ class JoinConfig(BaseModel):
         orphan_limit: how long events wait for a rollout nobody has announced, before they are dead letters.
         idle_limit: how long an open rollout may say nothing before it is closed as failed.
         late_reward_window: how long a closed rollout is kept for late rewards.
+        max_bytes: most that is kept of one rollout; spans and decisions beyond that are dead letters.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class JoinConfig(BaseModel):
     orphan_limit: timedelta = timedelta(hours=1)
     idle_limit: timedelta = timedelta(days=1)
     late_reward_window: timedelta = timedelta(days=14)
+    max_bytes: int = Field(default=12 * 1024 * 1024, gt=0, le=MAX_RECORD_BYTES // 2)
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class JoinState:
         spans, decisions: encoded events in the order they arrived.
         seen: ids of the events joined, so that repeats are ignored; the values mean nothing.
         waiting: records that came before the rollout did.
+        size: bytes of the records taken.
     """
 
     rollout: RolloutEvent | None = None
@@ -58,6 +61,7 @@ class JoinState:
     rewards: list[RewardEvent] = field(default_factory=list)
     seen: dict[str, None] = field(default_factory=dict)
     waiting: list[Record] = field(default_factory=list)
+    size: int = 0
     revision: int = 0
     reward: float | None = None
     reward_revision: int = 0
@@ -108,6 +112,12 @@ class TrajectoryJoin(Processor[JoinState]):
     def handle_all(self, state: JoinState | None, events: Sequence[AnyEvent], source: Record) -> Outcome[JoinState]:
         """Take in the events of a record; however many they are, they change the trajectory once."""
         state = state or JoinState()
+        state.size += len(source.value or b"")
+        if state.size > self.config.max_bytes and isinstance(events[0], SpanEvent | DecisionEvent):
+            raise RejectedRecordError(
+                f"rollout {events[0].rollout_id} would keep {state.size} bytes; the most is join.max_bytes,"
+                f" {self.config.max_bytes}"
+            )
         if state.rollout is None and not isinstance(events[0], RolloutEvent):
             state.waiting.append(source)
             # The clock of an orphan starts with the first event that waits, not the last.
@@ -154,6 +164,7 @@ class TrajectoryJoin(Processor[JoinState]):
             "revision": state.revision,
             "reward": state.reward,
             "reward_revision": state.reward_revision,
+            "size": state.size,
             "spans": len(state.spans),
             "waiting": [_without_value(record) for record in state.waiting],
             "lengths": [len(value) for value in kept],
@@ -173,6 +184,7 @@ class TrajectoryJoin(Processor[JoinState]):
             decisions=kept[spans:decisions],
             rewards=[RewardEvent.model_validate(reward) for reward in header["rewards"]],
             seen=dict.fromkeys(header["seen"]),
+            size=header["size"],
             waiting=[_with_value(*pair) for pair in zip(header["waiting"], kept[decisions:], strict=True)],
             revision=header["revision"],
             reward=header["reward"],

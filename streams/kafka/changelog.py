@@ -10,9 +10,8 @@ from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from streams.kafka.cluster import Cluster
-from streams.kafka.log import MAX_RECORD_BYTES
 from streams.kafka.states import OutdatedError, changelog_of
-from streams.records import NewRecord, Record
+from streams.records import MAX_RECORD_BYTES, NewRecord, Record
 
 ACKNOWLEDGED_IN_S = 30.0
 """Then the connection is given up and made anew."""
@@ -45,7 +44,7 @@ class TransactionalChangelog:
                     self._producer = AIOKafkaProducer(
                         **self._cluster.client_options,
                         acks="all",
-                        max_request_size=MAX_RECORD_BYTES,
+                        max_request_size=2 * MAX_RECORD_BYTES,
                         transactional_id=self._id,
                         transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
                     )

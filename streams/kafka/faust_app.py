@@ -27,11 +27,11 @@ from faust.types import TP
 
 from streams.kafka.changelog import TransactionalChangelog
 from streams.kafka.cluster import Cluster
-from streams.kafka.log import MAX_RECORD_BYTES, KafkaLog
+from streams.kafka.log import KafkaLog
 from streams.kafka.stage import KafkaStage
 from streams.kafka.stalls import CHECK_EVERY_S, StalledPartitions
 from streams.processor import Processor
-from streams.records import Record
+from streams.records import MAX_RECORD_BYTES, Record
 
 S = TypeVar("S")
 HOLD_EVERY_S = 1.0

@@ -17,10 +17,7 @@ from streams.errors import LogUnavailableError
 from streams.kafka.cluster import Cluster
 from streams.kafka.states import changelog_of, state_key
 from streams.log import read_all
-from streams.records import NewRecord, Record
-
-MAX_RECORD_BYTES = 24 * 1024 * 1024
-"""Largest record: the largest request the gateway takes, and its answer."""
+from streams.records import MAX_RECORD_BYTES, NewRecord, Record
 
 KNOCK_S = 2.0
 ABANDONED_IN_S = 10.0
@@ -176,7 +173,7 @@ class KafkaLog:
             KafkaProducer,
             acks="all",
             enable_idempotence=True,
-            max_request_size=MAX_RECORD_BYTES,
+            max_request_size=2 * MAX_RECORD_BYTES,
             max_block_ms=timeout_ms,
             delivery_timeout_ms=timeout_ms,
             request_timeout_ms=timeout_ms,

@@ -8,12 +8,13 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
-from schemas.topics import TOPICS
+from schemas.topics import DEAD_LETTERS, TOPICS
 from streams.errors import LogUnavailableError
 from streams.kafka.cluster import Cluster
-from streams.kafka.log import MAX_RECORD_BYTES, knock
+from streams.kafka.log import knock
 from streams.kafka.states import changelog_of
 from streams.processor import Processor
+from streams.records import MAX_RECORD_BYTES
 
 LOGIN_TIMEOUT_MS = 10_000
 
@@ -132,7 +133,8 @@ def apply(cluster: Cluster, changes: Sequence[Change], replication: int = -1) ->
 
 
 def _declared(name: str, partitions: int, configs: dict[str, str]) -> Declared:
-    return Declared(name, partitions, tuple({**configs, "max.message.bytes": str(MAX_RECORD_BYTES)}.items()))
+    most = MAX_RECORD_BYTES * (2 if name == DEAD_LETTERS.name else 1)
+    return Declared(name, partitions, tuple({**configs, "max.message.bytes": str(most)}.items()))
 
 
 def _admin(cluster: Cluster) -> Any:

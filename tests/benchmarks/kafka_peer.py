@@ -17,7 +17,7 @@ from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS, TRAJECTORIES
 from streams.adapter import AdapterConfig
 from streams.kafka.cluster import Cluster
 from streams.kafka.faust_app import run_app
-from streams.kafka.log import MAX_RECORD_BYTES
+from streams.records import MAX_RECORD_BYTES
 from streams.routing import LessonRouter
 from streams.trajectories import JoinConfig, TrajectoryJoin
 

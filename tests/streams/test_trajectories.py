@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from schemas.envelope import AnyEvent
 from schemas.rewards import RewardSource
 from schemas.rollouts import RolloutState
-from schemas.topics import DEAD_LETTERS, TRAJECTORIES
-from schemas.trajectories import Trajectory
+from schemas.serialization import decode
+from schemas.topics import DEAD_LETTERS, SPANS, TRAJECTORIES
+from schemas.trajectories import Trajectory, TrajectoryEvent
+from streams.dead_letters import dead_letters
+from streams.embedded.log import EmbeddedLog
+from streams.embedded.runner import EmbeddedRunner
 from streams.errors import RejectedRecordError
-from streams.records import Outgoing
+from streams.log import read_all
+from streams.processor import process
+from streams.records import Outgoing, Record, batched
 from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin, reward_that_counts
 from tests import events
 
@@ -147,3 +153,29 @@ def test_outputs_carry_ids_that_their_source_always_gives() -> None:
     ids = [output.event.event_id for output in join(*sequence)[1]]
     assert ids == [output.event.event_id for output in join(*sequence, through_bytes=False)[1]]
     assert len(set(ids)) == 2
+
+
+def test_a_rollout_that_grows_too_large_keeps_what_it_has_and_ends(log: EmbeddedLog) -> None:
+    spans = [events.model_span("r", "geneticist", "x" * 200, f"{number:016x}") for number in range(10)]
+    happened: list[AnyEvent] = [events.started("r"), *spans, events.succeeded("r")]
+    log.append([events.new_record(event) for event in happened])
+    runner = EmbeddedRunner(log, TrajectoryJoin(JoinConfig(max_bytes=4000)), "test")
+    while runner.run_once():
+        pass
+    (found,) = [decode(TrajectoryEvent, record.value).payload for record in read_all(log, TRAJECTORIES.name)]
+    letters = [letter.payload for _, letter in dead_letters(log)]
+    assert found.spans == spans[: len(found.spans)]
+    assert 0 < len(found.spans) == 10 - len(letters) < 10
+    assert all("join.max_bytes" in letter.error_message for letter in letters)
+
+
+def test_a_record_with_several_spans_changes_the_trajectory_once() -> None:
+    state, _ = join(events.started("r"), events.succeeded("r"))
+    spans = [events.model_span("r", "geneticist", "x", f"{number:016x}") for number in range(5)]
+    (record,) = batched(Outgoing.of(SPANS, "r", span) for span in spans)
+    source = Record(record.topic, 0, 9, 0, record.key, record.value)
+    outcome = process(TrajectoryJoin(), state, source)
+    (trajectory,) = (output.event.payload for output in outcome.records)
+    assert trajectory.spans == spans
+    assert trajectory.revision == 2
+    assert process(TrajectoryJoin(), outcome.state, source).records == ()
