@@ -28,6 +28,7 @@ from learners.gate import GateConfig
 from schemas.routes import Endpoint
 from schemas.serialization import readable
 from streams.adapter import AdapterConfig
+from streams.batching import BatchConfig
 from streams.kafka.cluster import Cluster, Mechanism, Protocol
 from streams.trajectories import JoinConfig
 
@@ -195,6 +196,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     analytics: AnalyticsSettings = AnalyticsSettings()
     bandit: BanditSettings = BanditSettings()
+    batches: BatchConfig = BatchConfig()
     gate: GateConfig = GateConfig()
     join: JoinConfig = JoinConfig()
     adapter: AdapterConfig = AdapterConfig(

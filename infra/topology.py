@@ -6,6 +6,7 @@ from infra.config import Settings
 from infra.grading import configured_grader
 from learners.bandit import BanditLearner
 from streams.artifacts import ArtifactStore
+from streams.batching import Batching
 from streams.judging import Judge
 from streams.learning import Learning
 from streams.processor import Processor
@@ -15,13 +16,15 @@ from streams.trajectories import TrajectoryJoin
 
 
 def stream_processors(settings: Settings) -> list[Processor[Any]]:
-    """Return what joins, routes, judges and promotes."""
+    """Return what joins, routes, judges, promotes and collects batches."""
     artifacts = ArtifactStore(settings.artifacts_dir)
     return [
         TrajectoryJoin(settings.join),
         LessonRouter(settings.adapter, settings.join.late_reward_window),
         Judge(configured_grader(settings)),
         Promotion(settings.gate, artifacts),
+        Batching("sft", settings.adapter.sft, settings.batches),
+        Batching("rl", settings.adapter.rl, settings.batches),
     ]
 
 

@@ -5,13 +5,19 @@ from typing import Literal
 from pydantic import JsonValue
 
 from schemas.envelope import Event, Model, Name
+from schemas.manifests import Manifest
 
 
 class Command(Model):
-    """An order to the learner behind a logical name."""
+    """An order to the learner behind a logical name.
+
+    Attributes:
+        manifest: what to train on; None leaves it to whoever collects the batch.
+    """
 
     target: Name
     action: Literal["train", "pause", "resume", "rewind"]
+    manifest: Manifest | None = None
     arguments: dict[str, JsonValue] = {}
     reason: str = ""
 

@@ -19,9 +19,11 @@ from infra.config import ConfigError, Settings, config_file, explained, load_set
 from infra.logs import open_log
 from infra.processes.running import running
 from schemas.checkpoints import CheckpointEvent
+from schemas.commands import CommandEvent
 from schemas.decisions import Candidate
-from schemas.serialization import UndecodableError, decode
-from schemas.topics import CHECKPOINTS, PREFIX, TOPICS, Topic, topic_named
+from schemas.manifests import Manifest
+from schemas.serialization import UndecodableError, decode, decode_all
+from schemas.topics import CHECKPOINTS, COMMANDS, PREFIX, TOPICS, Topic, topic_named
 from streams.errors import StreamError
 from streams.log import Log, read_all
 from streams.records import Record
@@ -223,6 +225,33 @@ def _report(settings: Settings) -> Report:
         client = connect(settings.analytics_dsn)
         Sink(log, client).catch_up()
         return build_report(client)
+
+
+@app.command()
+def batches(as_json: AsJson = False) -> None:
+    """List the batches of lessons that learners were told to train on, with where they lie."""
+    found: list[tuple[CommandEvent, Manifest]] = []
+    with existing_log(load_settings()) as log:
+        for record in read_all(log, COMMANDS.name):
+            try:
+                events = decode_all(CommandEvent, record.value)
+            except UndecodableError:
+                continue  # it has become a dead letter
+            found += [(event, event.payload.manifest) for event in events if event.payload.manifest is not None]
+    if as_json:
+        print_json(
+            [
+                {"time": event.time.isoformat(), "sha256": manifest.sha256, "reason": event.payload.reason}
+                | manifest.model_dump(mode="json")
+                for event, manifest in found
+            ]
+        )
+        return
+    print_table(
+        "Batches",
+        ("target", "number", "head", "lessons", "why", "manifest"),
+        [(m.target, m.number, m.head, m.lessons, event.payload.reason, m.sha256[:12]) for event, m in found],
+    )
 
 
 def existing_log(settings: Settings) -> Log:

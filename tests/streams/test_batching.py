@@ -1,0 +1,78 @@
+"""Lessons of batch learners become manifests, and a manifest gives exactly its lessons again."""
+
+from schemas.commands import Command, CommandEvent
+from schemas.examples import Example, ExampleEvent, SftExample
+from schemas.manifests import Manifest
+from schemas.rollouts import Split
+from schemas.serialization import decode
+from schemas.topics import COMMANDS, EXAMPLES
+from streams.batching import BatchConfig, Batching, lessons_of
+from streams.embedded.log import EmbeddedLog
+from streams.embedded.runner import EmbeddedRunner
+from streams.log import Log, read_all
+from streams.records import NewRecord, Outgoing
+from tests import events
+
+TARGET = "junior_researcher_llm"
+
+
+def conversation(number: int, target: str = TARGET, split: Split = "train") -> NewRecord:
+    messages = [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "yes"}]
+    example = Example(
+        target=target,
+        split=split,
+        reward=0.5,
+        reward_revision=1,
+        source_event_ids=[events.started("r").event_id],
+        body=SftExample(node="geneticist", messages=messages),
+    )
+    return Outgoing.of(EXAMPLES, target, ExampleEvent(rollout_id="r", time=events.START, payload=example)).record()
+
+
+def order(**more: object) -> NewRecord:
+    command = Command.model_validate({"target": TARGET, "action": "train", **more})
+    return Outgoing.of(COMMANDS, TARGET, CommandEvent(time=events.START, payload=command)).record()
+
+
+def run(log: EmbeddedLog) -> None:
+    runner = EmbeddedRunner(log, Batching("sft", [TARGET], BatchConfig(lessons=4)), "test")
+    while runner.run_once():
+        pass
+    runner.close()
+
+
+def manifests(log: Log) -> list[Manifest]:
+    orders = [decode(CommandEvent, record.value).payload for record in read_all(log, COMMANDS.name)]
+    return [order.manifest for order in orders if order.manifest is not None]
+
+
+def numbers(log: Log, manifest: Manifest) -> list[int]:
+    found = [event.payload.body for event in lessons_of(log, manifest)]
+    return [int(body.messages[0]["content"]) for body in found if isinstance(body, SftExample)]
+
+
+def test_every_lesson_is_in_one_manifest_whatever_lies_between(log: EmbeddedLog) -> None:
+    for number in range(10):
+        log.append([conversation(number), conversation(number, "another"), conversation(number, split="validation")])
+        log.append([events.new_record(events.lesson(["a", "b"], 0, 0.5), TARGET)])
+        log.append([NewRecord(EXAMPLES.name, TARGET.encode(), b"{broken")])
+        if number == 5:
+            run(log)
+    run(log)
+    first, second = manifests(log)
+    assert (first.lessons, first.number, second.lessons, second.number) == (4, 1, 4, 2)
+    assert (numbers(log, first), numbers(log, second)) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert first.sha256 != second.sha256 == Manifest.model_validate_json(second.model_dump_json()).sha256
+
+
+def test_an_order_closes_a_batch_that_is_not_full_and_an_empty_one_stays(log: EmbeddedLog) -> None:
+    log.append([order(reason="now")])
+    log.append([conversation(0), conversation(1)])
+    run(log)
+    log.append([order(reason="now"), order(), order(action="pause")])
+    run(log)
+    (closed,) = manifests(log)
+    assert numbers(log, closed) == [0, 1]
+    log.append([order(manifest=closed.model_dump(mode="json"))])
+    run(log)
+    assert len(manifests(log)) == 2, "what is asked for again is not closed again"
