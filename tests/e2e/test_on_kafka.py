@@ -16,9 +16,13 @@ from schemas.examples import ExampleEvent
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, EXAMPLES, TRAJECTORIES
 from schemas.trajectories import TrajectoryEvent
+from streams.embedded.log import EmbeddedLog
+from streams.embedded.runner import EmbeddedRunner
 from streams.kafka.cluster import Cluster
 from streams.kafka.log import KafkaLog
+from streams.learning import Learning
 from streams.log import Log, read_all
+from streams.records import NewRecord
 from streams.replay import live_state
 from tests import events
 from tests.e2e.installation import Part, everloop_json
@@ -83,9 +87,25 @@ def test_workers_killed_on_kafka_lose_nothing_and_learn_nothing_twice(kafka: str
         for lesson in distinct_lessons(log, learning.learner.target):
             undisturbed = learning.learner.fold(undisturbed, lesson)
         assert learning.learner.encode(learned.state) == learning.learner.encode(undisturbed)
+        assert learning.learner.encode(on_the_embedded_log(log, learning, tmp_path)) == learning.learner.encode(
+            undisturbed
+        )
         last = {r.key: decode(TrajectoryEvent, r.value).payload.reward for r in read_all(log, TRAJECTORIES.name)}
         assert Counter(reward in (0.9, 0.2) for reward in last.values()) == {True: ROLLOUTS}
         assert list(read_all(log, DEAD_LETTERS.name)) == []
+
+
+def on_the_embedded_log(log: Log, learning: Learning[Any], folder: Path) -> Any:
+    """Return what the same lessons teach on the embedded log."""
+    lessons = [NewRecord(r.topic, r.key, r.value, r.headers) for r in read_all(log, EXAMPLES.name)]
+    with EmbeddedLog(folder / "embedded.db") as embedded:
+        embedded.append(lessons)
+        runner = EmbeddedRunner(embedded, learning, "test")
+        while runner.run_once():
+            pass
+        learned = live_state(embedded, learning)
+    assert learned is not None
+    return learned.state
 
 
 def shape(value: Any) -> Any:
