@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from schemas.envelope import Event, Model, Name
 
@@ -39,6 +39,13 @@ class Task(Model):
     expected: JsonValue = None
 
 
+class Recorded(Model):
+    """Counts of a rollout's events."""
+
+    spans: int = Field(default=0, ge=0)
+    decisions: int = Field(default=0, ge=0)
+
+
 class Rollout(Model):
     """A change of a rollout's state.
 
@@ -49,6 +56,8 @@ class Rollout(Model):
         output: what the agent produced, on success.
         error: why it failed, on failure.
         turns: agent turns taken, counted by the agent.
+        recorded: how many spans and decisions the gateway had recorded when the rollout ended; None if it does not
+            know. Topics are read apart from one another, so without it nobody could tell that one is still to come.
     """
 
     state: RolloutState
@@ -60,6 +69,7 @@ class Rollout(Model):
     output: JsonValue = None
     error: str | None = None
     turns: int | None = None
+    recorded: Recorded | None = None
 
 
 class RolloutEvent(Event[Rollout]):

@@ -14,15 +14,18 @@ from streams.adapter import AdapterConfig, examples_of
 from streams.processor import Outcome, Processor, output_id
 from streams.records import REWARD_REVISION_HEADER, Outgoing, Record
 
+Routed = dict[str, int]
+"""Lesson, by target and source event, to the reward revision that it was routed with."""
 
-class LessonRouter(Processor[int]):
-    """Sends each rewarded trajectory's lessons once per reward.
 
-    State: the reward revision already routed, so that a trajectory emitted again for another reason (a late span)
-    gives no second lesson.
+class LessonRouter(Processor[Routed]):
+    """Sends each lesson of a rewarded trajectory once per reward.
+
+    A trajectory that is emitted again for another reason gives the lessons that are new in it: those of a decision or
+    span that came late.
 
     Args:
-        memory: how long a rollout's revision is remembered; at least the join's window for late rewards.
+        memory: how long a rollout's lessons are remembered; at least the join's window for late rewards.
     """
 
     name = "lessons"
@@ -36,34 +39,32 @@ class LessonRouter(Processor[int]):
         """Return whether a trajectory has a reward, as far as its headers say."""
         return (REWARD_REVISION_HEADER, b"0") not in source.headers
 
-    def handle(self, state: int | None, event: AnyEvent, source: Record) -> Outcome[int]:
-        """Route a trajectory's lessons if its reward is new."""
+    def handle(self, state: Routed | None, event: AnyEvent, source: Record) -> Outcome[Routed]:
+        """Route a trajectory's lessons that are new, or whose reward is."""
         assert isinstance(event, TrajectoryEvent)  # noqa: S101 - the topic holds nothing else
-        routed = state or 0
-        deadline = from_milliseconds(source.timestamp_ms) + self.memory
-        if event.payload.reward_revision <= routed:
-            return Outcome(state=routed, deadline=deadline)
-        outputs = tuple(
-            Outgoing.of(
-                EXAMPLES,
-                example.target,
-                ExampleEvent(
-                    event_id=output_id(self, source, event.time, index),
-                    time=event.time,
-                    tenant=event.tenant,
-                    rollout_id=event.rollout_id,
-                    trace_id=event.trace_id,
-                    payload=example,
-                ),
+        routed = dict(state or {})
+        outputs = []
+        for index, example in enumerate(examples_of(event, self.config)):
+            lesson = f"{example.target} {example.source_event_ids[-1]}"
+            if routed.get(lesson, 0) >= example.reward_revision:
+                continue
+            routed[lesson] = example.reward_revision
+            payload = ExampleEvent(
+                event_id=output_id(self, source, event.time, index),
+                time=event.time,
+                tenant=event.tenant,
+                rollout_id=event.rollout_id,
+                trace_id=event.trace_id,
+                payload=example,
             )
-            for index, example in enumerate(examples_of(event, self.config))
-        )
-        return Outcome(outputs, event.payload.reward_revision, deadline)
+            outputs.append(Outgoing.of(EXAMPLES, example.target, payload))
+        return Outcome(tuple(outputs), routed, from_milliseconds(source.timestamp_ms) + self.memory)
 
-    def encode_state(self, state: int) -> bytes:
-        """Return the revision as JSON."""
-        return orjson.dumps(state)
+    def encode_state(self, state: Routed) -> bytes:
+        """Return what was routed as JSON."""
+        return orjson.dumps(state, option=orjson.OPT_SORT_KEYS)
 
-    def decode_state(self, value: bytes) -> int:
-        """Return the revision from JSON."""
-        return int(orjson.loads(value))
+    def decode_state(self, value: bytes) -> Routed:
+        """Return what was routed from JSON."""
+        routed: Routed = orjson.loads(value)
+        return routed

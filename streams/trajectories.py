@@ -31,6 +31,7 @@ class JoinConfig(BaseModel):
     Attributes:
         orphan_limit: how long events wait for a rollout nobody has announced, before they are dead letters.
         idle_limit: how long an open rollout may say nothing before it is closed as failed.
+        straggler_limit: how long an ended rollout waits for spans and decisions that were recorded before its end.
         late_reward_window: how long a closed rollout is kept for late rewards.
         max_bytes: most that is kept of one rollout; spans and decisions beyond that are dead letters.
     """
@@ -39,6 +40,7 @@ class JoinConfig(BaseModel):
 
     orphan_limit: timedelta = timedelta(hours=1)
     idle_limit: timedelta = timedelta(days=1)
+    straggler_limit: timedelta = timedelta(minutes=1)
     late_reward_window: timedelta = timedelta(days=14)
     max_bytes: int = Field(default=12 * 1024 * 1024, gt=0, le=MAX_RECORD_BYTES // 2)
 
@@ -70,6 +72,17 @@ class JoinState:
     def closed(self) -> bool:
         """Whether the rollout has ended."""
         return self.rollout is not None and self.rollout.payload.state in TERMINAL
+
+    @property
+    def awaits_stragglers(self) -> bool:
+        """Whether the rollout has ended, and its first trajectory waits for what was recorded before."""
+        return self.closed and self.revision == 0 and not self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was recorded before the end is here, as far as that is known."""
+        recorded = self.rollout.payload.recorded if self.rollout is not None else None
+        return recorded is None or (len(self.spans) >= recorded.spans and len(self.decisions) >= recorded.decisions)
 
     def take(self, event: AnyEvent) -> bool:
         """Take in an event; return whether it is new.
@@ -127,11 +140,10 @@ class TrajectoryJoin(Processor[JoinState]):
         for waiting in state.waiting:
             new += [event for event in decode_all(TOPICS[waiting.topic].event, waiting.value) if state.take(event)]
         state.waiting = []
-        deadline = self._deadline(state, from_milliseconds(source.timestamp_ms))
-        if not new or not state.closed:
-            return Outcome(state=state, deadline=deadline)
-        time = events[-1].time
-        return Outcome((_emitted(state, output_id(self, source, time), time),), state, deadline)
+        outputs: tuple[Outgoing, ...] = ()
+        if new and state.closed and not state.awaits_stragglers:
+            outputs = (_emitted(state, output_id(self, source, events[-1].time), events[-1].time),)
+        return Outcome(outputs, state, self._deadline(state, from_milliseconds(source.timestamp_ms)))
 
     def expire(self, state: JoinState, key: str, now: datetime) -> Outcome[JoinState]:
         """Close an idle rollout, forget a closed one, or set orphans aside."""
@@ -140,6 +152,9 @@ class TrajectoryJoin(Processor[JoinState]):
                 f"no rollout {key!r} was announced within {self.config.orphan_limit}; create it, then replay this"
             )
             return Outcome(tuple(dead_letter(self.name, waiting, error, 1) for waiting in state.waiting))
+        if state.awaits_stragglers:
+            trajectory = _emitted(state, derived_event_id(now, self.name, "incomplete", key), now)
+            return Outcome((trajectory,), state, self._deadline(state, now))
         if state.closed:
             return Outcome()
         failed = RolloutEvent(
@@ -192,6 +207,8 @@ class TrajectoryJoin(Processor[JoinState]):
         )
 
     def _deadline(self, state: JoinState, arrived: datetime) -> datetime:
+        if state.awaits_stragglers:
+            return arrived + self.config.straggler_limit
         return arrived + (self.config.late_reward_window if state.closed else self.config.idle_limit)
 
 

@@ -131,7 +131,8 @@ def _finish(services: Services, model_call: ModelCall, status: int | None, error
     services.requests[_outcome(status, error, failed)] += 1
     if not call.named:
         state = RolloutState.FAILED if failed else RolloutState.SUCCEEDED
-        rollout = Rollout(state=state, error=span.payload.status_message or None, turns=1)
+        recorded = services.routing.recorded(call.rollout_id)
+        rollout = Rollout(state=state, error=span.payload.status_message or None, turns=1, recorded=recorded)
         services.record(ROLLOUTS, RolloutEvent(rollout_id=call.rollout_id, trace_id=call.trace_id, payload=rollout))
         services.routing.release(call.rollout_id)
 

@@ -66,7 +66,13 @@ async def create(new: NewRollout, services: Shared, call: Call) -> JSONResponse:
 @router.post("/{rollout_id}/end", status_code=202)
 async def end(rollout_id: Name, ending: Ending, services: Shared, call: Call) -> JSONResponse:
     """End a rollout; its trajectory is joined from what has been recorded."""
-    payload = Rollout(state=RolloutState(ending.state), output=ending.output, error=ending.error, turns=ending.turns)
+    payload = Rollout(
+        state=RolloutState(ending.state),
+        output=ending.output,
+        error=ending.error,
+        turns=ending.turns,
+        recorded=services.routing.recorded(rollout_id),
+    )
     event = RolloutEvent(rollout_id=rollout_id, trace_id=call.trace_id, payload=payload)
     await services.record_durably(ROLLOUTS, event)
     services.routing.release(rollout_id)

@@ -1,7 +1,7 @@
 """Routing: the `routes` topic folded into memory, rollouts pinned to what they began with."""
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,10 +13,10 @@ from infra.gateway.problems import ProblemError
 from infra.threads import vital_thread
 from learners.contract import Policy
 from learners.policies import UniformPolicy, load_policy
-from schemas.rollouts import TERMINAL, RolloutEvent
+from schemas.rollouts import TERMINAL, Recorded, RolloutEvent
 from schemas.routes import Endpoint, Route, RouteEvent
 from schemas.serialization import UndecodableError, decode_all
-from schemas.topics import ROLLOUTS, ROUTES
+from schemas.topics import DECISIONS, ROLLOUTS, ROUTES, SPANS
 from streams.artifacts import ArtifactReader
 from streams.errors import LogUnavailableError, RejectedRecordError
 from streams.log import Log, read_all
@@ -69,7 +69,7 @@ class RoutingTable:
         self._routes: Mapping[str, LoadedRoute] = MappingProxyType({})
         self._versions: dict[tuple[str, str], Target] = {}
         self._pins: OrderedDict[str, Pins] = OrderedDict()
-        self._begun: set[str] = set()
+        self._begun: dict[str, Counter[str] | None] = {}
         self._lock = threading.Lock()
         self.switches = 0
 
@@ -105,9 +105,20 @@ class RoutingTable:
             return pins
 
     def begin(self, rollout_id: str) -> None:
-        """Note that a rollout's beginning has been recorded."""
+        """Note that a rollout's beginning has been recorded; from now on its events are counted."""
         self.pin(rollout_id)
-        self._begun.add(rollout_id)
+        self._begun.setdefault(rollout_id, Counter())
+
+    def count(self, rollout_id: str, topic: str, events: int) -> None:
+        """Note that events of a rollout were recorded."""
+        counts = self._begun.get(rollout_id)
+        if counts is not None:
+            counts[topic] += events
+
+    def recorded(self, rollout_id: str) -> Recorded | None:
+        """Return what was recorded of an open rollout; None if it began before this process did, or not here."""
+        counts = self._begun.get(rollout_id)
+        return None if counts is None else Recorded(spans=counts[SPANS.name], decisions=counts[DECISIONS.name])
 
     def knows_begun(self, rollout_id: str) -> bool:
         """Return whether a rollout is open and its beginning recorded."""
@@ -122,13 +133,13 @@ class RoutingTable:
         }
         with self._lock:
             self._remember(rollout_id, {**{n: r.target_for(rollout_id) for n, r in self._routes.items()}, **known})
-            self._begun.add(rollout_id)
+            self._begun[rollout_id] = None
 
     def release(self, rollout_id: str) -> None:
         """Forget an ended rollout."""
         with self._lock:
             self._pins.pop(rollout_id, None)
-            self._begun.discard(rollout_id)
+            self._begun.pop(rollout_id, None)
 
     def resolve(self, name: str, kind: str, rollout_id: str) -> Target:
         """Return what serves a logical name for a rollout.
@@ -164,7 +175,7 @@ class RoutingTable:
         self._pins[rollout_id] = pins
         if len(self._pins) > PINS_REMEMBERED:
             forgotten, _ = self._pins.popitem(last=False)
-            self._begun.discard(forgotten)
+            self._begun.pop(forgotten, None)
 
 
 class RouteFollower:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ class Services:
 
     def record(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout without waiting for the disk."""
-        self.publisher.publish([Outgoing.of(topic, event.rollout_id or "", event) for event in events])
+        self.publisher.publish(self._outgoing(topic, events))
 
     async def record_durably(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout and return when they are durable.
@@ -43,8 +44,12 @@ class Services:
         Raises:
             LogUnavailableError: they could be written neither to the log nor to the spool.
         """
-        outgoing = [Outgoing.of(topic, event.rollout_id or "", event) for event in events]
-        await asyncio.wrap_future(self.publisher.publish(outgoing))
+        await asyncio.wrap_future(self.publisher.publish(self._outgoing(topic, events)))
+
+    def _outgoing(self, topic: Topic, events: Sequence[AnyEvent]) -> list[Outgoing]:
+        for event in events:
+            self.routing.count(event.rollout_id or "", topic.name, 1)
+        return [Outgoing.of(topic, event.rollout_id or "", event) for event in events]
 
 
 async def _services(request: Request) -> Services:

@@ -83,6 +83,19 @@ def test_a_reward_is_routed_once_and_a_correction_once_more() -> None:
     corrected = event.model_copy(update={"payload": event.payload.model_copy(update={"reward_revision": 2})})
     third = router.handle(again.state, corrected, events.record(corrected, 2))
     assert {output.event.payload.reward_revision for output in third.records} == {2}
-    assert router.decode_state(router.encode_state(2)) == 2
+    assert third.state is not None
+    assert router.decode_state(router.encode_state(third.state)) == third.state
     assert len({output.event.event_id for output in (*first.records, *third.records)}) == 8
     assert [output.key for output in first.records] == [output.event.payload.target for output in first.records]
+
+
+def test_a_decision_that_comes_after_its_reward_is_a_lesson_still() -> None:
+    router = LessonRouter(CONFIG, timedelta(days=1))
+    whole = full_trajectory()
+    without = whole.model_copy(update={"payload": whole.payload.model_copy(update={"decisions": []})})
+    early = router.handle(None, without, events.record(without, 0))
+    late = router.handle(early.state, whole, events.record(whole, 1))
+    again = router.handle(late.state, whole, events.record(whole, 2))
+    heads = [[output.event.payload.body.head for output in outcome.records] for outcome in (early, late, again)]
+    assert "bandit" not in heads[0]
+    assert heads[1:] == [["bandit"], []]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from schemas.envelope import AnyEvent
 from schemas.rewards import RewardSource
-from schemas.rollouts import RolloutState
+from schemas.rollouts import Recorded, RolloutState
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, SPANS, TRAJECTORIES
 from schemas.trajectories import Trajectory, TrajectoryEvent
@@ -51,6 +51,26 @@ def test_a_rollout_that_ends_gives_its_trajectory_with_what_earlier_events_said(
     assert found.rollout.task is not None
     assert found.rollout.task.id == "task-r"
     assert (found.rollout.split, found.rollout.agent, found.rollout.output) == ("validation", "test-agent", {"x": 1})
+
+
+def test_an_end_waits_for_what_was_recorded_before_it() -> None:
+    """Topics are read apart: the end and the reward may come before the decision that they are about."""
+    processor = TrajectoryJoin()
+    end = events.rollout("r", RolloutState.SUCCEEDED, recorded=Recorded(spans=1, decisions=1))
+    before: list[AnyEvent] = [
+        events.started("r"),
+        end,
+        events.reward("r", 0.5),
+        events.model_span("r", "geneticist", "yes"),
+    ]
+    state, outputs = join(*before)
+    assert outputs == []
+    (found,) = trajectories(*before, events.decision("r", ["a", "b"], 1))
+    assert (len(found.spans), len(found.decisions), found.reward, found.reward_revision) == (1, 1, 0.5, 1)
+    assert state is not None
+    given_up = processor.expire(state, "r", events.START + timedelta(hours=1))
+    assert [output.event.payload.reward for output in given_up.records] == [0.5]
+    assert processor.handle(state, end, events.record(end, 9)).records == ()
 
 
 def test_a_late_reward_emits_the_trajectory_again() -> None:
