@@ -1,18 +1,25 @@
 """Topics on a cluster become what is declared; nothing is shrunk or deleted."""
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.config import Settings
 from infra.topics import needed
+from infra.topology import all_processors
 from schemas.topics import REWARDS, ROUTES, SPANS, TOPICS
 from streams.errors import LogUnavailableError
 from streams.kafka.cluster import Cluster
 from streams.kafka.log import KafkaLog
+from streams.kafka.states import changelog_of
 from streams.kafka.topics import Declared, apply, declared_topics, plan
+from streams.log import read_all
+from streams.partitioning import partition_of
 from streams.records import NewRecord
 from tests.kafka import declare_afresh
 from tests.waiting import eventually
@@ -27,13 +34,9 @@ def declared(kafka: str, tmp_path: Path) -> list[Declared]:
 def test_what_is_missing_is_created_and_then_nothing_is_left_to_do(kafka: str, declared: list[Declared]) -> None:
     changes = plan(Cluster(kafka), declared)
     assert {change.kind for change in changes} == {"create"}
-    assert {change.topic for change in changes} == {
-        "everloop.trajectories-states-changelog",
-        "everloop.lessons-states-changelog",
-        "everloop.judge-states-changelog",
-        "everloop.promotion-states-changelog",
-        next(topic.name for topic in declared if topic.name.startswith("everloop.learn-supervisor-policy")),
-    }
+    states = {changelog_of(processor.group) for processor in all_processors(Settings())}
+    assert "everloop.trajectories-states-changelog" in states
+    assert {change.topic for change in changes} == states
     apply(Cluster(kafka), changes)
     assert plan(Cluster(kafka), declared) == []
 
@@ -79,3 +82,51 @@ def test_topics_of_others_and_their_records_stay(kafka: str, declared: list[Decl
 def test_a_cluster_that_is_not_there_is_said_to_be_so(declared: list[Declared]) -> None:
     with pytest.raises(LogUnavailableError, match="no Kafka at"):
         plan(Cluster("127.0.0.1:9"), declared)
+
+
+@pytest.fixture
+def hasty(kafka: str) -> Iterator[Callable[[str, dict[str, str]], KafkaLog]]:
+    """Return what makes Kafka clean a topic at once, and a log on that cluster."""
+    declare_afresh(kafka)
+    logs: list[KafkaLog] = []
+
+    def hurried(topic: str, configs: dict[str, str]) -> KafkaLog:
+        with KafkaAdminClient(bootstrap_servers=[kafka]) as admin:
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=configs)])
+        logs.append(KafkaLog(Cluster(kafka)))
+        return logs[-1]
+
+    yield hurried
+    for log in logs:
+        log.close()
+
+
+def test_a_compacted_topic_keeps_the_last_record_of_each_key(
+    hasty: Callable[[str, dict[str, str]], KafkaLog],
+) -> None:
+    quick = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
+    log = hasty(ROUTES.name, quick)
+    place = partition_of(b"a", ROUTES.partitions)
+    neighbour = next(
+        key for key in (b"b", b"c", b"d", b"e", b"f", b"g") if partition_of(key, ROUTES.partitions) == place
+    )
+    for number in range(6):
+        log.append([NewRecord(ROUTES.name, b"a", b"%d" % number)])
+        time.sleep(0.15)  # a segment that is still written to is not cleaned
+
+    def kept() -> list[bytes | None]:
+        log.append([NewRecord(ROUTES.name, neighbour, b"x")])  # begins a new segment, so the last one can be cleaned
+        return [record.value for record in read_all(log, ROUTES.name) if record.key == b"a"]
+
+    eventually(lambda: kept() == [b"5"], "the cleaning of the topic")
+
+
+def test_what_is_older_than_its_retention_goes_and_offsets_stay(
+    hasty: Callable[[str, dict[str, str]], KafkaLog],
+) -> None:
+    log = hasty(SPANS.name, {"retention.ms": "1000", "segment.ms": "100"})
+    ((partition, _),) = log.append([NewRecord(SPANS.name, b"k", b"old")])
+    time.sleep(0.3)
+    log.append([NewRecord(SPANS.name, b"k", b"new")])
+    eventually(lambda: log.beginnings(SPANS.name)[partition] >= 1, "the end of what is old")
+    assert log.ends(SPANS.name)[partition] == 2
