@@ -20,7 +20,7 @@ from streams.trajectories import JoinConfig, TrajectoryJoin
 from tests.benchmarks.streams import rollouts
 from tests.kafka import declare_afresh
 
-EVENTS = 30_000
+EVENTS = 60_000
 PEERS = ("faust", "aiokafka", "everloop")
 SPANS_A_RECORD = (1, 30)
 TIMEOUT_S = 60.0
