@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from schemas.clock import to_milliseconds
 from streams.errors import LogUnavailableError
@@ -85,18 +85,18 @@ class KafkaLog:
                     return records
 
     def _at_ends(self, consumer: Any, wanted: Iterable[TopicPartition]) -> bool:
-        ends = consumer.end_offsets(list(wanted))
+        ends = self._bounds("end_offsets", list(wanted))
         return all(consumer.position(place) >= end for place, end in ends.items())
 
     def beginnings(self, topic: str) -> Mapping[int, int]:
         """Return the first offset still there, by partition."""
         with self._translated("read from"):
-            return _by_partition(self._consumer().beginning_offsets(self._partitions(topic)))
+            return _by_partition(self._bounds("beginning_offsets", self._partitions(topic)))
 
     def ends(self, topic: str) -> Mapping[int, int]:
         """Return the offset the next record will get, by partition."""
         with self._translated("read from"):
-            return _by_partition(self._consumer().end_offsets(self._partitions(topic)))
+            return _by_partition(self._bounds("end_offsets", self._partitions(topic)))
 
     def offset_at(self, topic: str, partition: int, time: datetime) -> int:
         """Return the offset of the first record appended at or after `time`, or the end."""
@@ -119,7 +119,7 @@ class KafkaLog:
     def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
         """Return how much lies at or after the given offsets: 0 for nothing, else records and transactions' marks."""
         with self._translated("read from"):
-            ends = self._consumer().end_offsets([self._place(*place) for place in positions])
+            ends = self._bounds("end_offsets", [self._place(*place) for place in positions])
         lag = {place: max(ends[self._place(*place)] - offset, 0) for place, offset in positions.items()}
         behind = {place: positions[place] for place, count in lag.items() if count}
         read: set[tuple[str, int]] = set()
@@ -189,6 +189,25 @@ class KafkaLog:
             isolation_level="read_committed",
             max_partition_fetch_bytes=MAX_RECORD_BYTES,
         )
+
+    def _bounds(
+        self, which: Literal["beginning_offsets", "end_offsets"], places: list[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        """Return where partitions begin or end.
+
+        kafka-python leaves out those whose broker hangs up in between, and stumbles over it; they are asked for again.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception_type(KeyError),
+            stop=stop_after_delay(self._timeout_s),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            reraise=True,
+        )
+        try:
+            offsets: dict[TopicPartition, int] = retrying(getattr(self._consumer(), which), places)
+        except KeyError as error:
+            raise LogUnavailableError(f"the leader of {error} does not answer") from error
+        return offsets
 
     def _patient(self, ask: Callable[[Any], Any]) -> Any:
         """Ask until the group's coordinator is there: a new cluster, or one that lost a broker, elects it first."""
