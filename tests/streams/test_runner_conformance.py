@@ -151,7 +151,7 @@ def test_poison_is_set_aside_whole_and_can_be_put_back(place: Place) -> None:
 
 
 def test_a_worker_killed_again_and_again_repeats_no_effect(place: Place) -> None:
-    random, count = Random(11), 1600
+    random, count = Random(11), 1200
     for start in range(0, count, 400):
         place.log.append([reward(number) for number in range(start, start + 400)])
         with place.worker() as worker:
