@@ -158,3 +158,10 @@ def test_one_connection_reads_and_writes_many_topics(log: Log) -> None:
 def test_nothing_to_write_is_nothing_written(log: Log) -> None:
     assert log.append([]) == []
     assert sum(log.ends(TOPIC).values()) == 0
+
+
+def test_more_than_a_client_buffers_is_written_whole_and_in_order(log: Log) -> None:
+    large = b"x" * 2**20
+    log.append([NewRecord(TOPIC, b"k", b"%d %s" % (number, large)) for number in range(48)])
+    found = [int((record.value or b"").split()[0]) for record in read_all(log, TOPIC, batch=8)]
+    assert found == list(range(48))
