@@ -33,7 +33,7 @@ from tests.kafka import declare_afresh
 from tests.streams.ledger import DEFECT, REJECTED, Ledger
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 LEASE_S = 2.0
 GROUP = Ledger().group
