@@ -69,8 +69,8 @@ def test_the_same_data_folder_reports_and_lists_and_replays(demo: dict[str, Any]
         assert done.stdout.strip()
     status = everloop_json(data_dir, "status")
     assert status["running"] is False
-    groups = {processor.group: {} for processor in all_processors(Settings())}
-    assert status["groups"] == groups, "a demonstration ends when nobody is behind"
+    assert status["groups"].keys() == {processor.group for processor in all_processors(Settings())}
+    assert not any(status["groups"].values()), "a demonstration ends when nobody is behind"
 
 
 def test_replay_can_begin_later(demo: dict[str, Any]) -> None:
