@@ -80,7 +80,7 @@ def create_app(cluster: Cluster, processor: Processor[S], data_dir: Path, lease_
     )
     app.transport.Consumer = _CommittedConsumer
     stage = KafkaStage(processor, lambda partition: TransactionalChangelog(cluster, processor.group, partition))
-    gaps = _Gaps(app, cluster, stage)
+    gaps = Gaps(app, cluster, stage)
     arrived: asyncio.Queue[Any] = asyncio.Queue(processor.batch)
 
     async def consume(stream: Any) -> None:
@@ -108,7 +108,7 @@ def create_app(cluster: Cluster, processor: Processor[S], data_dir: Path, lease_
         await stage.close()
 
     async def look_again(*_: Any, **__: Any) -> None:
-        gaps.looked.clear()
+        gaps.look_again()
 
     app.on_partitions_assigned.connect(look_again, weak=False)
     app.agent(source, name=f"{name}.consume")(consume)
@@ -121,11 +121,10 @@ def create_app(cluster: Cluster, processor: Processor[S], data_dir: Path, lease_
     return app
 
 
-class _Gaps:
+class Gaps:
     """Goes back to records that Faust passed over in a rebalance.
 
-    Attributes:
-        looked: places that were compared since the last rebalance. Later gaps are where transactions' marks lie.
+    A place is compared once after each rebalance: later gaps are where transactions' marks lie.
     """
 
     def __init__(self, app: Any, cluster: Cluster, stage: KafkaStage[Any]) -> None:
@@ -133,15 +132,20 @@ class _Gaps:
         self._cluster = cluster
         self._stage = stage
         self._awaited: dict[tuple[str, int], int] = {}
-        self.looked: set[tuple[str, int]] = set()
+        self._looked: set[tuple[str, int]] = set()
+
+    def look_again(self) -> None:
+        """Compare every place anew, since partitions may have come from another worker, or come back."""
+        self._looked.clear()
+        self._awaited.clear()
 
     async def admitted(self, records: Sequence[Record]) -> list[Record]:
         """Return the records that may be taken now; the others are being read again, after what lies before them."""
         candidates = [record for record in records if self._in_turn(record)]
-        places = {(record.topic, record.partition) for record in candidates} - self.looked
+        places = {(record.topic, record.partition) for record in candidates} - self._looked
         if not places:
             return candidates
-        self.looked |= places
+        self._looked |= places
         for (topic, partition), offset in (await self._stage.missing(candidates)).items():
             place = TP(self._cluster.named(topic), partition)
             if (topic, partition) in places and offset >= (await self._app.consumer.earliest_offsets(place))[place]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from faust.types import TP
 
 from learners.bandit import BanditLearner
 from learners.gate import GateConfig
@@ -13,7 +14,7 @@ from schemas.topics import DEAD_LETTERS, REWARDS, TRAJECTORIES
 from streams.adapter import AdapterConfig
 from streams.artifacts import ArtifactStore
 from streams.kafka.cluster import Cluster
-from streams.kafka.faust_app import create_app
+from streams.kafka.faust_app import Gaps, create_app
 from streams.kafka.stage import KafkaStage
 from streams.kafka.states import POSITIONS_KEY, OutdatedError, Positions, state_key
 from streams.learning import Learning
@@ -168,6 +169,50 @@ async def test_what_faust_passed_over_is_named() -> None:
     assert await stage.missing([END]) == {}
     later = events.record(events.succeeded("r"), 7)
     assert await stage.missing([later]) == {(later.topic, PARTITION): 1}
+
+
+class Reader:
+    """What `Gaps` sees of a Faust app: a consumer that can be sent back."""
+
+    def __init__(self) -> None:
+        self.consumer = self
+        self.sought: list[int] = []
+
+    async def earliest_offsets(self, place: TP) -> dict[TP, int]:
+        return {place: 0}
+
+    async def seek(self, place: TP, offset: int) -> None:
+        self.sought.append(offset)
+
+
+def change(offset: int) -> Record:
+    return events.record(events.started(f"r{offset}"), offset, key="r")
+
+
+async def test_what_faust_passed_over_is_read_again_before_what_follows() -> None:
+    stage, reader = join_stage(Stored()), Reader()
+    gaps = Gaps(reader, Cluster("127.0.0.1:9"), stage)
+    await stage.take(await gaps.admitted([change(0)]))
+    gaps.look_again()
+    assert await gaps.admitted([change(3), change(4)]) == []
+    assert reader.sought == [1]
+    assert await gaps.admitted([change(5)]) == [], "fetched before, it would make what is read again look old"
+    again = [change(offset) for offset in range(1, 6)]
+    assert await gaps.admitted(again) == again
+    await stage.take(again)
+    after_a_mark = [change(8)]
+    assert await gaps.admitted(after_a_mark) == after_a_mark
+    assert reader.sought == [1]
+
+
+async def test_a_partition_that_comes_back_is_compared_anew() -> None:
+    stage, reader = join_stage(Stored()), Reader()
+    gaps = Gaps(reader, Cluster("127.0.0.1:9"), stage)
+    assert await gaps.admitted([change(3)]) == []
+    await stage.take([change(offset) for offset in range(9)])  # by another worker, meanwhile
+    gaps.look_again()
+    following = [change(9)]
+    assert await gaps.admitted(following) == following
 
 
 @pytest.mark.parametrize("index", range(4))
