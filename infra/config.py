@@ -23,12 +23,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from infra.gateway.redaction import RedactionConfig
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
 from schemas.routes import Endpoint
 from schemas.serialization import readable
 from streams.adapter import AdapterConfig
 from streams.batching import BatchConfig
+from streams.implicit import ImplicitConfig
 from streams.kafka.cluster import Cluster, Mechanism, Protocol
 from streams.trajectories import JoinConfig
 
@@ -63,21 +65,67 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class UpstreamSettings(Section):
+    """How model servers are asked.
+
+    Attributes:
+        connect_timeout_s: longest wait for a connection.
+        retries: tries after the first one, on each server.
+        backoff_s, most_backoff_s: the wait before try n is random, up to `backoff_s` * 2^n and `most_backoff_s` (full
+            jitter, https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). A server's `retry-after`
+            of up to 10 s counts where it is longer.
+        breaker_failures: so many failures in a row, and a server is left alone
+        breaker_open_s: for so long; then one call, or a health check, tries it.
+        health_interval_s: how often servers that were left alone are looked at.
+    """
+
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    retries: int = Field(default=2, ge=0, le=10)
+    backoff_s: float = Field(default=0.25, gt=0)
+    most_backoff_s: float = Field(default=4.0, gt=0)
+    breaker_failures: int = Field(default=5, ge=1)
+    breaker_open_s: float = Field(default=10.0, gt=0)
+    health_interval_s: float = Field(default=5.0, gt=0)
+
+
 class GatewaySettings(Section):
     """The gateway.
 
     Attributes:
         port: 0 takes a free one.
-        upstream_timeout_s: longest wait for a model server.
+        keys: whether calls need an API key; `auto` asks for one unless `host` is loopback.
+        upstream_timeout_s: longest silence of a model server.
+        upstream: retries, backoff and circuit breakers.
         max_body_bytes: larger requests are refused.
+        body_timeout_s: longest silence while a request is received.
+        conversation_idle_s: when calls that name no rollout have ended one.
+        redaction: what is taken out of events before they are written.
+        cors_origins: web pages that may call from browsers; none by default.
+        export_traces_to: OTLP/HTTP endpoint that gets all spans too, such as `http://collector:4318/v1/traces`.
+        access_log: whether each request is a line of the log.
+        lightning_model: logical model behind Agent Lightning's proxy, where its trainer registered none itself.
+        train_temperature, val_temperature: what that proxy sets in its two modes.
+        lightning_rewards: what its agents give as the worst and the best reward; mapped to 0 and 1.
         spool: where events wait while the log cannot be written.
         spool_max_bytes: when it holds more, events are refused rather than older ones dropped.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65_535)
+    keys: Literal["required", "optional", "auto"] = "auto"
     upstream_timeout_s: float = Field(default=120.0, gt=0)
+    upstream: UpstreamSettings = UpstreamSettings()
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    conversation_idle_s: float = Field(default=300.0, gt=0)
+    redaction: RedactionConfig = RedactionConfig()
+    cors_origins: tuple[str, ...] = ()
+    export_traces_to: str | None = None
+    access_log: bool = False
+    lightning_model: str | None = None
+    train_temperature: float = Field(default=1.0, ge=0)
+    val_temperature: float = Field(default=0.7, ge=0)
+    lightning_rewards: tuple[float, float] = (0.0, 1.0)
     spool: Path = Path("spool.db")
     spool_max_bytes: int = Field(default=2**30, gt=0)
 
@@ -192,6 +240,7 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     simulator: SimulatorSettings = SimulatorSettings()
     judge: JudgeSettings = JudgeSettings()
+    implicit: ImplicitConfig = ImplicitConfig()
     kafka: KafkaSettings = KafkaSettings()
     worker: WorkerSettings = WorkerSettings()
     analytics: AnalyticsSettings = AnalyticsSettings()
@@ -242,6 +291,13 @@ class Settings(BaseSettings):
         if self.log is not None and self.log_kind not in ("sqlite", "kafka"):
             raise ValueError(f"log is {self.log!r}; it must begin with sqlite:/// or kafka://")
         return self
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether the gateway asks for API keys."""
+        if self.gateway.keys == "auto":
+            return self.gateway.host not in ("127.0.0.1", "::1", "localhost")
+        return self.gateway.keys == "required"
 
     @property
     def log_kind(self) -> str:

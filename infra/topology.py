@@ -7,6 +7,7 @@ from infra.grading import configured_grader
 from learners.bandit import BanditLearner
 from streams.artifacts import ArtifactStore
 from streams.batching import Batching
+from streams.implicit import ImplicitFeedback
 from streams.judging import Judge
 from streams.learning import Learning
 from streams.processor import Processor
@@ -18,7 +19,9 @@ from streams.trajectories import TrajectoryJoin
 def stream_processors(settings: Settings) -> list[Processor[Any]]:
     """Return what joins, routes, judges, promotes and collects batches."""
     artifacts = ArtifactStore(settings.artifacts_dir)
+    implicit = [ImplicitFeedback(settings.implicit)] if settings.implicit.enabled else []
     return [
+        *implicit,
         TrajectoryJoin(settings.join),
         LessonRouter(settings.adapter, settings.join.late_reward_window),
         Judge(configured_grader(settings)),

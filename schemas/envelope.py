@@ -11,6 +11,7 @@ EventId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0
 TraceId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 SpanId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,199}$")]
+DEFAULT_TENANT = "default"
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -45,11 +46,25 @@ class Event(Model, Generic[Payload]):
     type: str
     schema_version: int = Field(default=1, ge=1)
     time: AwareDatetime = Field(default_factory=now)
-    tenant: Name = "default"
+    tenant: Name = DEFAULT_TENANT
     rollout_id: Name | None = None
     trace_id: TraceId | None = None
     span_id: SpanId | None = None
     payload: Payload
+
+    @property
+    def rollout_key(self) -> str:
+        """The key of the records of its rollout."""
+        return rollout_key(self.tenant, self.rollout_id or "")
+
+
+def rollout_key(tenant: str, rollout_id: str) -> str:
+    """Return the key of a rollout's records.
+
+    Two tenants may use one rollout id: their records have different keys, so they are never joined. The mark between
+    the two is in no name, so no key can be mistaken for another.
+    """
+    return rollout_id if tenant == DEFAULT_TENANT else f"{tenant}|{rollout_id}"
 
 
 AnyEvent = Event[Any]

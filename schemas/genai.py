@@ -26,8 +26,9 @@ def to_semantic(message: dict[str, Any]) -> dict[str, Any]:
         parts.append({"type": "text", "content": content})
     elif isinstance(content, list):
         parts.extend(_content_part(item) for item in content)
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") or {}
+    for call in _objects(message.get("tool_calls")):
+        called = call.get("function")
+        function: dict[str, Any] = called if isinstance(called, dict) else {}
         parts.append(
             {
                 "type": "tool_call",
@@ -69,6 +70,10 @@ def to_openai(message: dict[str, Any]) -> dict[str, Any]:
     if name := message.get("name"):
         converted["name"] = name
     return converted
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _content_part(item: Any) -> dict[str, Any]:

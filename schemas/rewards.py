@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Literal
 
+from pydantic import JsonValue
+
 from schemas.envelope import Event, EventId, Model, Name, SpanId, UnitInterval
 
 
@@ -29,6 +31,8 @@ class Reward(Model):
         target_span_id: the span it is about; None for the whole rollout.
         supersedes: event id of the reward this one corrects.
         comment: free text from the grader.
+        edit: how the answer of `target_span_id` should have been: its text, or an assistant message. A demonstration.
+        retracted: whether the event only takes back what it supersedes, and is no reward itself.
     """
 
     value: UnitInterval
@@ -38,6 +42,8 @@ class Reward(Model):
     target_span_id: SpanId | None = None
     supersedes: EventId | None = None
     comment: str = ""
+    edit: JsonValue = None
+    retracted: bool = False
 
 
 class RewardEvent(Event[Reward]):

@@ -15,11 +15,16 @@ class Endpoint(Model):
         base_url: up to and including `/v1`.
         model: the name the server knows the model by.
         api_key_env: environment variable that holds the key; the key itself is never an event.
+        timeout_s: longest silence; None is the gateway's.
+        input_price, output_price: of a million tokens, in any one unit of money.
     """
 
     base_url: str
     model: str
     api_key_env: str | None = None
+    timeout_s: float | None = Field(default=None, gt=0)
+    input_price: float = Field(default=0.0, ge=0)
+    output_price: float = Field(default=0.0, ge=0)
 
 
 class RouteTarget(Model):
@@ -36,11 +41,21 @@ class RouteTarget(Model):
 
 
 class Route(Model):
-    """Where a logical name leads."""
+    """Where a logical name leads.
+
+    Attributes:
+        targets: each rollout is pinned to one of them, by weight; with weight 0 one is drained.
+        fallbacks: tried in this order where the pinned target does not answer.
+        shadows: get a copy of calls, a share `weight` in [0, 1] of them; their answers are recorded, never served.
+        held: whether a person decides what is served; the gate then promotes nothing here.
+    """
 
     name: Name
     kind: Literal["model", "policy"]
     targets: list[RouteTarget] = Field(min_length=1)
+    fallbacks: list[RouteTarget] = []
+    shadows: list[RouteTarget] = []
+    held: bool = False
     reason: str = ""
 
 

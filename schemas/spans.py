@@ -35,10 +35,16 @@ class Attribute(StrEnum):
     TOOL_RESULT = "gen_ai.tool.call.result"
     ERROR_TYPE = "error.type"
     HTTP_STATUS = "http.response.status_code"
+    OPENAI_API = "openai.api.type"
     ROLLOUT_ID = "everloop.rollout.id"
     NODE = "everloop.node"
     CHECKPOINT = "everloop.checkpoint"
     STREAMED = "everloop.streamed"
+    GROUP = "everloop.group"
+    KEY_ID = "everloop.key.id"
+    ATTEMPTS = "everloop.attempts"
+    COST = "everloop.cost"
+    ENDPOINT = "server.address"
     TIME_TO_FIRST_TOKEN = "everloop.time_to_first_token_s"  # noqa: S105 - a name, not a secret
     PROMPT_TOKEN_IDS = "everloop.prompt_token_ids"  # noqa: S105
     RESPONSE_TOKEN_IDS = "everloop.response_token_ids"  # noqa: S105

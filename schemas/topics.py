@@ -1,20 +1,23 @@
 """The topics: name, event, key, partitions, cleanup. Both logs and every client read them from here.
 
 Topics that are joined have the same key and the same number of partitions, so a join never leaves its partition:
-everything of a rollout by `rollout_id`, everything of a learned artifact (lessons, checkpoints, routes, commands) by
-its logical name.
+everything of a rollout by `rollout_id` (with its tenant: `schemas.envelope.rollout_key`), everything of a learned
+artifact (lessons, checkpoints, routes, commands) by its logical name.
 """
 
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
+from schemas.audit import AuditEvent
 from schemas.checkpoints import CheckpointEvent
 from schemas.commands import CommandEvent
 from schemas.dead_letters import DeadLetterEvent
 from schemas.decisions import DecisionEvent
 from schemas.envelope import AnyEvent
 from schemas.examples import ExampleEvent
+from schemas.keys import KeyEvent, UsageEvent
+from schemas.lightning import LightningEvent
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.routes import RouteEvent
@@ -40,7 +43,7 @@ class Topic:
 
     name: str
     event: type[AnyEvent]
-    key: Literal["rollout_id", "logical name", "source topic"]
+    key: Literal["rollout_id", "logical name", "source topic", "key id", "counter", "subject", "tenant"]
     partitions: int
     cleanup: Literal["delete", "compact"] = "delete"
     retention: timedelta | None = None
@@ -59,6 +62,10 @@ CHECKPOINTS = Topic(PREFIX + "checkpoints", CheckpointEvent, "logical name", NAM
 ROUTES = Topic(PREFIX + "routes", RouteEvent, "logical name", NAME_PARTITIONS, cleanup="compact")
 COMMANDS = Topic(PREFIX + "commands", CommandEvent, "logical name", NAME_PARTITIONS)
 DEAD_LETTERS = Topic(PREFIX + "dead-letters", DeadLetterEvent, "source topic", 1)
+KEYS = Topic(PREFIX + "keys", KeyEvent, "key id", 1, cleanup="compact")
+USAGE = Topic(PREFIX + "usage", UsageEvent, "counter", 1, cleanup="compact")
+AUDIT = Topic(PREFIX + "audit", AuditEvent, "subject", 1)
+LIGHTNING = Topic(PREFIX + "lightning", LightningEvent, "tenant", 1, retention=timedelta(days=30))
 
 TOPICS: dict[str, Topic] = {
     topic.name: topic
@@ -73,6 +80,10 @@ TOPICS: dict[str, Topic] = {
         ROUTES,
         COMMANDS,
         DEAD_LETTERS,
+        KEYS,
+        USAGE,
+        AUDIT,
+        LIGHTNING,
     )
 }
 

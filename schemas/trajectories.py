@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.decisions import DecisionEvent
-from schemas.envelope import Event, Model, Name, UnitInterval
+from schemas.envelope import Event, Model, Name, SpanId, UnitInterval
 from schemas.rewards import RewardEvent
 from schemas.rollouts import Rollout
 from schemas.spans import SpanEvent
@@ -20,7 +20,8 @@ class Trajectory(Model):
         decisions, rewards: in the order they arrived.
         reward: the reward that counts (see `schemas.rewards.PRECEDENCE`), None while there is none.
         revision: 1 for the first emission, one more for each later one.
-        reward_revision: 0 without a reward, 1 for the first, one more each time the value changes.
+        span_rewards: by span id, the rewards that count of single spans.
+        reward_revision: 0 without a reward, 1 for the first, one more each time one that counts changes.
     """
 
     rollout: Rollout
@@ -28,6 +29,7 @@ class Trajectory(Model):
     decisions: list[DecisionEvent] = []
     rewards: list[RewardEvent] = []
     reward: UnitInterval | None = None
+    span_rewards: dict[SpanId, UnitInterval] = {}
     revision: int = Field(ge=1)
     reward_revision: int = Field(default=0, ge=0)
 

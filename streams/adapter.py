@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from schemas.examples import BanditExample, Example, RlExample, SftExample
 from schemas.genai import to_openai
 from schemas.spans import Attribute, SpanEvent
-from schemas.trajectories import TrajectoryEvent
+from schemas.trajectories import Trajectory, TrajectoryEvent
 
 Body = SftExample | RlExample | BanditExample
 
@@ -30,12 +30,14 @@ class AdapterConfig(BaseModel):
 
 
 def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
-    """Return the lessons in a rewarded trajectory, in a fixed order; none when it has no reward or did not succeed.
+    """Return the lessons in a rewarded trajectory, in a fixed order; none when it did not succeed.
 
-    Decisions of failed rollouts teach nothing either: a failure of the infrastructure says nothing of the choice.
+    A span's own reward counts for its lesson before the rollout's; what has neither is no lesson. An answer that a
+    person corrected is one more, as it should have been. Decisions of failed rollouts teach nothing either: a
+    failure of the infrastructure says nothing of the choice.
     """
     trajectory = event.payload
-    if trajectory.reward is None or trajectory.rollout.state != "succeeded":
+    if trajectory.rollout.state != "succeeded":
         return []
     task = trajectory.rollout.task
     return [
@@ -44,29 +46,51 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
             task_id=task.id if task else None,
             split=trajectory.rollout.split,
             group=trajectory.rollout.group,
-            reward=trajectory.reward,
-            reward_revision=trajectory.reward_revision,
+            reward=reward,
+            reward_revision=max(1, trajectory.reward_revision),
             source_event_ids=[event.event_id, source],
             body=body,
         )
-        for target, source, body in _bodies(event, config)
+        for target, source, reward, body in _bodies(event, config)
+        if reward is not None
     ]
 
 
-def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[tuple[str, str, Body]]:
-    """Yield target, source event id and body of each lesson."""
+def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[tuple[str, str, float | None, Body]]:
+    """Yield target, source event id, reward and body of each lesson."""
     trajectory = event.payload
     calls = [span for span in trajectory.spans if _is_model_call(span)]
     for target, nodes in config.sft.items():
         for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
-            yield target, span.event_id, _conversation(span)
+            yield target, span.event_id, _reward(trajectory, span), _conversation(span)
+        yield from _demonstrations(trajectory, target, nodes)
     for target, nodes in config.rl.items():
         for span in calls:
             if _node(span) in nodes:
-                yield target, span.event_id, _sample(span)
+                yield target, span.event_id, _reward(trajectory, span), _sample(span)
     for decision in trajectory.decisions:
         body = BanditExample(decision_id=decision.event_id, decision=decision.payload)
-        yield decision.payload.policy, decision.event_id, body
+        yield decision.payload.policy, decision.event_id, trajectory.reward, body
+
+
+def _reward(trajectory: Trajectory, span: SpanEvent) -> float | None:
+    return trajectory.span_rewards.get(span.span_id, trajectory.reward)
+
+
+def _demonstrations(
+    trajectory: Trajectory, target: str, nodes: frozenset[str]
+) -> Iterator[tuple[str, str, float | None, Body]]:
+    """Yield the answers of these nodes as people said they should have been."""
+    superseded = {event.payload.supersedes for event in trajectory.rewards}
+    spans = {span.span_id: span for span in trajectory.spans}
+    for event in trajectory.rewards:
+        edit, span = event.payload.edit, spans.get(event.payload.target_span_id or "")
+        if edit is None or span is None or event.event_id in superseded or _node(span) not in nodes:
+            continue
+        message = edit if isinstance(edit, dict) else {"content": str(edit)}
+        messages = [*_messages(span, "input"), {"role": "assistant", **message}]
+        body = SftExample(node=_node(span), messages=messages, tools=_tools(span))
+        yield target, event.event_id, 1.0, body
 
 
 def _credited(event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[str]) -> frozenset[str]:
@@ -80,7 +104,8 @@ def _credited(event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[st
 
 def _is_model_call(event: SpanEvent) -> bool:
     span = event.payload
-    return span.text(Attribute.OPERATION) == "chat" and span.status != "error" and bool(_messages(event, "output"))
+    answered = span.status != "error" and bool(_messages(event, "output"))
+    return answered and span.text(Attribute.OPERATION) in ("chat", "text_completion")
 
 
 def _last_by_node(calls: list[SpanEvent], nodes: frozenset[str]) -> list[SpanEvent]:

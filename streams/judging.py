@@ -77,7 +77,7 @@ class Judge(Processor[None]):
                 comment=grade.comment,
             ),
         )
-        return Outcome((Outgoing.of(REWARDS, event.rollout_id, reward),))
+        return Outcome((Outgoing.of(REWARDS, event.rollout_key, reward),))
 
     def encode_state(self, state: None) -> bytes:  # noqa: ARG002
         """The judge remembers nothing."""

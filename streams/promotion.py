@@ -36,22 +36,24 @@ class PromotionState(BaseModel):
         checkpoints: by version, in the order announced.
         evidence: decision id to the decision and its newest reward, the newest decision last.
         own: ids of the events written here that have not come back on the topic yet.
+        held: whether a person decides what is served.
     """
 
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     evidence: dict[str, Evidence] = Field(default_factory=dict)
     own: list[str] = Field(default_factory=list)
+    held: bool = False
 
 
 class Promotion(Processor[PromotionState]):
     """Judges each candidate once, when it is announced, on the held-out decisions logged so far.
 
     Policies are judged off-policy (`learners.gate`). Other kinds of checkpoint stay candidates until they are promoted
-    by hand: nothing here can tell whether they are good.
+    by hand: nothing here can tell whether they are good. While a person holds the route, what passes is evaluated only.
     """
 
     name = "promotion"
-    topics: ClassVar[tuple[Topic, ...]] = (CHECKPOINTS, EXAMPLES)
+    topics: ClassVar[tuple[Topic, ...]] = (CHECKPOINTS, EXAMPLES, ROUTES)
 
     def __init__(self, config: GateConfig, artifacts: ArtifactReader) -> None:
         self.config = config
@@ -62,6 +64,8 @@ class Promotion(Processor[PromotionState]):
         state = state or PromotionState()
         if isinstance(event, ExampleEvent):
             return Outcome(state=self._with_evidence(state, event))
+        if isinstance(event, RouteEvent):
+            return Outcome(state=state.model_copy(update={"held": event.payload.held}))
         assert isinstance(event, CheckpointEvent)  # noqa: S101 - the topics hold nothing else
         if event.event_id in state.own:
             return Outcome(state=state.model_copy(update={"own": [own for own in state.own if own != event.event_id]}))
@@ -119,6 +123,9 @@ class Promotion(Processor[PromotionState]):
         evaluated = _changed(candidate, CheckpointState.EVALUATED, verdict.reason, verdict.metrics)
         if not verdict.passed:
             return [evaluated, _changed(candidate, CheckpointState.REJECTED, verdict.reason)], []
+        if state.held:
+            reason = f"{verdict.reason}; not promoted, since the route is held by hand"
+            return [_changed(candidate, CheckpointState.EVALUATED, reason, verdict.metrics)], []
         changes = [evaluated]
         if champion is not None:
             changes.append(_changed(champion, CheckpointState.RETIRED, f"replaced by {candidate.version}"))

@@ -14,12 +14,12 @@ from streams.adapter import AdapterConfig, examples_of
 from streams.processor import Outcome, Processor, output_id
 from streams.records import REWARD_REVISION_HEADER, Outgoing, Record
 
-Routed = dict[str, int]
-"""Lesson, by target and source event, to the reward revision that it was routed with."""
+Routed = dict[str, tuple[int, float]]
+"""Lesson, by target and source event, to how often it was routed, and the reward it was routed with last."""
 
 
 class LessonRouter(Processor[Routed]):
-    """Sends each lesson of a rewarded trajectory once per reward.
+    """Sends each lesson of a rewarded trajectory once per reward, numbered from 1 by `reward_revision`.
 
     A trajectory that is emitted again for another reason gives the lessons that are new in it: those of a decision or
     span that came late.
@@ -46,16 +46,17 @@ class LessonRouter(Processor[Routed]):
         outputs = []
         for index, example in enumerate(examples_of(event, self.config)):
             lesson = f"{example.target} {example.source_event_ids[-1]}"
-            if routed.get(lesson, 0) >= example.reward_revision:
+            times, reward = routed.get(lesson, (0, None))
+            if reward == example.reward:
                 continue
-            routed[lesson] = example.reward_revision
+            routed[lesson] = (times + 1, example.reward)
             payload = ExampleEvent(
                 event_id=output_id(self, source, event.time, index),
                 time=event.time,
                 tenant=event.tenant,
                 rollout_id=event.rollout_id,
                 trace_id=event.trace_id,
-                payload=example,
+                payload=example.model_copy(update={"reward_revision": times + 1}),
             )
             outputs.append(Outgoing.of(EXAMPLES, example.target, payload))
         return Outcome(tuple(outputs), routed, from_milliseconds(source.timestamp_ms) + self.memory)
@@ -66,5 +67,4 @@ class LessonRouter(Processor[Routed]):
 
     def decode_state(self, value: bytes) -> Routed:
         """Return what was routed from JSON."""
-        routed: Routed = orjson.loads(value)
-        return routed
+        return {lesson: (times, reward) for lesson, (times, reward) in orjson.loads(value).items()}

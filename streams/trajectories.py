@@ -45,6 +45,10 @@ class JoinConfig(BaseModel):
     max_bytes: int = Field(default=12 * 1024 * 1024, gt=0, le=MAX_RECORD_BYTES // 2)
 
 
+Counted = dict[str, tuple[str, float]]
+"""The rewards that count: by span id, that of the rollout by "", event id and value."""
+
+
 @dataclass(slots=True)
 class JoinState:
     """What is known of one rollout. What is only passed on is kept as the bytes it will be passed on as.
@@ -65,7 +69,7 @@ class JoinState:
     waiting: list[Record] = field(default_factory=list)
     size: int = 0
     revision: int = 0
-    reward: float | None = None
+    counted: Counted = field(default_factory=dict)
     reward_revision: int = 0
 
     @property
@@ -161,7 +165,7 @@ class TrajectoryJoin(Processor[JoinState]):
             event_id=derived_event_id(now, self.name, "idle", key),
             time=now,
             tenant=state.rollout.tenant,
-            rollout_id=key,
+            rollout_id=state.rollout.rollout_id,
             trace_id=state.rollout.trace_id,
             payload=Rollout(state=RolloutState.FAILED, error=f"nothing was heard of it for {self.config.idle_limit}"),
         )
@@ -177,7 +181,7 @@ class TrajectoryJoin(Processor[JoinState]):
             "rewards": [Fragment(encode(reward)) for reward in state.rewards],
             "seen": list(state.seen),
             "revision": state.revision,
-            "reward": state.reward,
+            "counted": state.counted,
             "reward_revision": state.reward_revision,
             "size": state.size,
             "spans": len(state.spans),
@@ -202,7 +206,7 @@ class TrajectoryJoin(Processor[JoinState]):
             size=header["size"],
             waiting=[_with_value(*pair) for pair in zip(header["waiting"], kept[decisions:], strict=True)],
             revision=header["revision"],
-            reward=header["reward"],
+            counted={about: (event_id, value) for about, (event_id, value) in header["counted"].items()},
             reward_revision=header["reward_revision"],
         )
 
@@ -218,16 +222,17 @@ def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
     It is put together from encoded parts: they were validated when they arrived.
     """
     assert state.rollout is not None  # noqa: S101 - closed
-    rollout, reward = state.rollout, reward_that_counts(state.rewards)
+    rollout, counted = state.rollout, rewards_that_count(state.rewards)
     state.revision += 1
-    state.reward_revision += reward is not None and reward != state.reward
-    state.reward = reward
+    state.reward_revision += _values(counted) != _values(state.counted)
+    state.counted = counted
     payload = {
         "rollout": Fragment(rollout.payload.model_dump_json()),
         "spans": [Fragment(span) for span in state.spans],
         "decisions": [Fragment(decision) for decision in state.decisions],
         "rewards": [Fragment(encode(event)) for event in state.rewards],
-        "reward": reward,
+        "reward": counted[""][1] if "" in counted else None,
+        "span_rewards": {span: value for span, (_, value) in counted.items() if span},
         "revision": state.revision,
         "reward_revision": state.reward_revision,
     }
@@ -243,7 +248,7 @@ def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
         "payload": payload,
     }
     headers = ((REWARD_REVISION_HEADER, str(state.reward_revision).encode()),)
-    return Outgoing(TRAJECTORIES, rollout.rollout_id, event_id, orjson.dumps(event, option=orjson.OPT_UTC_Z), headers)
+    return Outgoing(TRAJECTORIES, rollout.rollout_key, event_id, orjson.dumps(event, option=orjson.OPT_UTC_Z), headers)
 
 
 def _without_value(record: Record) -> dict[str, Any]:
@@ -262,20 +267,30 @@ def _with_value(kept: dict[str, Any], value: bytes) -> Record:
     return Record(**kept | {"key": b64decode(kept["key"]), "value": value, "headers": headers})
 
 
-def reward_that_counts(rewards: Iterable[RewardEvent]) -> float | None:
-    """Return the reward of the rollout as a whole, None where there is none.
+def rewards_that_count(rewards: Iterable[RewardEvent]) -> Counted:
+    """Return the reward of the rollout as a whole, under "", and of each span that has its own.
 
-    Rewards of single spans and those superseded do not count; among the others the first source of `PRECEDENCE` does,
-    and of that source the latest.
+    Superseded and retracted ones do not count; among the others the first source of `PRECEDENCE` does, and of that
+    source the latest.
     """
     rewards = list(rewards)
     superseded = {event.payload.supersedes for event in rewards}
-    valid = [event for event in rewards if event.event_id not in superseded and event.payload.target_span_id is None]
-    for source in PRECEDENCE:
-        of_source = [event for event in valid if event.payload.source is source]
-        if of_source:
-            return max(of_source, key=lambda event: (event.time, event.event_id)).payload.value
-    return None
+    best: dict[str, RewardEvent] = {}
+    for event in rewards:
+        if event.event_id in superseded or event.payload.retracted:
+            continue
+        about = event.payload.target_span_id or ""
+        if about not in best or _weight(event) > _weight(best[about]):
+            best[about] = event
+    return {about: (event.event_id, event.payload.value) for about, event in best.items()}
+
+
+def _weight(event: RewardEvent) -> tuple[int, datetime, str]:
+    return -PRECEDENCE.index(event.payload.source), event.time, event.event_id
+
+
+def _values(counted: Counted) -> dict[str, float]:
+    return {about: value for about, (_, value) in counted.items()}
 
 
 def _advanced(known: RolloutEvent | None, change: RolloutEvent) -> RolloutEvent:

@@ -278,13 +278,13 @@ TABLES: tuple[Table, ...] = (
 VIEWS: dict[str, str] = {
     # The last emission of each rollout's trajectory is the one that counts.
     "rollouts": (
-        "SELECT rollout_id, min(time) AS first_closed, any(tenant) AS tenant, argMax(agent, revision) AS agent,"
+        "SELECT tenant, rollout_id, min(time) AS first_closed, argMax(agent, revision) AS agent,"
         " argMax(`group`, revision) AS `group`, argMax(split, revision) AS split,"
         " argMax(task_id, revision) AS task_id, argMax(state, revision) AS state,"
         " argMax(tuple(reward), revision).1 AS reward, argMax(tuple(turns), revision).1 AS turns,"
         " argMax(decision, revision) AS decision, argMax(expected, revision) AS expected,"
         " argMax(error, revision) AS error, argMax(policy_version, revision) AS policy_version"
-        " FROM trajectories FINAL GROUP BY rollout_id"
+        " FROM trajectories FINAL GROUP BY tenant, rollout_id"
     ),
     "node_latency": (
         "SELECT if(node = '', name, node) AS node, operation, count() AS calls,"

@@ -5,17 +5,18 @@ import sys
 import typer
 
 from agents.tasks import TaskFileError
-from infra.cli import dead_letters, kafka, learning, looking, running, topics
+from infra.cli import dead_letters, kafka, learning, looking, operating, running, topics
 from infra.cli.options import app
 from infra.config import ConfigError
 from infra.logging import configure_logging
+from infra.operating import OperatingError
 from infra.processes.running import StartError
 from infra.progress import NotDrainedError
 from streams.errors import StreamError
 
-__all__ = ["app", "dead_letters", "kafka", "learning", "looking", "main", "running", "topics"]
+__all__ = ["app", "dead_letters", "kafka", "learning", "looking", "main", "operating", "running", "topics"]
 
-USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError)
+USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, OperatingError)
 
 
 def main() -> None:

@@ -1,23 +1,37 @@
 """The gateway's application: everything wired in one place."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from infra.config import Settings
-from infra.gateway import chat, feedback, metrics, operations, problems, rollouts, traces
+from infra.gateway import feedback, lightning, metrics, openai, operations, problems, rollouts, traces
+from infra.gateway.access import KeyRing
+from infra.gateway.calls import end_conversations
+from infra.gateway.conversations import Conversations
+from infra.gateway.following import Follower
+from infra.gateway.lightning_state import LightningState
+from infra.gateway.limits import Limits
 from infra.gateway.publishing import Publisher
-from infra.gateway.routing import RouteFollower, RoutingTable
+from infra.gateway.redaction import Redactor
+from infra.gateway.routing import RoutingTable
 from infra.gateway.services import Services
+from infra.gateway.shell import Shell
+from infra.gateway.telemetry import SpanExport
+from infra.gateway.upstream import Upstreams
 from infra.logs import open_log
+from schemas.topics import USAGE
 from streams.artifacts import ArtifactStore
 from streams.embedded.log import EmbeddedLog
 from streams.log import Log
 
 SPOOL_AFTER_S = 2.0
 """How long the log may be locked or away before events are spooled."""
+
+TELL_USAGE_EVERY_S = 1.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -26,6 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         LogUnreadableError, LogUnavailableError: the spool cannot be used.
     """
+    gateway = settings.gateway
 
     def open_for_writing() -> Log:
         return open_log(settings, "power", SPOOL_AFTER_S)
@@ -34,23 +49,62 @@ def create_app(settings: Settings) -> FastAPI:
         return EmbeddedLog(settings.spool_path, "power")
 
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
-    publisher = Publisher(open_for_writing, open_spool, settings.gateway.spool_max_bytes)
+    publisher = Publisher(open_for_writing, open_spool, gateway.spool_max_bytes)
     table = RoutingTable(ArtifactStore(settings.artifacts_dir))
-    follower = RouteFollower(table, lambda: open_log(settings))
+    keys = KeyRing(settings.keys_required)
+    limits = Limits()
+    conversations = Conversations(gateway.conversation_idle_s)
+    lightning_state = LightningState()
+    follower = Follower(table, keys, limits, conversations, lightning_state, lambda: open_log(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         publisher.start()
         follower.start()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        async with httpx.AsyncClient(timeout=settings.gateway.upstream_timeout_s, limits=limits) as http:
-            app.state.services = Services(settings, publisher, table, http)
-            yield
+        export = SpanExport(gateway.export_traces_to) if gateway.export_traces_to else None
+        upstreams = Upstreams(gateway.upstream, gateway.upstream_timeout_s)
+        await upstreams.start()
+        redactor = Redactor(gateway.redaction)
+        services = Services(
+            settings, publisher, table, keys, limits, conversations, upstreams, redactor, lightning_state, export
+        )
+        app.state.services = services
+        tasks = [
+            asyncio.create_task(end_conversations(services, min(1.0, gateway.conversation_idle_s / 4))),
+            asyncio.create_task(_tell_usage(services)),
+        ]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await services.close()
+        await upstreams.close()
         follower.close()
+        _hand_over_usage(services)
         publisher.close()
 
     app = FastAPI(title="Everloop gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     problems.install(app)
-    for module in (chat, feedback, metrics, operations, rollouts, traces):
+    for module in (openai, feedback, metrics, operations, rollouts, traces, lightning):
         app.include_router(module.router)
+    app.add_middleware(Shell, body_timeout_s=gateway.body_timeout_s, access_log=gateway.access_log)
+    if gateway.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(gateway.cors_origins),
+            allow_methods=["GET", "POST", "PATCH", "PUT", "DELETE"],
+            allow_headers=["*"],
+        )
     return app
+
+
+async def _tell_usage(services: Services) -> None:
+    while True:
+        await asyncio.sleep(TELL_USAGE_EVERY_S)
+        _hand_over_usage(services)
+
+
+def _hand_over_usage(services: Services) -> None:
+    for event in services.limits.untold():
+        usage = event.payload
+        services.hand_over(USAGE, f"{usage.key_id}/{usage.month}/{usage.counter}", event)

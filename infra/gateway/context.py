@@ -1,21 +1,22 @@
-"""What a request says about where it belongs: rollout, node and enclosing span."""
+"""What a request says about where it belongs: tenant, rollout, node and enclosing span."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Request
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import TypeAdapter, ValidationError
 
+from infra.gateway.access import Caller
 from infra.gateway.problems import ProblemError
-from schemas.envelope import Name
-from schemas.identifiers import new_event_id, new_span_id, new_trace_id
+from schemas.envelope import Name, rollout_key
+from schemas.identifiers import new_span_id, new_trace_id
 
 ROLLOUT_HEADER = "x-everloop-rollout-id"
 NODE_HEADER = "x-everloop-node"
 CHECKPOINT_HEADER = "x-everloop-checkpoint"
+SPAN_HEADER = "x-everloop-span-id"
 
 _names: TypeAdapter[str] = TypeAdapter(Name)
 _propagator = TraceContextTextMapPropagator()
@@ -26,41 +27,58 @@ class CallContext:
     """Where a call belongs.
 
     Attributes:
-        rollout_id: from the header; a new one where the caller named none.
-        named: whether the caller named the rollout.
+        rollout_id: None where the caller named none.
         node: which part of the agent calls, if it says so.
         trace_id, parent_span_id: from `traceparent`; a new trace where there is none.
+        traced: whether the caller sent a `traceparent`.
         span_id: of the span that this call will be.
     """
 
-    rollout_id: str
-    named: bool
+    caller: Caller
+    rollout_id: str | None
     node: str | None
     trace_id: str
     parent_span_id: str | None
+    traced: bool
     span_id: str
 
+    def key(self, rollout_id: str) -> str:
+        """Return the key of one of the tenant's rollouts."""
+        return rollout_key(self.caller.tenant, rollout_id)
 
-async def call_context(request: Request) -> CallContext:
+
+def call_context(request: Request, caller: Caller, rollout_id: str | None = None) -> CallContext:
     """Return where a request belongs.
 
+    Args:
+        rollout_id: what the path says; the header counts where it says nothing.
+
     Raises:
-        ProblemError: 400, a header has a value it cannot have.
+        ProblemError: 400, a header or the path has a value it cannot have.
     """
-    rollout_id = _named(request.headers, ROLLOUT_HEADER)
-    parent = get_current_span(_propagator.extract(request.headers)).get_span_context()
+    headers = request.headers
+    if "traceparent" in headers:
+        parent = get_current_span(_propagator.extract(headers)).get_span_context()
+        traced = parent.is_valid
+    else:
+        traced = False
     return CallContext(
-        rollout_id=rollout_id or new_event_id(),
-        named=rollout_id is not None,
-        node=_named(request.headers, NODE_HEADER),
-        trace_id=f"{parent.trace_id:032x}" if parent.is_valid else new_trace_id(),
-        parent_span_id=f"{parent.span_id:016x}" if parent.is_valid else None,
+        caller=caller,
+        rollout_id=name_of("rollout id", rollout_id) or _named(headers, ROLLOUT_HEADER),
+        node=_named(headers, NODE_HEADER),
+        trace_id=f"{parent.trace_id:032x}" if traced else new_trace_id(),
+        parent_span_id=f"{parent.span_id:016x}" if traced else None,
+        traced=traced,
         span_id=new_span_id(),
     )
 
 
-def _named(headers: Mapping[str, str], header: str) -> str | None:
-    value = headers.get(header)
+def name_of(what: str, value: str | None) -> str | None:
+    """Return a name.
+
+    Raises:
+        ProblemError: 400, it cannot be one.
+    """
     if value is None:
         return None
     try:
@@ -68,9 +86,10 @@ def _named(headers: Mapping[str, str], header: str) -> str | None:
     except ValidationError as error:
         raise ProblemError(
             400,
-            "Invalid header",
-            f"{header} is {value[:80]!r}; it must be 1 to 200 letters, digits or . _ : @ / -, not a mark first",
+            "Invalid name",
+            f"{what} is {value[:80]!r}; it must be 1 to 200 letters, digits or . _ : @ / -, not a mark first",
         ) from error
 
 
-Call = Annotated[CallContext, Depends(call_context)]
+def _named(headers: Mapping[str, str], header: str) -> str | None:
+    return name_of(header, headers.get(header))

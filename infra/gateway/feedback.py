@@ -1,38 +1,81 @@
 """Rewards and decisions: what agents, judges and people tell the learners, and what they ask of the policies."""
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Literal, Self
 
-from infra.gateway.context import Call
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from infra.gateway.access import Agent, Caller, Feedback
+from infra.gateway.bodies import BoundedRoute
+from infra.gateway.context import call_context
 from infra.gateway.routing import unit_draw
 from infra.gateway.services import Shared
 from schemas.clock import from_milliseconds
 from schemas.decisions import Candidate, Decision, DecisionEvent
-from schemas.envelope import EventId, Name, SpanId, UnitInterval
+from schemas.envelope import EventId, Name, SpanId, UnitInterval, rollout_key
 from schemas.identifiers import derived_event_id
 from schemas.rewards import Reward, RewardEvent, RewardSource
 from schemas.topics import DECISIONS, REWARDS
 
-router = APIRouter(prefix="/everloop/v1")
+router = APIRouter(prefix="/everloop/v1", route_class=BoundedRoute)
 
+MOST_AT_ONCE = 1000
 _EPOCH = from_milliseconds(0)
 
 
 class NewReward(BaseModel):
-    """A reward for a rollout. With an idempotency key, giving it twice is giving it once."""
+    """A reward for a rollout, or for one span of it. With an idempotency key, giving it twice is giving it once.
+
+    Exactly one of `value`, `thumb` and `retracts` says what it is: a score, a thumb (1 or 0), or that the reward with
+    that event id counts no more.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     rollout_id: Name
-    value: UnitInterval
+    value: UnitInterval | None = None
+    thumb: Literal["up", "down"] | None = None
+    retracts: EventId | None = None
     criteria: dict[str, UnitInterval] = {}
     source: RewardSource = RewardSource.ENVIRONMENT
     grader: Name = "api"
     span_id: SpanId | None = None
     supersedes: EventId | None = None
-    comment: str = ""
-    idempotency_key: str | None = None
+    comment: str = Field(default="", max_length=65_536)
+    edit: JsonValue = None
+    idempotency_key: str | None = Field(default=None, max_length=1024)
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        said = [name for name in ("value", "thumb", "retracts") if getattr(self, name) is not None]
+        if len(said) != 1:
+            raise ValueError(f"give exactly one of value, thumb and retracts, not {', '.join(said) or 'none'}")
+        if self.retracts is not None and self.supersedes is not None:
+            raise ValueError("retracts and supersedes say two things; give one")
+        if self.edit is not None and self.span_id is None:
+            raise ValueError("edit says how the answer of a span should have been; give its span_id")
+        return self
+
+    def event(self, caller: Caller) -> RewardEvent:
+        """Return it as an event."""
+        human = self.thumb is not None or self.edit is not None
+        payload = Reward(
+            value=self.value if self.value is not None else float(self.thumb == "up"),
+            criteria=self.criteria,
+            source=RewardSource.HUMAN if human and "source" not in self.model_fields_set else self.source,
+            grader=self.grader,
+            target_span_id=self.span_id,
+            supersedes=self.supersedes or self.retracts,
+            comment=self.comment,
+            edit=self.edit,
+            retracted=self.retracts is not None,
+        )
+        event = RewardEvent(tenant=caller.tenant, rollout_id=self.rollout_id, payload=payload)
+        if self.idempotency_key is None:
+            return event
+        repeatable = derived_event_id(_EPOCH, "reward", event.rollout_key, self.idempotency_key.encode().hex())
+        return event.model_copy(update={"event_id": repeatable})
 
 
 class NewDecision(BaseModel):
@@ -47,47 +90,52 @@ class NewDecision(BaseModel):
 
 
 @router.post("/rewards", status_code=202)
-async def reward(new: NewReward, services: Shared) -> JSONResponse:
+async def reward(new: NewReward, services: Shared, caller: Feedback) -> JSONResponse:
     """Record a reward; durable when this answers. The rollout may be unknown yet, or long over."""
-    payload = Reward(
-        value=new.value,
-        criteria=new.criteria,
-        source=new.source,
-        grader=new.grader,
-        target_span_id=new.span_id,
-        supersedes=new.supersedes,
-        comment=new.comment,
-    )
-    event = RewardEvent(rollout_id=new.rollout_id, payload=payload)
-    if new.idempotency_key is not None:
-        repeatable = derived_event_id(_EPOCH, "reward", new.rollout_id, new.idempotency_key.encode().hex())
-        event = event.model_copy(update={"event_id": repeatable})
+    event = new.event(caller)
     await services.record_durably(REWARDS, event)
     return JSONResponse({"event_id": event.event_id}, status_code=202)
 
 
+@router.post("/rewards/bulk", status_code=202)
+async def rewards(
+    new: Annotated[list[NewReward], Field(min_length=1, max_length=MOST_AT_ONCE)], services: Shared, caller: Feedback
+) -> JSONResponse:
+    """Record many rewards, or, where one is wrong, none."""
+    events = [one.event(caller) for one in new]
+    await services.record_durably(REWARDS, *events)
+    return JSONResponse({"event_ids": [event.event_id for event in events]}, status_code=202)
+
+
 @router.post("/decisions")
-async def decide(new: NewDecision, services: Shared, call: Call) -> JSONResponse:
+async def decide(new: NewDecision, request: Request, services: Shared, caller: Agent) -> JSONResponse:
     """Choose a candidate with the policy the rollout is pinned to; the choice is durable when this answers.
 
     The draw depends on rollout, policy and context only: asked again, the same policy chooses the same.
     """
-    target = services.routing.resolve(new.policy, "policy", new.rollout_id)
+    call = call_context(request, caller)
+    key = rollout_key(caller.tenant, new.rollout_id)
+    target, _ = services.routing.resolve(new.policy, "policy", key)
     assert target.policy is not None  # noqa: S101 - routes of kind policy have one
-    probabilities = target.policy.probabilities(new.context, new.candidates)
-    choice = _drawn(probabilities, unit_draw(new.policy, new.rollout_id, new.context))
+    context, candidates = services.redactor.text(new.context), services.redactor.candidates(new.candidates)
+    probabilities = target.policy.probabilities(context, candidates)
+    choice = _drawn(probabilities, unit_draw(new.policy, key, context))
     payload = Decision(
         policy=new.policy,
         policy_version=target.version,
         feature_version=target.policy.feature_version,
-        context=new.context,
-        candidates=new.candidates,
+        context=context,
+        candidates=candidates,
         probabilities=probabilities,
         choice=choice,
         propensity=probabilities[choice],
     )
     event = DecisionEvent(
-        rollout_id=new.rollout_id, trace_id=call.trace_id, span_id=call.parent_span_id, payload=payload
+        tenant=caller.tenant,
+        rollout_id=new.rollout_id,
+        trace_id=call.trace_id,
+        span_id=call.parent_span_id,
+        payload=payload,
     )
     await services.record_durably(DECISIONS, event)
     return JSONResponse(

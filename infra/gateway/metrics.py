@@ -7,9 +7,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from infra.gateway.bodies import BoundedRoute
 from infra.gateway.services import Services, Shared
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 class GatewayCollector(Collector):
@@ -27,9 +28,24 @@ class GatewayCollector(Collector):
             for topic, count in counts.items():
                 family.add_metric([topic], count)
         requests = CounterMetricFamily("everloop_model_requests", "Model calls by outcome.", labels=["outcome"])
-        for outcome, count in self._services.requests.items():
+        done = self._services.counts
+        for outcome, count in done.requests.items():
             requests.add_metric([outcome], count)
-        yield from (accepted, lost, requests)
+        tokens = CounterMetricFamily("everloop_tokens", "Tokens of model calls.", labels=["model", "direction"])
+        for (model, direction), count in done.tokens.items():
+            tokens.add_metric([model, direction], count)
+        cost = CounterMetricFamily("everloop_cost", "Cost of model calls, in the unit of the prices.", labels=["model"])
+        for model, amount in done.cost.items():
+            cost.add_metric([model], amount)
+        shadows = CounterMetricFamily("everloop_shadow_requests", "Copies of calls by outcome.", labels=["outcome"])
+        for outcome, count in done.shadows.items():
+            shadows.add_metric([outcome], count)
+        up = GaugeMetricFamily("everloop_endpoint_up", "0 while a server is left alone.", labels=["endpoint"])
+        inflight = GaugeMetricFamily("everloop_endpoint_inflight", "Calls under way.", labels=["endpoint"])
+        for endpoint, breaker in self._services.upstreams.breakers.items():
+            up.add_metric([endpoint], breaker.open_until == 0.0)
+            inflight.add_metric([endpoint], breaker.inflight)
+        yield from (accepted, lost, requests, tokens, cost, shadows, up, inflight)
         yield GaugeMetricFamily("everloop_spooled_events", "Records that wait in the spool.", status.spooled)
         yield GaugeMetricFamily("everloop_log_writable", "1 while the log takes records.", status.error is None)
         yield CounterMetricFamily(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from infra.gateway.completion import Completion
+from infra.gateway.apis import Api
 from infra.gateway.context import CallContext
 from infra.gateway.routing import Target
 from schemas.clock import now_nanoseconds
@@ -14,16 +14,49 @@ class ModelCall:
     """A model call while it lasts.
 
     Args:
-        body: the caller's request, a valid chat completion request.
+        rollout_id: the rollout it belongs to.
+        body: the caller's request, valid for its API.
+        target: what it is sent to first.
+
+    Attributes:
+        answer: what has come back so far.
+        target: what answered, once something has.
+        attempts: how many tries it took.
     """
 
-    def __init__(self, call: CallContext, body: dict[str, Any], target: Target) -> None:
+    def __init__(
+        self, api: Api, call: CallContext, rollout_id: str, group: str, body: dict[str, Any], target: Target
+    ) -> None:
+        self.api = api
         self.call = call
-        self.completion = Completion()
-        self._body = body
-        self._target = target
-        self._start = now_nanoseconds()
+        self.rollout_id = rollout_id
+        self.body = body
+        self.messages = api.messages(body)
+        self.target = target
+        self.attempts = 1
+        self.answer = api.answer()
+        self.start = now_nanoseconds()
+        self._group = group
         self._first_token: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The key of its rollout."""
+        return self.call.key(self.rollout_id)
+
+    @property
+    def cost(self) -> float:
+        """What it cost, in the unit of the endpoint's prices."""
+        endpoint = self.target.endpoint
+        if endpoint is None:
+            return 0.0
+        paid = (self.answer.input_tokens or 0) * endpoint.input_price
+        return (paid + (self.answer.output_tokens or 0) * endpoint.output_price) / 1e6
+
+    @property
+    def duration_s(self) -> float:
+        """How long it has lasted."""
+        return (now_nanoseconds() - self.start) / 1e9
 
     def first_token(self) -> None:
         """Note that the answer has begun."""
@@ -36,42 +69,54 @@ class ModelCall:
             status: the model server's HTTP status, None where it gave none.
             error: what went wrong; a damaged answer is an error of its own.
         """
-        error = error or self.completion.damaged
+        error = error or self.answer.damaged
+        body, answer, endpoint = self.body, self.answer, self.target.endpoint
         attributes: dict[str, Any] = {
-            Attribute.OPERATION: "chat",
-            Attribute.REQUEST_MODEL: self._body["model"],
-            Attribute.REQUEST_TEMPERATURE: self._body.get("temperature"),
-            Attribute.REQUEST_MAX_TOKENS: self._body.get("max_completion_tokens") or self._body.get("max_tokens"),
-            Attribute.RESPONSE_MODEL: self.completion.model,
-            Attribute.RESPONSE_ID: self.completion.id,
-            Attribute.FINISH_REASONS: self.completion.finish_reasons or None,
-            Attribute.INPUT_TOKENS: self.completion.usage.get("prompt_tokens"),
-            Attribute.OUTPUT_TOKENS: self.completion.usage.get("completion_tokens"),
-            Attribute.INPUT_MESSAGES: [to_semantic(message) for message in self._body["messages"]],
-            Attribute.OUTPUT_MESSAGES: [to_semantic(message) for message in self.completion.messages],
-            Attribute.TOOL_DEFINITIONS: self._body.get("tools"),
+            Attribute.OPERATION: self.api.operation,
+            Attribute.OPENAI_API: self.api.name,
+            Attribute.REQUEST_MODEL: body["model"],
+            Attribute.REQUEST_TEMPERATURE: body.get("temperature"),
+            Attribute.REQUEST_MAX_TOKENS: _first(body, "max_completion_tokens", "max_tokens", "max_output_tokens"),
+            Attribute.RESPONSE_MODEL: answer.model,
+            Attribute.RESPONSE_ID: answer.id,
+            Attribute.FINISH_REASONS: answer.finish_reasons or None,
+            Attribute.INPUT_TOKENS: answer.input_tokens,
+            Attribute.OUTPUT_TOKENS: answer.output_tokens,
+            Attribute.INPUT_MESSAGES: [to_semantic(m) for m in self.messages] if self.messages is not None else None,
+            Attribute.OUTPUT_MESSAGES: [to_semantic(message) for message in answer.messages],
+            Attribute.TOOL_DEFINITIONS: body.get("tools"),
             Attribute.HTTP_STATUS: status,
             Attribute.ERROR_TYPE: error and ("cancelled" if error == "cancelled" else str(status or "unavailable")),
+            Attribute.ENDPOINT: endpoint and endpoint.base_url,
             Attribute.NODE: self.call.node,
-            Attribute.CHECKPOINT: self._target.version,
-            Attribute.STREAMED: bool(self._body.get("stream")),
-            Attribute.TIME_TO_FIRST_TOKEN: self._first_token and (self._first_token - self._start) / 1e9,
-            Attribute.PROMPT_TOKEN_IDS: self.completion.prompt_token_ids or None,
-            Attribute.RESPONSE_TOKEN_IDS: self.completion.response_token_ids or None,
-            Attribute.RESPONSE_LOGPROBS: self.completion.response_logprobs or None,
+            Attribute.GROUP: self._group,
+            Attribute.KEY_ID: self.call.caller.key_id,
+            Attribute.CHECKPOINT: self.target.version,
+            Attribute.ATTEMPTS: self.attempts,
+            Attribute.COST: self.cost or None,
+            Attribute.STREAMED: bool(body.get("stream")),
+            Attribute.TIME_TO_FIRST_TOKEN: self._first_token and (self._first_token - self.start) / 1e9,
+            Attribute.PROMPT_TOKEN_IDS: answer.prompt_token_ids or None,
+            Attribute.RESPONSE_TOKEN_IDS: answer.response_token_ids or None,
+            Attribute.RESPONSE_LOGPROBS: answer.response_logprobs or None,
         }
         return SpanEvent(
-            rollout_id=self.call.rollout_id,
+            tenant=self.call.caller.tenant,
+            rollout_id=self.rollout_id,
             trace_id=self.call.trace_id,
             span_id=self.call.span_id,
             payload=Span(
-                name=f"chat {self._body['model']}",
+                name=f"{self.api.operation} {body['model']}",
                 kind="client",
                 parent_span_id=self.call.parent_span_id,
-                start_unix_nano=self._start,
+                start_unix_nano=self.start,
                 end_unix_nano=now_nanoseconds(),
                 status="error" if error else "ok",
                 status_message=error or "",
                 attributes={str(name): value for name, value in attributes.items() if value is not None},
             ),
         )
+
+
+def _first(body: dict[str, Any], *names: str) -> Any:
+    return next((body[name] for name in names if body.get(name) is not None), None)

@@ -1,5 +1,6 @@
 """Errors as problem documents (RFC 9457), with the `error` member that OpenAI's clients read."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -14,23 +15,22 @@ MEDIA_TYPE = "application/problem+json"
 log_event = structlog.get_logger(__name__)
 
 
-class ProblemError(Exception):
+class ProblemError(StarletteHTTPException):
     """A request that cannot be served.
 
     Args:
         status: HTTP status.
         title: what went wrong, the same words every time.
         detail: what was wrong this time, with the value, and what to do.
+        headers: of the answer.
     """
 
-    def __init__(self, status: int, title: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
+    def __init__(self, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
         self.title = title
-        self.detail = detail
 
 
-def problem(status: int, title: str, detail: str) -> JSONResponse:
+def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return a problem document."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     body: dict[str, Any] = {
@@ -38,17 +38,13 @@ def problem(status: int, title: str, detail: str) -> JSONResponse:
         "title": title,
         "status": status,
         "detail": detail,
-        "error": {"message": detail, "type": kind, "code": title.lower().replace(" ", "_")},
+        "error": {"message": detail, "type": kind, "param": None, "code": title.lower().replace(" ", "_")},
     }
-    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE)
+    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def install(app: FastAPI) -> None:
     """Answer every error of this application with a problem document."""
-
-    @app.exception_handler(ProblemError)
-    async def _problem(_: Request, error: ProblemError) -> JSONResponse:
-        return problem(error.status, error.title, error.detail)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -57,7 +53,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def _http(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        return problem(error.status_code, "Request refused", str(error.detail))
+        title = error.title if isinstance(error, ProblemError) else "Request refused"
+        return problem(error.status_code, title, str(error.detail), error.headers)
 
     @app.exception_handler(LogUnavailableError)
     async def _unavailable(_: Request, error: LogUnavailableError) -> JSONResponse:

@@ -1,27 +1,26 @@
-"""Routing: the `routes` topic folded into memory, rollouts pinned to what they began with."""
+"""Routing: what serves each logical name now, and what each open rollout is pinned to."""
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
 
 import structlog
 
+from infra.gateway.egress import check_address
 from infra.gateway.problems import ProblemError
-from infra.threads import vital_thread
 from learners.contract import Policy
 from learners.policies import UniformPolicy, load_policy
-from schemas.rollouts import TERMINAL, Recorded, RolloutEvent
-from schemas.routes import Endpoint, Route, RouteEvent
-from schemas.serialization import UndecodableError, decode_all
-from schemas.topics import DECISIONS, ROLLOUTS, ROUTES, SPANS
+from schemas.rollouts import Recorded
+from schemas.routes import Endpoint, Route, RouteTarget
+from schemas.topics import DECISIONS, SPANS
 from streams.artifacts import ArtifactReader
-from streams.errors import LogUnavailableError, RejectedRecordError
-from streams.log import Log, read_all
+from streams.errors import RejectedRecordError
 
-PINS_REMEMBERED = 100_000
+ROLLOUTS_REMEMBERED = 100_000
+VERSIONS_REMEMBERED = 256
 log_event = structlog.get_logger(__name__)
 
 
@@ -37,16 +36,19 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadedRoute:
-    """A route with its policies in memory."""
+    """A route with its policies in memory; `shadows` get a share `weight` of calls each."""
 
     name: str
     kind: str
     targets: tuple[Target, ...]
+    fallbacks: tuple[Target, ...] = ()
+    shadows: tuple[Target, ...] = ()
+    held: bool = False
 
-    def target_for(self, rollout_id: str) -> Target:
+    def target_for(self, rollout: str) -> Target:
         """Return the target of a rollout: always the same one, by weight over many rollouts."""
         total = sum(target.weight for target in self.targets)
-        draw = unit_draw(self.name, rollout_id) * total
+        draw = unit_draw(self.name, rollout) * total
         for target in self.targets:
             draw -= target.weight
             if draw < 0:
@@ -57,19 +59,37 @@ class LoadedRoute:
 Pins = Mapping[str, Target]
 
 
+@dataclass(slots=True)
+class OpenRollout:
+    """What is known of a rollout that has not ended.
+
+    Attributes:
+        pins: the target of each logical name, taken when the rollout began.
+        begun: whether its beginning is recorded.
+        counts: its events by topic; None where it began before this process did, or elsewhere.
+        group: experiment arm.
+    """
+
+    pins: Pins
+    begun: bool = False
+    counts: Counter[str] | None = field(default_factory=Counter)
+    group: str = "default"
+
+
 class RoutingTable:
     """What is served now, and what each open rollout is pinned to.
 
     A switch is one assignment of `_routes`; a request reads it once. A rollout's pins are taken when it begins and do
-    not change while it lasts, so it never sees two versions of one name.
+    not change while it lasts, so it never sees two versions of one name. Rollouts are named by their keys
+    (`schemas.envelope.rollout_key`), so tenants do not meet.
     """
 
     def __init__(self, artifacts: ArtifactReader) -> None:
         self._artifacts = artifacts
         self._routes: Mapping[str, LoadedRoute] = MappingProxyType({})
-        self._versions: dict[tuple[str, str], Target] = {}
-        self._pins: OrderedDict[str, Pins] = OrderedDict()
-        self._begun: dict[str, Counter[str] | None] = {}
+        self._only: Pins | None = MappingProxyType({})
+        self._versions: OrderedDict[tuple[str, str], Target] = OrderedDict()
+        self._rollouts: OrderedDict[str, OpenRollout] = OrderedDict()
         self._lock = threading.Lock()
         self.switches = 0
 
@@ -81,50 +101,61 @@ class RoutingTable:
     def apply(self, route: Route) -> None:
         """Take a route into service; a route that cannot be served changes nothing and is logged."""
         try:
-            targets = tuple(self._load(route, index) for index in range(len(route.targets)))
+            targets, fallbacks, shadows = (
+                tuple(self._load(route, target) for target in of)
+                for of in (route.targets, route.fallbacks, route.shadows)
+            )
+            loaded = LoadedRoute(route.name, route.kind, targets, fallbacks, shadows, route.held)
         except (ValueError, RejectedRecordError) as error:
             log_event.error("route refused, the old one serves on", name=route.name, error=str(error))
             return
-        loaded = LoadedRoute(route.name, route.kind, targets)
         before = self._routes.get(route.name)
         if before == loaded:
             return
-        self._versions.update({(route.name, target.version): target for target in targets})
-        self._routes = MappingProxyType({**self._routes, route.name: loaded})
+        self._know(loaded)
+        routes = {**self._routes, route.name: loaded}
+        single = all(len(known.targets) == 1 for known in routes.values())
+        # Where nothing is drawn, all rollouts that begin now share one mapping.
+        self._only = MappingProxyType({name: known.targets[0] for name, known in routes.items()}) if single else None
+        self._routes = MappingProxyType(routes)
         if before is not None:
             self.switches += 1
-            log_event.info("switched", name=route.name, versions=[target.version for target in targets])
+            log_event.info("switched", name=route.name, versions=[target.version for target in loaded.targets])
 
-    def pin(self, rollout_id: str) -> Pins:
+    def pin(self, rollout: str) -> Pins:
         """Return what a rollout is pinned to, pinning it to what is served now if it is new."""
-        with self._lock:
-            pins = self._pins.get(rollout_id)
-            if pins is None:
-                pins = {name: route.target_for(rollout_id) for name, route in self._routes.items()}
-                self._remember(rollout_id, pins)
-            return pins
+        return self._opened(rollout).pins
 
-    def begin(self, rollout_id: str) -> None:
+    def begin(self, rollout: str, group: str = "default") -> None:
         """Note that a rollout's beginning has been recorded; from now on its events are counted."""
-        self.pin(rollout_id)
-        self._begun.setdefault(rollout_id, Counter())
+        known = self._opened(rollout)
+        known.begun = True
+        known.group = group
 
-    def count(self, rollout_id: str, topic: str, events: int) -> None:
+    def group(self, rollout: str) -> str:
+        """Return the experiment arm of a rollout."""
+        known = self._rollouts.get(rollout)
+        return known.group if known is not None else "default"
+
+    def count(self, rollout: str, topic: str, events: int) -> None:
         """Note that events of a rollout were recorded."""
-        counts = self._begun.get(rollout_id)
-        if counts is not None:
-            counts[topic] += events
+        known = self._rollouts.get(rollout)
+        if known is not None and known.begun and known.counts is not None:
+            known.counts[topic] += events
 
-    def recorded(self, rollout_id: str) -> Recorded | None:
+    def recorded(self, rollout: str) -> Recorded | None:
         """Return what was recorded of an open rollout; None if it began before this process did, or not here."""
-        counts = self._begun.get(rollout_id)
-        return None if counts is None else Recorded(spans=counts[SPANS.name], decisions=counts[DECISIONS.name])
+        known = self._rollouts.get(rollout)
+        if known is None or not known.begun or known.counts is None:
+            return None
+        return Recorded(spans=known.counts[SPANS.name], decisions=known.counts[DECISIONS.name])
 
-    def knows_begun(self, rollout_id: str) -> bool:
+    def knows_begun(self, rollout: str) -> bool:
         """Return whether a rollout is open and its beginning recorded."""
-        return rollout_id in self._begun
+        known = self._rollouts.get(rollout)
+        return known is not None and known.begun
 
-    def restore(self, rollout_id: str, versions: Mapping[str, str]) -> None:
+    def restore(self, rollout: str, versions: Mapping[str, str], group: str) -> None:
         """Pin a rollout that began before this process did, as far as its versions are still known."""
         known = {
             name: self._versions[name, version]
@@ -132,32 +163,52 @@ class RoutingTable:
             if (name, version) in self._versions
         }
         with self._lock:
-            self._remember(rollout_id, {**{n: r.target_for(rollout_id) for n, r in self._routes.items()}, **known})
-            self._begun[rollout_id] = None
+            pins = {**self._drawn(rollout), **known}
+            self._remember(rollout, OpenRollout(pins, begun=True, counts=None, group=group))
 
-    def release(self, rollout_id: str) -> None:
+    def release(self, rollout: str) -> None:
         """Forget an ended rollout."""
         with self._lock:
-            self._pins.pop(rollout_id, None)
-            self._begun.pop(rollout_id, None)
+            self._rollouts.pop(rollout, None)
 
-    def resolve(self, name: str, kind: str, rollout_id: str) -> Target:
-        """Return what serves a logical name for a rollout.
+    def resolve(self, name: str, kind: str, rollout: str) -> tuple[Target, LoadedRoute]:
+        """Return what serves a logical name for a rollout, and the route it belongs to.
 
         Raises:
             ProblemError: 404, there is no such name.
         """
-        target = self.pin(rollout_id).get(name)
         route = self._routes.get(name)
+        target = self.pin(rollout).get(name)
         if target is None and route is not None:
-            target = route.target_for(rollout_id)  # announced after the rollout began
+            target = route.target_for(rollout)  # announced after the rollout began
         if target is None or route is None or route.kind != kind:
             names = ", ".join(sorted(r.name for r in self._routes.values() if r.kind == kind)) or "none"
-            raise ProblemError(404, f"Unknown {kind}", f"there is no {kind} {name!r}; there are: {names}")
-        return target
+            raise ProblemError(404, f"Unknown {kind}", f"there is no {kind} {name[:200]!r}; there are: {names}")
+        return target, route
 
-    def _load(self, route: Route, index: int) -> Target:
-        target = route.targets[index]
+    def pinned(self, name: str) -> Counter[str]:
+        """Return how many open rollouts are pinned to each version of a name."""
+        with self._lock:
+            pins = [known.pins.get(name) for known in self._rollouts.values()]
+        return Counter(target.version for target in pins if target is not None)
+
+    def _opened(self, rollout: str) -> OpenRollout:
+        known = self._rollouts.get(rollout)
+        if known is not None:
+            return known
+        with self._lock:
+            known = self._rollouts.get(rollout)
+            if known is None:
+                known = OpenRollout(self._drawn(rollout))
+                self._remember(rollout, known)
+            return known
+
+    def _drawn(self, rollout: str) -> Pins:
+        if self._only is not None:
+            return self._only
+        return {name: route.target_for(rollout) for name, route in self._routes.items()}
+
+    def _load(self, route: Route, target: RouteTarget) -> Target:
         known = self._versions.get((route.name, target.version))
         if route.kind == "policy":
             if known is not None and known.policy is not None:
@@ -169,92 +220,20 @@ class RoutingTable:
             return Target(target.version, target.weight, policy=policy)
         if target.endpoint is None:
             raise ValueError(f"model {route.name} {target.version} has no endpoint")
+        check_address(target.endpoint.base_url)
         return Target(target.version, target.weight, endpoint=target.endpoint)
 
-    def _remember(self, rollout_id: str, pins: Pins) -> None:
-        self._pins[rollout_id] = pins
-        if len(self._pins) > PINS_REMEMBERED:
-            forgotten, _ = self._pins.popitem(last=False)
-            self._begun.pop(forgotten, None)
+    def _know(self, loaded: LoadedRoute) -> None:
+        for target in loaded.targets:
+            self._versions[loaded.name, target.version] = target
+            self._versions.move_to_end((loaded.name, target.version))
+        while len(self._versions) > VERSIONS_REMEMBERED:
+            self._versions.popitem(last=False)
 
-
-class RouteFollower:
-    """Keeps a routing table at the end of the `routes` topic, from a thread of its own."""
-
-    def __init__(self, table: RoutingTable, open_log: Callable[[], Log], poll_s: float = 0.25) -> None:
-        self._table = table
-        self._open_log = open_log
-        self._poll_s = poll_s
-        self._stop = threading.Event()
-        self._positions: dict[tuple[str, int], int] = {}
-        self._begun = False
-        self._thread = vital_thread("route-follower", self._run)
-
-    def start(self) -> None:
-        """Catch up, so that the first request already sees what was served last; then follow."""
-        try:
-            with self._open_log() as log:
-                self._begin(log)
-        except LogUnavailableError as error:
-            log_event.warning("cannot read the routes yet; nothing is served", error=str(error))
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop following."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        log: Log | None = None
-        while not self._stop.is_set():
-            try:
-                log = log or self._open_log()
-                if not self._begun:
-                    self._begin(log)
-                self._catch_up(log, self._poll_s)
-            except LogUnavailableError as error:
-                log_event.warning("cannot follow routes; what is served stays", error=str(error))
-                log = None
-                self._stop.wait(1.0)
-        if log is not None:
-            log.close()
-
-    def _begin(self, log: Log) -> None:
-        """Take in what was served, then pin what began under it: in this order, since pins name versions."""
-        self._catch_up(log)
-        self._restore_pins(log)
-        self._begun = True
-
-    def _catch_up(self, log: Log, wait_s: float = 0.0) -> None:
-        positions = {(ROUTES.name, partition): 0 for partition in range(ROUTES.partitions)} | self._positions
-        while records := log.fetch(positions, 500, wait_s):
-            wait_s = 0.0
-            for record in records:
-                positions[record.topic, record.partition] = record.offset + 1
-                if record.value is None:
-                    continue
-                try:
-                    for event in decode_all(RouteEvent, record.value):
-                        self._table.apply(event.payload)
-                except UndecodableError as error:
-                    log_event.error("route skipped", record=record.position, error=str(error))
-        self._positions = positions
-
-    def _restore_pins(self, log: Log) -> None:
-        """Pin rollouts that are still open to what they began with."""
-        opened: dict[str, dict[str, str]] = {}
-        for record in read_all(log, ROLLOUTS.name):
-            try:
-                changes = decode_all(RolloutEvent, record.value)
-            except UndecodableError:
-                continue  # the join makes it a dead letter
-            for change in changes:
-                if change.payload.state in TERMINAL:
-                    opened.pop(change.rollout_id, None)
-                else:
-                    opened.setdefault(change.rollout_id, {}).update(change.payload.checkpoints)
-        for rollout_id, versions in opened.items():
-            self._table.restore(rollout_id, versions)
+    def _remember(self, rollout: str, known: OpenRollout) -> None:
+        self._rollouts[rollout] = known
+        if len(self._rollouts) > ROLLOUTS_REMEMBERED:
+            self._rollouts.popitem(last=False)
 
 
 def unit_draw(*parts: str) -> float:

@@ -1,38 +1,67 @@
 """What the gateway's routes share, made once by `create_app`."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import httpx
-import orjson
+import structlog
 from fastapi import Depends, Request
 
 from infra.config import Settings
-from infra.gateway.problems import ProblemError
+from infra.gateway.access import KeyRing
+from infra.gateway.conversations import Conversations
+from infra.gateway.lightning_state import LightningState
+from infra.gateway.limits import Limits
 from infra.gateway.publishing import Publisher
+from infra.gateway.redaction import Redactor
 from infra.gateway.routing import RoutingTable
+from infra.gateway.telemetry import SpanExport
+from infra.gateway.upstream import Upstreams
 from schemas.envelope import AnyEvent
+from schemas.spans import Attribute, SpanEvent
 from schemas.topics import Topic
-from streams.records import Outgoing
+from streams.records import MAX_RECORD_BYTES, Outgoing
+
+MOST_BACKGROUND = 256
+log_event = structlog.get_logger(__name__)
 
 
 @dataclass
-class Services:
-    """The gateway's parts.
+class Counts:
+    """What the gateway has done since it began.
 
     Attributes:
         requests: model calls by outcome: `served`, `failed` (no answer from the model server, or one of status 5xx),
             `refused` (the model server said the caller was wrong), `cancelled` (the caller hung up).
+        tokens: by logical model and direction (`input`, `output`).
+        cost: by logical model, in the unit of the endpoints' prices.
+        shadows: copies of calls by outcome: `answered`, `failed`, `skipped` (too many under way).
     """
+
+    requests: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
+    cost: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    shadows: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Services:
+    """The gateway's parts."""
 
     settings: Settings
     publisher: Publisher
     routing: RoutingTable
-    http: httpx.AsyncClient
-    requests: Counter[str] = field(default_factory=Counter)
+    keys: KeyRing
+    limits: Limits
+    conversations: Conversations
+    upstreams: Upstreams
+    redactor: Redactor
+    lightning: LightningState
+    export: SpanExport | None = None
+    counts: Counts = field(default_factory=Counts)
+    _background: set[asyncio.Task[None]] = field(default_factory=set)
 
     def record(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout without waiting for the disk."""
@@ -46,10 +75,62 @@ class Services:
         """
         await asyncio.wrap_future(self.publisher.publish(self._outgoing(topic, events)))
 
+    def hand_over(self, topic: Topic, key: str, event: AnyEvent) -> None:
+        """Hand over an event that belongs to no rollout without waiting for the disk."""
+        self.publisher.publish([Outgoing.of(topic, key, self.redactor.event(event))])
+
+    async def write(self, topic: Topic, key: str, event: AnyEvent) -> None:
+        """Hand over an event that belongs to no rollout and return when it is durable.
+
+        Raises:
+            LogUnavailableError: it could be written neither to the log nor to the spool.
+        """
+        written = self.publisher.publish([Outgoing.of(topic, key, self.redactor.event(event))])
+        await asyncio.wrap_future(written)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do something that nobody waits for; return whether there was room for it."""
+        if len(self._background) >= MOST_BACKGROUND:
+            work.close()
+            return False
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return True
+
+    async def close(self) -> None:
+        """Stop what nobody waits for."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self.export is not None:
+            self.export.close()
+
     def _outgoing(self, topic: Topic, events: Sequence[AnyEvent]) -> list[Outgoing]:
+        outgoing = []
         for event in events:
-            self.routing.count(event.rollout_id or "", topic.name, 1)
-        return [Outgoing.of(topic, event.rollout_id or "", event) for event in events]
+            written = self.redactor.event(event)
+            key = event.rollout_key
+            self.routing.count(key, topic.name, 1)
+            encoded = Outgoing.of(topic, key, written)
+            if isinstance(written, SpanEvent):
+                if len(encoded.value) > MAX_RECORD_BYTES:
+                    encoded = Outgoing.of(topic, key, _without_content(written, len(encoded.value)))
+                if self.export is not None:
+                    self.export.span(written)
+            outgoing.append(encoded)
+        return outgoing
+
+
+def _without_content(event: SpanEvent, size: int) -> SpanEvent:
+    """Return a span that is too large for the log without what makes it so."""
+    log_event.warning("span too large, its content is left out", span=event.span_id, bytes=size)
+    content = {Attribute.INPUT_MESSAGES, Attribute.OUTPUT_MESSAGES, Attribute.TOOL_DEFINITIONS}
+    content |= {Attribute.PROMPT_TOKEN_IDS, Attribute.RESPONSE_TOKEN_IDS, Attribute.RESPONSE_LOGPROBS}
+    kept = {name: value for name, value in event.payload.attributes.items() if name not in content}
+    said = f"content of {size} bytes left out; the most is {MAX_RECORD_BYTES}"
+    payload = event.payload.model_copy(update={"attributes": kept, "status_message": said})
+    return event.model_copy(update={"payload": payload})
 
 
 async def _services(request: Request) -> Services:
@@ -58,37 +139,3 @@ async def _services(request: Request) -> Services:
 
 
 Shared = Annotated[Services, Depends(_services)]
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return a request's body.
-
-    Raises:
-        ProblemError: 413, it is longer than `limit` bytes.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise ProblemError(
-                413, "Request too large", f"the body is longer than {limit} bytes (gateway.max_body_bytes)"
-            )
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """Return a request's body as a JSON object.
-
-    Raises:
-        ProblemError: 400, it is none; 413, it is too large.
-    """
-    body = await read_body(request, limit)
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ProblemError(400, "Malformed JSON", f"the body is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ProblemError(400, "Malformed request", f"the body must be a JSON object, not {type(document).__name__}")
-    return document

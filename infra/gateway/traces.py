@@ -21,13 +21,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from pydantic import ValidationError
 
+from infra.gateway.access import Agent, Caller
+from infra.gateway.bodies import BoundedRoute, read_body
 from infra.gateway.problems import ProblemError
-from infra.gateway.services import Shared, read_body
+from infra.gateway.services import Shared
 from schemas.serialization import readable
 from schemas.spans import Attribute, Span, SpanEvent
 from schemas.topics import SPANS
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 PROTOBUF = "application/x-protobuf"
 _KINDS = ("internal", "internal", "server", "client", "producer", "consumer")
@@ -36,9 +38,9 @@ _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})
 
 
 @router.post("/v1/traces")
-async def export(request: Request, services: Shared) -> Response:
+async def export(request: Request, services: Shared, caller: Agent) -> Response:
     """Take in a batch of spans. Those that cannot be used are counted in the answer's partial success, with why."""
-    body = await read_body(request, services.settings.gateway.max_body_bytes)
+    body = await read_body(request)
     if request.headers.get("content-encoding") == "gzip":
         body = _inflated(body, services.settings.gateway.max_body_bytes)
     as_json = request.headers.get("content-type", "").startswith("application/json")
@@ -47,7 +49,7 @@ async def export(request: Request, services: Shared) -> Response:
     refused: list[str] = []
     for span, attributes in _spans(batch):
         try:
-            events.append(_event(span, attributes))
+            events.append(_event(caller, span, attributes))
         except ValidationError as error:
             refused.append(readable(error))
         except ValueError as error:
@@ -113,13 +115,14 @@ def _spans(batch: ExportTraceServiceRequest) -> Iterator[tuple[Any, dict[str, An
                 yield span, shared | _attributes(span.attributes)
 
 
-def _event(span: Any, attributes: dict[str, Any]) -> SpanEvent:
+def _event(caller: Caller, span: Any, attributes: dict[str, Any]) -> SpanEvent:
     rollout_id = attributes.get(Attribute.ROLLOUT_ID)
     if not rollout_id:
         raise ValueError(f"span {span.name!r} names no rollout: set the attribute {Attribute.ROLLOUT_ID.value}")
     if span.end_time_unix_nano < span.start_time_unix_nano:
         raise ValueError(f"span {span.name!r} ends before it starts")
     return SpanEvent(
+        tenant=caller.tenant,
         rollout_id=rollout_id,
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.config import GatewaySettings, Settings
+from infra.config import GatewaySettings, Settings, UpstreamSettings
 from infra.gateway.app import create_app
 from schemas.envelope import AnyEvent
 from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
@@ -80,7 +80,12 @@ def running_gateway(settings: Settings) -> Iterator[Gateway]:
 def settings(tmp_path: Path) -> Settings:
     return Settings(
         data_dir=tmp_path / "data",
-        gateway=GatewaySettings(upstream_timeout_s=0.5, max_body_bytes=100_000),
+        gateway=GatewaySettings(
+            upstream_timeout_s=0.5,
+            upstream=UpstreamSettings(retries=0, breaker_failures=3, breaker_open_s=0.5, health_interval_s=0.1),
+            max_body_bytes=100_000,
+            conversation_idle_s=0.5,
+        ),
     )
 
 

@@ -82,7 +82,7 @@ def test_token_ids_and_log_probabilities_are_kept_for_the_learners(gateway: Gate
     assert said[Attribute.RESPONSE_LOGPROBS] == [-0.5, -0.25]
 
 
-def test_a_call_that_names_no_rollout_is_one_of_its_own_that_ends_with_it(gateway: Gateway) -> None:
+def test_a_call_that_names_no_rollout_is_one_of_its_own_that_ends_when_nothing_continues_it(gateway: Gateway) -> None:
     rollout_id = gateway.chat().headers["x-everloop-rollout-id"]
     states = [(event.rollout_id, event.payload.state) for event in gateway.soon(ROLLOUTS, RolloutEvent, 2)]
     assert states == [(rollout_id, RolloutState.STARTED), (rollout_id, RolloutState.SUCCEEDED)]

@@ -113,5 +113,5 @@ def test_a_decision_that_cannot_be_made_is_refused_with_why(
 @pytest.mark.parametrize("path", ["/everloop/v1/rewards", "/everloop/v1/decisions", "/everloop/v1/rollouts"])
 def test_a_body_that_is_not_json_is_refused(gateway: Gateway, path: str) -> None:
     answer = gateway.http.post(path, content=b"{", headers={"content-type": "application/json"})
-    assert answer.status_code == 422
+    assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"

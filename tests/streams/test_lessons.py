@@ -80,7 +80,7 @@ def test_a_reward_is_routed_once_and_a_correction_once_more() -> None:
     first = router.handle(None, event, events.record(event, 0))
     again = router.handle(first.state, event, events.record(event, 1))
     assert (len(first.records), len(again.records)) == (4, 0)
-    corrected = event.model_copy(update={"payload": event.payload.model_copy(update={"reward_revision": 2})})
+    corrected = event.model_copy(update={"payload": event.payload.model_copy(update={"reward": 0.5})})
     third = router.handle(again.state, corrected, events.record(corrected, 2))
     assert {output.event.payload.reward_revision for output in third.records} == {2}
     assert third.state is not None
@@ -99,3 +99,40 @@ def test_a_decision_that_comes_after_its_reward_is_a_lesson_still() -> None:
     heads = [[output.event.payload.body.head for output in outcome.records] for outcome in (early, late, again)]
     assert "bandit" not in heads[0]
     assert heads[1:] == [["bandit"], []]
+
+
+def test_a_span_with_its_own_reward_is_a_lesson_of_that_reward() -> None:
+    first, second = (
+        events.model_span("r", "refiner", "a", "00f067aa0ba902b7"),
+        events.model_span("r", "refiner", "b", "00f067aa0ba902b8"),
+    )
+    of_span = events.reward("r", 0.25, target_span_id=first.span_id)
+    alone = examples_of(trajectory(first, second, of_span), CONFIG)
+    assert [(example.reward, example.source_event_ids[1]) for example in alone] == [(0.25, first.event_id)]
+    both = examples_of(trajectory(first, second, of_span, events.reward("r", 0.75)), CONFIG)
+    assert [example.reward for example in both] == [0.25, 0.75]
+
+
+def test_an_answer_that_a_person_corrected_is_a_demonstration() -> None:
+    span = events.model_span("r", "junior-0", "a guess")
+    edit = events.reward("r", 0.0, target_span_id=span.span_id, edit="what is known")
+    as_it_was, as_it_should_be = examples_of(trajectory(span, edit), CONFIG)
+    assert isinstance(as_it_should_be.body, SftExample)
+    assert [message["content"] for message in as_it_should_be.body.messages] == ["ask junior-0", "what is known"]
+    assert (as_it_was.reward, as_it_should_be.reward) == (0.0, 1.0)
+    assert as_it_should_be.source_event_ids[1] == edit.event_id
+
+
+def test_a_reward_of_one_span_repeats_no_lesson_of_another() -> None:
+    router = LessonRouter(CONFIG, timedelta(days=1))
+    first, second = (
+        events.model_span("r", "refiner", "a", "00f067aa0ba902b7"),
+        events.model_span("r", "refiner", "b", "00f067aa0ba902b8"),
+    )
+    rewarded: list[AnyEvent] = [first, second, events.reward("r", 0.75)]
+    before = trajectory(*rewarded)
+    after = trajectory(*rewarded, events.reward("r", 0.25, target_span_id=second.span_id))
+    state = router.handle(None, before, events.record(before, 0)).state
+    outcome = router.handle(state, after, events.record(after, 1))
+    (lesson,) = [output.event.payload for output in outcome.records]
+    assert (lesson.reward, lesson.reward_revision, lesson.source_event_ids[1]) == (0.25, 2, second.event_id)

@@ -21,7 +21,7 @@ from streams.errors import RejectedRecordError
 from streams.log import read_all
 from streams.processor import process
 from streams.records import Outgoing, Record, batched
-from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin, reward_that_counts
+from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin, rewards_that_count
 from tests import events
 
 
@@ -156,16 +156,26 @@ def test_a_rollout_that_falls_silent_is_closed_as_failed_and_then_forgotten() ->
     assert processor.expire(closed.state, "r", events.at(10**7)).state is None
 
 
-def test_the_reward_that_counts_is_the_latest_of_the_best_source() -> None:
+def test_the_rewards_that_count_is_the_latest_of_the_best_source() -> None:
     rule = events.reward("r", 0.1, RewardSource.RULE, time=events.at(9))
     judge = events.reward("r", 0.2, RewardSource.JUDGE, time=events.at(1))
     later = events.reward("r", 0.3, RewardSource.JUDGE, time=events.at(2))
     of_span = events.reward("r", 0.9, RewardSource.HUMAN, target_span_id="00f067aa0ba902b7")
-    assert reward_that_counts([rule, judge, later, of_span]) == 0.3
+    about_span = {"00f067aa0ba902b7": (of_span.event_id, 0.9)}
+    assert rewards_that_count([rule, judge, later, of_span]) == {"": (later.event_id, 0.3), **about_span}
     human = events.reward("r", 0.4, RewardSource.HUMAN)
     corrected = events.reward("r", 0.6, RewardSource.HUMAN, supersedes=human.event_id, time=events.at(-5))
-    assert reward_that_counts([rule, human, corrected]) == 0.6
-    assert reward_that_counts([of_span]) is None
+    assert rewards_that_count([rule, human, corrected]) == {"": (corrected.event_id, 0.6)}
+    taken_back = events.reward("r", 0.0, RewardSource.HUMAN, supersedes=corrected.event_id, retracted=True)
+    assert rewards_that_count([rule, human, corrected, taken_back]) == {"": (rule.event_id, 0.1)}
+    assert rewards_that_count([of_span]) == about_span
+
+
+def test_a_reward_of_a_span_changes_the_trajectory_too() -> None:
+    of_span = events.reward("r", 0.9, target_span_id="00f067aa0ba902b7")
+    first, second = trajectories(events.started("r"), events.succeeded("r"), of_span)
+    assert (first.span_rewards, second.span_rewards) == ({}, {"00f067aa0ba902b7": 0.9})
+    assert (second.reward, second.reward_revision) == (None, 1)
 
 
 def test_outputs_carry_ids_that_their_source_always_gives() -> None:

@@ -1,0 +1,109 @@
+"""The OpenAI APIs that are passed on: what of a request must be understood, and how an answer is read.
+
+Spec: https://platform.openai.com/docs/api-reference. Everything that is not named here is passed on as it came.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.gateway.answers import Answer, ChoicesAnswer, EmbeddingsAnswer, ResponsesAnswer
+
+Messages = list[dict[str, Any]]
+
+
+class Asked(BaseModel):
+    """What the gateway itself must understand of any request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(min_length=1)
+    stream: bool | None = None
+
+
+class ChatRequest(Asked):
+    """A chat completion request."""
+
+    messages: Messages = Field(min_length=1)
+
+
+class CompletionRequest(Asked):
+    """A text completion request: texts, or token ids."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+
+class ResponsesRequest(Asked):
+    """A Responses request: a text, or items."""
+
+    input: str | Messages | None = None
+    previous_response_id: str | None = None
+
+
+class EmbeddingsRequest(Asked):
+    """An embeddings request: texts, or token ids."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+
+
+@dataclass(frozen=True)
+class Api:
+    """One of the APIs.
+
+    Attributes:
+        name: `openai.api.type` of its spans.
+        operation: `gen_ai.operation.name` of its spans.
+        path: below the base URL.
+        messages: a request's messages in OpenAI's chat format; None where it has none.
+    """
+
+    name: str
+    operation: str
+    path: str
+    request: type[Asked]
+    answer: type[Answer]
+    messages: Callable[[dict[str, Any]], Messages | None]
+
+
+def _prompts(body: dict[str, Any]) -> Messages | None:
+    prompt = body["prompt"]
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    return [{"role": "user", "content": text} for text in texts if isinstance(text, str)]
+
+
+def _items(body: dict[str, Any]) -> Messages | None:
+    """Return the items of a Responses request as chat messages."""
+    messages: Messages = []
+    if isinstance(body.get("instructions"), str):
+        messages.append({"role": "system", "content": body["instructions"]})
+    given = body.get("input")
+    for item in [{"role": "user", "content": given}] if isinstance(given, str) else given or ():
+        kind = item.get("type", "message")
+        if kind == "message":
+            messages.append({"role": item.get("role", "user"), "content": _content(item.get("content"))})
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif kind == "function_call_output":
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
+    return messages
+
+
+def _content(content: Any) -> Any:
+    """Return the content of an item as a chat message has it: its text where it is nothing but text."""
+    if not isinstance(content, list):
+        return content
+    parts = [part for part in content if isinstance(part, dict) and str(part.get("type")).endswith("_text")]
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return "".join(texts) if len(texts) == len(content) else content
+
+
+CHAT = Api("chat_completions", "chat", "/chat/completions", ChatRequest, ChoicesAnswer, lambda body: body["messages"])
+COMPLETIONS = Api("completions", "text_completion", "/completions", CompletionRequest, ChoicesAnswer, _prompts)
+RESPONSES = Api("responses", "chat", "/responses", ResponsesRequest, ResponsesAnswer, _items)
+EMBEDDINGS = Api("embeddings", "embeddings", "/embeddings", EmbeddingsRequest, EmbeddingsAnswer, lambda _: None)
+
+APIS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)

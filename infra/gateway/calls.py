@@ -1,0 +1,305 @@
+"""A model call from beginning to end: placed in a rollout, sent, passed back as it comes, recorded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import aiohttp
+import orjson
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import ValidationError
+from starlette.background import BackgroundTask
+
+from infra.gateway.apis import Api
+from infra.gateway.context import CHECKPOINT_HEADER, ROLLOUT_HEADER, SPAN_HEADER, CallContext
+from infra.gateway.conversations import AGENT, Conversation
+from infra.gateway.model_spans import ModelCall
+from infra.gateway.problems import ProblemError
+from infra.gateway.routing import LoadedRoute, Target, unit_draw
+from infra.gateway.services import Services
+from infra.gateway.upstream import Reply, UpstreamError
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState
+from schemas.serialization import readable
+from schemas.topics import ROLLOUTS, SPANS
+
+SENT_ON = ("accept", "openai-beta", "openai-organization", "openai-project", "x-request-id")
+"""Headers of a request that a model server gets; above all not the caller's key."""
+
+PASSED_BACK = ("retry-after", "x-request-id")
+PASSED_BACK_PREFIXES = ("openai-", "x-ratelimit-")
+
+
+class Observer(Protocol):
+    """Who wants to hear of a call. Both are called once, or neither where the request was refused."""
+
+    def began(self, model_call: ModelCall) -> None:
+        """Hear that a call is about to be sent."""
+        ...
+
+    def ended(self, model_call: ModelCall, status: int | None, error: str | None) -> None:
+        """Hear that it has ended: with the server's status, None where it gave none, and what went wrong."""
+        ...
+
+
+async def serve(
+    services: Services,
+    api: Api,
+    request: Request,
+    call: CallContext,
+    body: dict[str, Any],
+    observer: Observer | None = None,
+    resolved: tuple[Target, LoadedRoute] | None = None,
+) -> Response:
+    """Answer a request with what serves the logical model it asks for; the span is recorded when the answer ends.
+
+    Args:
+        observer: hears of the end before the answer is passed back, if that is not a stream.
+        resolved: what serves it, where that is not for the routes to say.
+
+    Raises:
+        ProblemError: the request is not one of this API, there is no such model, the key is over a limit, or no model
+            server answered.
+    """
+    try:
+        api.request.model_validate(body)
+    except ValidationError as error:
+        raise ProblemError(400, "Invalid request", readable(error)) from error
+    model: str = body["model"]
+    services.limits.check(call.caller.key)
+    conversation: Conversation | None = None
+    rollout_id = call.rollout_id
+    if rollout_id is None:
+        previous = body.get("previous_response_id")
+        conversation = services.conversations.join(
+            call.caller.tenant, call.trace_id if call.traced else None, api.messages(body), previous
+        )
+        rollout_id = conversation.rollout_id
+    key = call.key(rollout_id)
+    try:
+        target, route = resolved or services.routing.resolve(model, "model", key)
+    except ProblemError:
+        if conversation is not None:
+            services.conversations.answered(conversation, None, [], None, failed=True)
+        raise
+    _announce(services, call, rollout_id, conversation is not None, model, target)
+    model_call = ModelCall(api, call, rollout_id, services.routing.group(key), body, target)
+    finish = _Finish(services, model_call, conversation, observer)
+    if observer is not None:
+        observer.began(model_call)
+    if route.shadows:
+        _shadow(services, route, model_call)
+    try:
+        sent = {name: value for name in SENT_ON if (value := request.headers.get(name)) is not None}
+        headers = {**sent, "content-type": "application/json", "accept-encoding": "identity"}
+        reply = await services.upstreams.ask((target, *route.fallbacks), api.path, body, headers)
+    except UpstreamError as error:
+        model_call.target, model_call.attempts = error.target, error.attempts
+        finish(None, str(error))
+        raise ProblemError(error.status, "Model server failed", str(error)) from error
+    except ProblemError as error:
+        finish(None, str(error.detail))
+        raise
+    except asyncio.CancelledError:
+        finish(None, "cancelled")
+        raise
+    model_call.target, model_call.attempts = reply.target, reply.attempts
+    return await _answered(model_call, reply, finish)
+
+
+async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> Response:
+    """Return the answer, whole or as a stream that is passed on as it comes."""
+    upstream = reply.response
+    headers = {
+        ROLLOUT_HEADER: model_call.rollout_id,
+        CHECKPOINT_HEADER: reply.target.version,
+        SPAN_HEADER: model_call.call.span_id,
+    }
+    for name, value in upstream.headers.items():
+        if name.lower() in PASSED_BACK or name.lower().startswith(PASSED_BACK_PREFIXES):
+            headers[name.lower()] = value
+    kind = upstream.headers.get("content-type", "application/json")
+    if kind.startswith("text/event-stream") and upstream.ok:
+        return StreamingResponse(_relayed(model_call, reply, finish), headers=headers, media_type=kind)
+    try:
+        content = await upstream.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+        reason = f"{upstream.url.origin()}: the answer broke off ({type(failure).__name__})"
+        finish(upstream.status, reason)
+        status = 504 if isinstance(failure, TimeoutError) else 502
+        raise ProblemError(status, "Model server failed", reason, headers) from failure
+    except asyncio.CancelledError:
+        finish(upstream.status, "cancelled")
+        raise
+    finally:
+        reply.close()
+    model_call.answer.read_body(content)
+    error = None if upstream.ok else f"status {upstream.status}"
+    if finish.awaited:
+        finish(upstream.status, error)
+        return Response(content, upstream.status, headers=headers, media_type=kind)
+    recorded = BackgroundTask(finish.later, upstream.status, error)
+    return Response(content, upstream.status, headers=headers, media_type=kind, background=recorded)
+
+
+async def _relayed(model_call: ModelCall, reply: Reply, finish: "_Finish") -> AsyncIterator[bytes]:
+    """Pass an event stream on as it comes; record it when it ends, breaks or the caller hangs up."""
+    error: str | None = "cancelled"
+    try:
+        async for chunk in reply.response.content.iter_any():
+            model_call.first_token()
+            model_call.answer.read_chunk(chunk)
+            yield chunk
+        error = None if model_call.answer.ended else "the model server's stream broke off"
+    except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+        error = f"the model server's stream broke off ({type(failure).__name__})"
+        detail = {"message": error, "type": "server_error", "code": "model_server_failed"}
+        yield b"data: " + orjson.dumps({"error": detail}) + b"\n\n"
+    finally:
+        reply.close()
+        finish(reply.response.status, error)
+
+
+class _Finish:
+    """Records the end of a call, once."""
+
+    def __init__(
+        self, services: Services, model_call: ModelCall, conversation: Conversation | None, observer: Observer | None
+    ) -> None:
+        self._services = services
+        self._model_call = model_call
+        self._conversation = conversation
+        self._observer = observer
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody relies on its being recorded when the answer is there."""
+        return self._observer is not None
+
+    async def later(self, status: int | None, error: str | None) -> None:
+        """Record after the answer was passed back: nobody waits for it."""
+        self(status, error)
+
+    def __call__(self, status: int | None, error: str | None) -> None:
+        services, model_call = self._services, self._model_call
+        span = model_call.span(status, error)
+        services.record(SPANS, span)
+        failed = span.payload.status == "error"
+        _count(services, model_call, _outcome(status, error, failed))
+        if self._conversation is not None:
+            answer = model_call.answer
+            services.conversations.answered(self._conversation, model_call.messages, answer.messages, answer.id, failed)
+        if self._observer is not None:
+            self._observer.ended(model_call, status, span.payload.status_message or None)
+
+
+def _count(services: Services, model_call: ModelCall, outcome: str) -> None:
+    counts, model, answer = services.counts, str(model_call.body["model"]), model_call.answer
+    counts.requests[outcome] += 1
+    counts.tokens[model, "input"] += answer.input_tokens or 0
+    counts.tokens[model, "output"] += answer.output_tokens or 0
+    counts.cost[model] += model_call.cost
+    key = model_call.call.caller.key
+    services.limits.used(key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost)
+
+
+def _announce(
+    services: Services, call: CallContext, rollout_id: str, implicit: bool, model: str, target: Target
+) -> None:
+    """Tell of a rollout whose agent did not: one this gateway has not seen begin."""
+    key = call.key(rollout_id)
+    if services.routing.knows_begun(key):
+        return
+    services.routing.begin(key)
+    agent = AGENT if implicit else "agent"
+    rollout = Rollout(state=RolloutState.STARTED, agent=agent, checkpoints={model: target.version})
+    services.record(ROLLOUTS, _rollout_event(call, rollout_id, rollout))
+
+
+def _shadow(services: Services, route: LoadedRoute, model_call: ModelCall) -> None:
+    """Send copies of a call to what is tried out: each is a rollout of its own, which no learner learns from."""
+    for shadow in route.shadows:
+        if unit_draw(route.name, shadow.version, model_call.call.span_id) < shadow.weight:
+            copy = _copy_of(services, shadow, route.name, model_call)
+            if not services.in_background(copy):
+                services.counts.shadows["skipped"] += 1
+
+
+async def _copy_of(services: Services, shadow: Target, name: str, original: ModelCall) -> None:
+    call = original.call
+    rollout_id = f"shadow/{shadow.version}/{call.span_id}"
+    group = f"shadow:{shadow.version}"
+    body = {key: value for key, value in original.body.items() if key not in ("stream", "stream_options")}
+    copy = ModelCall(original.api, call, rollout_id, group, body, shadow)
+    services.routing.begin(copy.key, group)
+    begun = Rollout(
+        state=RolloutState.STARTED, agent="shadow", split="test", group=group, checkpoints={name: shadow.version}
+    )
+    services.record(ROLLOUTS, _rollout_event(call, rollout_id, begun))
+    error: str | None = None
+    status: int | None = None
+    try:
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        reply = await services.upstreams.ask((shadow,), original.api.path, body, headers)
+        status, copy.attempts = reply.response.status, reply.attempts
+        try:
+            copy.answer.read_body(await reply.response.read())
+        finally:
+            reply.close()
+        error = None if status < 400 else f"status {status}"
+    except (UpstreamError, ProblemError, aiohttp.ClientError, TimeoutError, OSError) as failure:
+        error = str(failure)
+    except asyncio.CancelledError:
+        error = "cancelled"
+        raise
+    finally:
+        span = copy.span(status, error)
+        services.record(SPANS, span)
+        failed = span.payload.status == "error"
+        services.counts.shadows["failed" if failed else "answered"] += 1
+        ended = Rollout(
+            state=RolloutState.FAILED if failed else RolloutState.SUCCEEDED,
+            error=span.payload.status_message or None,
+            turns=1,
+            recorded=services.routing.recorded(copy.key),
+        )
+        services.record(ROLLOUTS, _rollout_event(call, rollout_id, ended))
+        services.routing.release(copy.key)
+
+
+async def end_conversations(services: Services, every_s: float) -> None:
+    """End rollouts that the gateway began and that nothing has continued for a while, for ever."""
+    while True:
+        await asyncio.sleep(every_s)
+        for conversation in services.conversations.ended():
+            end_conversation(services, conversation)
+
+
+def end_conversation(services: Services, conversation: Conversation) -> None:
+    """End a rollout that the gateway began: it failed when its last call did."""
+    event = RolloutEvent(
+        tenant=conversation.tenant,
+        rollout_id=conversation.rollout_id,
+        trace_id=conversation.trace_id,
+        payload=Rollout(
+            state=RolloutState.FAILED if conversation.failed else RolloutState.SUCCEEDED,
+            error="its last call failed" if conversation.failed else None,
+            turns=conversation.calls or None,
+        ),
+    )
+    recorded = services.routing.recorded(event.rollout_key)
+    event = event.model_copy(update={"payload": event.payload.model_copy(update={"recorded": recorded})})
+    services.record(ROLLOUTS, event)
+    services.routing.release(event.rollout_key)
+
+
+def _rollout_event(call: CallContext, rollout_id: str, rollout: Rollout) -> RolloutEvent:
+    return RolloutEvent(tenant=call.caller.tenant, rollout_id=rollout_id, trace_id=call.trace_id, payload=rollout)
+
+
+def _outcome(status: int | None, error: str | None, failed: bool) -> str:
+    if error == "cancelled":
+        return "cancelled"
+    if not failed:
+        return "served"
+    return "refused" if status is not None and 400 <= status < 500 else "failed"

@@ -1,0 +1,90 @@
+"""OpenAI's API under logical model names: at `/v1`, and below a rollout's own path."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from infra.gateway.access import Agent, Caller
+from infra.gateway.apis import APIS, CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Api
+from infra.gateway.bodies import BoundedRoute, read_object
+from infra.gateway.calls import serve
+from infra.gateway.context import call_context
+from infra.gateway.problems import ProblemError
+from infra.gateway.services import Shared
+
+router = APIRouter(route_class=BoundedRoute)
+_BY_PATH = {api.path: api for api in APIS}
+
+
+def _body_of(api: Api) -> dict[str, Any]:
+    """Return what OpenAPI says of an API's request."""
+    content = {"application/json": {"schema": api.request.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.get("/v1/models")
+async def models(services: Shared, _: Agent) -> JSONResponse:
+    """List the logical models."""
+    names = sorted(route.name for route in services.routing.routes.values() if route.kind == "model")
+    return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, services: Shared, _: Agent) -> JSONResponse:
+    """Return one logical model."""
+    route = services.routing.routes.get(name)
+    if route is None or route.kind != "model":
+        raise ProblemError(404, "Unknown model", f"there is no model {name[:200]!r}; see /v1/models")
+    return JSONResponse(_model(name))
+
+
+@router.post("/v1/chat/completions", openapi_extra=_body_of(CHAT))
+async def chat_completions(request: Request, services: Shared, caller: Agent) -> Response:
+    """Answer a chat. A caller that names no rollout gets one for the conversation; the answer's headers name it."""
+    return await _served(request, services, caller, CHAT)
+
+
+@router.post("/v1/completions", openapi_extra=_body_of(COMPLETIONS))
+async def completions(request: Request, services: Shared, caller: Agent) -> Response:
+    """Complete a text."""
+    return await _served(request, services, caller, COMPLETIONS)
+
+
+@router.post("/v1/responses", openapi_extra=_body_of(RESPONSES))
+async def responses(request: Request, services: Shared, caller: Agent) -> Response:
+    """Answer in the form of the Responses API."""
+    return await _served(request, services, caller, RESPONSES)
+
+
+@router.post("/v1/embeddings", openapi_extra=_body_of(EMBEDDINGS))
+async def embeddings(request: Request, services: Shared, caller: Agent) -> Response:
+    """Embed texts."""
+    return await _served(request, services, caller, EMBEDDINGS)
+
+
+@router.post("/rollout/{rollout_id}/v1/{path:path}")
+async def of_rollout(rollout_id: str, path: str, request: Request, services: Shared, caller: Agent) -> Response:
+    """Answer any of these for one rollout: an agent that can set nothing but a base URL names it there."""
+    api = _BY_PATH.get(f"/{path}")
+    if api is None:
+        raise ProblemError(404, "Unknown path", f"there is no /v1/{path[:200]}; there are: {', '.join(_BY_PATH)}")
+    return await _served(request, services, caller, api, rollout_id)
+
+
+@router.get("/rollout/{rollout_id}/v1/models")
+async def models_of_rollout(rollout_id: str, services: Shared, caller: Agent) -> JSONResponse:  # noqa: ARG001
+    """List the logical models, as a client whose base URL names a rollout asks for them."""
+    return await models(services, caller)
+
+
+async def _served(
+    request: Request, services: Shared, caller: Caller, api: Api, rollout_id: str | None = None
+) -> Response:
+    call = call_context(request, caller, rollout_id)
+    request.state.trace_id = call.trace_id
+    return await serve(services, api, request, call, await read_object(request))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "everloop"}

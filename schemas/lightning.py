@@ -1,0 +1,83 @@
+"""What happened through the Agent Lightning 1.0 server API (agentlightning.schemas, agentlightning.server 1.0.2).
+
+Its rollouts have an input, a configuration for whoever runs them, and a lifecycle of their own; these events keep all
+of it, so that the API's state is a fold over them. What they mean to Everloop (a rollout began, a reward was given) is
+told on the other topics as well.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from schemas.envelope import Event, Model, Name
+
+
+class Created(Model):
+    """A rollout was enqueued."""
+
+    kind: Literal["created"] = "created"
+    input: Any = None
+    is_train: bool = True
+    config: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+
+
+class Patched(Model):
+    """A rollout's status changed; `updates` are members of its status."""
+
+    kind: Literal["patched"] = "patched"
+    updates: dict[str, Any]
+
+
+class Appended(Model):
+    """An event was appended to an attempt."""
+
+    kind: Literal["appended"] = "appended"
+    attempt_id: str
+    event_type: str
+    data: dict[str, Any]
+
+
+class Deleted(Model):
+    """A rollout was deleted from the API; what the log holds of it stays."""
+
+    kind: Literal["deleted"] = "deleted"
+
+
+class Registered(Model):
+    """A model server was registered."""
+
+    kind: Literal["registered"] = "registered"
+    model: str
+    endpoint: str
+    version: int = 0
+
+
+class Cleared(Model):
+    """All model servers were removed."""
+
+    kind: Literal["cleared"] = "cleared"
+
+
+class Paused(Model):
+    """The proxy was paused, or resumed."""
+
+    kind: Literal["paused"] = "paused"
+    paused: bool
+    retry_after_seconds: int = 5
+    reason: str | None = None
+
+
+class Lightning(Model):
+    """One change."""
+
+    change: Annotated[
+        Created | Patched | Appended | Deleted | Registered | Cleared | Paused, Field(discriminator="kind")
+    ]
+
+
+class LightningEvent(Event[Lightning]):
+    """The API's state changed. Key: the tenant, since one partition holds the order of all."""
+
+    type: Literal["lightning"] = "lightning"
+    rollout_id: Name | None = None
