@@ -12,9 +12,6 @@ from infra.gateway.problems import ProblemError
 from schemas.clock import now
 from schemas.keys import ApiKey, Usage, UsageEvent
 
-COUNTER = secrets.token_hex(4)
-"""Names this process in what it counts: a restarted gateway counts anew, and the sum goes on."""
-
 
 @dataclass
 class Spent:
@@ -34,6 +31,7 @@ class Limits:
     """
 
     def __init__(self) -> None:
+        self._counter = secrets.token_hex(4)  # a restarted gateway counts anew, and the sum goes on
         self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._own: dict[tuple[str, str], Spent] = {}
         self._others: dict[tuple[str, str], dict[str, float]] = {}
@@ -85,7 +83,7 @@ class Limits:
 
     def apply(self, usage: Usage) -> None:
         """Take in what another process, or an earlier one, has counted."""
-        if usage.counter != COUNTER:
+        if usage.counter != self._counter:
             self._others.setdefault((usage.key_id, usage.month), {})[usage.counter] = usage.cost
 
     def untold(self) -> list[UsageEvent]:
@@ -93,7 +91,7 @@ class Limits:
         with self._lock:
             places, self._untold = self._untold, set()
             return [
-                UsageEvent(payload=Usage(key_id=key, month=month, counter=COUNTER, **vars(self._own[key, month])))
+                UsageEvent(payload=Usage(key_id=key, month=month, counter=self._counter, **vars(self._own[key, month])))
                 for key, month in sorted(places)
             ]
 

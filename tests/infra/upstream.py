@@ -28,6 +28,30 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) 
     return b"data: " + orjson.dumps(shared | {"choices": choices} | more) + b"\n\n"
 
 
+def response(response_id: str) -> dict[str, Any]:
+    text = {"type": "output_text", "text": "hello there", "annotations": []}
+    message = {"type": "message", "id": "msg-1", "role": "assistant", "status": "completed", "content": [text]}
+    called = {"type": "function_call", "id": "fc-1", "call_id": "call_1", "name": "search", "arguments": "{}"}
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": 1,
+        "status": "completed",
+        "model": "tiny-1",
+        "output": [message, called | {"status": "completed"}],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {
+            "input_tokens": 7,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 2,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 9,
+        },
+    }
+
+
 CALL: dict[str, Any] = {
     "id": "call_1",
     "type": "function",
@@ -50,17 +74,26 @@ class Upstream:
         self.keys: list[str | None] = []
         self.hung_up = False
         self.app = FastAPI()
+        self.headers: list[dict[str, str]] = []
+        self.failures = 0
+        self.retry_after = "3"
         self.app.post("/v1/chat/completions")(self._answer)
+        self.app.post("/v1/completions")(self._complete)
+        self.app.post("/v1/responses")(self._respond)
+        self.app.post("/v1/embeddings")(self._embed)
+        self.app.get("/v1/models")(self._models)
 
     async def _answer(self, request: Request) -> Response:
         body = await request.json()
-        self.asked.append(body)
-        self.keys.append(request.headers.get("authorization"))
+        self._note(request, body)
+        if self.failures > 0:
+            self.failures -= 1
+            return JSONResponse({"error": {"message": "not now"}}, 503)
         if body.get("stream"):
             return StreamingResponse(self._stream(body["model"]), media_type="text/event-stream")
         match body["model"]:
             case "overloaded":
-                return JSONResponse({"error": {"message": "too many"}}, 429, headers={"retry-after": "3"})
+                return JSONResponse({"error": {"message": "too many"}}, 429, headers={"retry-after": self.retry_after})
             case "failing":
                 return JSONResponse({"error": {"message": "out of memory"}}, 500)
             case "gibberish":
@@ -75,6 +108,45 @@ class Upstream:
                 }
                 return JSONResponse(answer)
         return JSONResponse(completion())
+
+    def _note(self, request: Request, body: dict[str, Any]) -> None:
+        self.asked.append(body)
+        self.keys.append(request.headers.get("authorization"))
+        self.headers.append(dict(request.headers))
+
+    async def _models(self) -> Response:
+        return JSONResponse({"object": "list", "data": []}, 503 if self.failures > 0 else 200)
+
+    async def _complete(self, request: Request) -> Response:
+        body = await request.json()
+        self._note(request, body)
+        logprobs = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [0]}
+        choice = {"index": 0, "text": " world", "finish_reason": "length", "logprobs": logprobs, "token_ids": [4]}
+        answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "tiny-1", "choices": [choice]}
+        return JSONResponse(answer | {"usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}})
+
+    async def _respond(self, request: Request) -> Response:
+        body = await request.json()
+        self._note(request, body)
+        answer = response(f"resp-{len(self.asked)}")
+        if not body.get("stream"):
+            return JSONResponse(answer)
+
+        async def said() -> AsyncIterator[bytes]:
+            begun = {"type": "response.created", "sequence_number": 0, "response": answer | {"output": []}}
+            delta = {"type": "response.output_text.delta", "sequence_number": 1, "item_id": "msg-1"}
+            delta |= {"output_index": 0, "content_index": 0, "delta": "hello there", "logprobs": []}
+            done = {"type": "response.completed", "sequence_number": 2, "response": answer}
+            for event in (begun, delta, done):
+                yield f"event: {event['type']}\ndata: ".encode() + orjson.dumps(event) + b"\n\n"
+
+        return StreamingResponse(said(), media_type="text/event-stream")
+
+    async def _embed(self, request: Request) -> Response:
+        self._note(request, await request.json())
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]
+        answer = {"object": "list", "data": data, "model": "tiny-1", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+        return JSONResponse(answer)
 
     async def _stream(self, model: str) -> AsyncIterator[bytes]:
         try:
