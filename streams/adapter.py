@@ -59,7 +59,7 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
 def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[tuple[str, str, float | None, Body]]:
     """Yield target, source event id, reward and body of each lesson."""
     trajectory = event.payload
-    calls = [span for span in trajectory.spans if _is_model_call(span)]
+    calls = _model_calls(trajectory.spans)
     for target, nodes in config.sft.items():
         for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
             yield target, span.event_id, _reward(trajectory, span), _conversation(span)
@@ -100,6 +100,13 @@ def _credited(event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[st
     proposers = {candidate.id for d in event.payload.decisions for candidate in d.payload.candidates}
     chosen = {d.payload.candidates[d.payload.choice].id for d in event.payload.decisions}
     return frozenset(node for node in nodes if node in chosen or node not in proposers)
+
+
+def _model_calls(spans: list[SpanEvent]) -> list[SpanEvent]:
+    """Return the model calls. One that encloses another is the same call, seen by the agent's own instrumentation."""
+    calls = [span for span in spans if _is_model_call(span)]
+    enclosing = {span.payload.parent_span_id for span in calls}
+    return [span for span in calls if span.span_id not in enclosing]
 
 
 def _is_model_call(event: SpanEvent) -> bool:

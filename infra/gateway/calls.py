@@ -82,7 +82,18 @@ async def serve(
         if conversation is not None:
             services.conversations.answered(conversation, None, [], None, failed=True)
         raise
-    _announce(services, call, rollout_id, conversation is not None, model, target)
+    if not services.routing.knows_begun(key):
+        began = RolloutEvent(
+            tenant=call.caller.tenant,
+            rollout_id=rollout_id,
+            trace_id=call.trace_id,
+            payload=Rollout(
+                state=RolloutState.STARTED,
+                agent=AGENT if conversation is not None else "agent",
+                checkpoints={model: target.version},
+            ),
+        )
+        announce(services, began)
     model_call = ModelCall(api, call, rollout_id, services.routing.group(key), body, target)
     finish = _Finish(services, model_call, conversation, observer)
     if observer is not None:
@@ -203,17 +214,10 @@ def _count(services: Services, model_call: ModelCall, outcome: str) -> None:
     services.limits.used(key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost)
 
 
-def _announce(
-    services: Services, call: CallContext, rollout_id: str, implicit: bool, model: str, target: Target
-) -> None:
-    """Tell of a rollout whose agent did not: one this gateway has not seen begin."""
-    key = call.key(rollout_id)
-    if services.routing.knows_begun(key):
-        return
-    services.routing.begin(key)
-    agent = AGENT if implicit else "agent"
-    rollout = Rollout(state=RolloutState.STARTED, agent=agent, checkpoints={model: target.version})
-    services.record(ROLLOUTS, _rollout_event(call, rollout_id, rollout))
+def announce(services: Services, began: RolloutEvent) -> None:
+    """Tell of a rollout whose agent did not."""
+    services.routing.begin(began.rollout_key)
+    services.record(ROLLOUTS, began)
 
 
 def _shadow(services: Services, route: LoadedRoute, model_call: ModelCall) -> None:

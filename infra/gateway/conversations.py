@@ -73,6 +73,14 @@ class Conversations:
         conversation.calls += 1
         return conversation
 
+    def heard(self, tenant: str, trace_id: str) -> None:
+        """Note that a span of a trace came: a trace is a rollout whether or not its calls go through here."""
+        conversation = self._open.setdefault(
+            (tenant, trace_id), Conversation(tenant, trace_id, trace_id, time.monotonic())
+        )
+        conversation.last = time.monotonic()
+        self._open.move_to_end((tenant, trace_id))
+
     def answered(
         self,
         conversation: Conversation,

@@ -1,7 +1,8 @@
 """OTLP/HTTP traces: spans of any OpenTelemetry SDK become span events.
 
 Spec: OTLP 1.x over HTTP, protobuf and JSON (https://opentelemetry.io/docs/specs/otlp/). A span says which rollout it
-belongs to by the attribute `everloop.rollout.id`, its own or its resource's.
+belongs to by the attribute `everloop.rollout.id`, its own or its resource's; one that says nothing belongs to the
+rollout of its trace.
 """
 
 import base64
@@ -22,9 +23,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from pydantic import ValidationError
 
 from infra.gateway.access import Agent, Caller
-from infra.gateway.bodies import BoundedRoute, read_body
+from infra.gateway.bodies import BoundedRoute, parsed, read_body
+from infra.gateway.calls import announce
+from infra.gateway.conventions import understood
+from infra.gateway.conversations import AGENT
 from infra.gateway.problems import ProblemError
-from infra.gateway.services import Shared
+from infra.gateway.services import Services, Shared
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import readable
 from schemas.spans import Attribute, Span, SpanEvent
 from schemas.topics import SPANS
@@ -49,7 +54,7 @@ async def export(request: Request, services: Shared, caller: Agent) -> Response:
     refused: list[str] = []
     for span, attributes in _spans(batch):
         try:
-            events.append(_event(caller, span, attributes))
+            events.append(_event(services, caller, span, understood(attributes)))
         except ValidationError as error:
             refused.append(readable(error))
         except ValueError as error:
@@ -86,9 +91,9 @@ def _parsed(body: bytes) -> ExportTraceServiceRequest:
 
 def _parsed_json(body: bytes) -> ExportTraceServiceRequest:
     try:
-        document = _with_base64_ids(orjson.loads(body))
+        document = _with_base64_ids(parsed(body))
         return ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
-    except (orjson.JSONDecodeError, ParseError, binascii.Error, ValueError) as error:
+    except (ParseError, binascii.Error, ValueError) as error:
         raise ProblemError(400, "Malformed body", f"the body is no OTLP/JSON trace export: {error}") from error
 
 
@@ -115,28 +120,32 @@ def _spans(batch: ExportTraceServiceRequest) -> Iterator[tuple[Any, dict[str, An
                 yield span, shared | _attributes(span.attributes)
 
 
-def _event(caller: Caller, span: Any, attributes: dict[str, Any]) -> SpanEvent:
-    rollout_id = attributes.get(Attribute.ROLLOUT_ID)
-    if not rollout_id:
-        raise ValueError(f"span {span.name!r} names no rollout: set the attribute {Attribute.ROLLOUT_ID.value}")
+def _event(services: Services, caller: Caller, span: Any, attributes: dict[str, Any]) -> SpanEvent:
     if span.end_time_unix_nano < span.start_time_unix_nano:
         raise ValueError(f"span {span.name!r} ends before it starts")
-    return SpanEvent(
+    event = SpanEvent(
         tenant=caller.tenant,
-        rollout_id=rollout_id,
+        rollout_id=attributes.get(Attribute.ROLLOUT_ID) or span.trace_id.hex(),
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         payload=Span(
             name=span.name,
-            kind=_KINDS[span.kind] if span.kind < len(_KINDS) else "internal",
+            kind=_KINDS[span.kind] if 0 <= span.kind < len(_KINDS) else "internal",
             parent_span_id=span.parent_span_id.hex() or None,
             start_unix_nano=span.start_time_unix_nano,
             end_unix_nano=span.end_time_unix_nano,
-            status=_STATUSES[span.status.code] if span.status.code < len(_STATUSES) else "unset",
+            status=_STATUSES[span.status.code] if 0 <= span.status.code < len(_STATUSES) else "unset",
             status_message=span.status.message,
             attributes=attributes,
         ),
     )
+    if not attributes.get(Attribute.ROLLOUT_ID):
+        services.conversations.heard(caller.tenant, event.trace_id)
+        if not services.routing.knows_begun(event.rollout_key):
+            began = Rollout(state=RolloutState.STARTED, agent=AGENT)
+            trace = {"tenant": event.tenant, "rollout_id": event.rollout_id, "trace_id": event.trace_id}
+            announce(services, RolloutEvent(**trace, payload=began))
+    return event
 
 
 def _attributes(pairs: Iterable[Any]) -> dict[str, Any]:

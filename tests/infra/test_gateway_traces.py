@@ -12,8 +12,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import StatusCode
 
+from schemas.rollouts import Recorded, RolloutEvent, RolloutState
 from schemas.spans import Attribute, SpanEvent
-from schemas.topics import SPANS
+from schemas.topics import ROLLOUTS, SPANS
 from tests.infra.conftest import Gateway
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -60,11 +61,92 @@ def test_json_is_understood_and_answered_in_json(gateway: Gateway) -> None:
 
 
 def test_spans_that_cannot_be_used_are_counted_and_the_others_kept(gateway: Gateway) -> None:
-    spans = [span(), span(attributes=[]), span(spanId="00"), span(endTimeUnixNano="0")]
+    spans = [span(), span(spanId="00"), span(endTimeUnixNano="0")]
     answer = gateway.http.post("/v1/traces", json=exported(spans)).json()["partialSuccess"]
-    assert answer["rejectedSpans"] == 3
-    assert Attribute.ROLLOUT_ID.value in answer["errorMessage"]
+    assert answer["rejectedSpans"] == 2
+    assert "span_id" in answer["errorMessage"]
     assert len(gateway.soon(SPANS, SpanEvent)) == 1
+
+
+def test_a_span_that_names_no_rollout_is_of_its_traces_which_ends_when_it_is_silent(gateway: Gateway) -> None:
+    gateway.http.post("/v1/traces", json=exported([span(attributes=[]), span(attributes=[], spanId="b" * 16)]))
+    called = gateway.chat(headers={"traceparent": f"00-{TRACE}-{SPAN}-01"})
+    assert called.headers["x-everloop-rollout-id"] == TRACE
+    assert {event.rollout_id for event in gateway.soon(SPANS, SpanEvent, 3)} == {TRACE}
+    began, ended = gateway.soon(ROLLOUTS, RolloutEvent, 2)
+    assert (began.payload.state, ended.payload.state) == (RolloutState.STARTED, RolloutState.SUCCEEDED)
+    assert ended.payload.recorded == Recorded(spans=3)
+
+
+def attribute(name: str, value: Any) -> dict[str, Any]:
+    kind = {str: "stringValue", int: "intValue"}[type(value)]
+    return {"key": name, "value": {kind: str(value)}}
+
+
+OPENINFERENCE = {
+    "openinference.span.kind": "LLM",
+    "llm.model_name": "m",
+    "llm.token_count.prompt": 7,
+    "llm.token_count.completion": 2,
+    "llm.input_messages.0.message.role": "user",
+    "llm.input_messages.0.message.content": "hi",
+    "llm.output_messages.0.message.role": "assistant",
+    "llm.output_messages.0.message.content": "hello",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.id": "call_1",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.name": "search",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments": '{"query": "x"}',
+    "graph.node.id": "writer",
+}
+OPENLLMETRY = {
+    "llm.request.type": "chat",
+    "gen_ai.request.model": "m",
+    "gen_ai.usage.prompt_tokens": 7,
+    "gen_ai.usage.completion_tokens": 2,
+    "gen_ai.prompt.0.role": "user",
+    "gen_ai.prompt.0.content": "hi",
+    "gen_ai.completion.0.role": "assistant",
+    "gen_ai.completion.0.content": "hello",
+    "gen_ai.completion.0.tool_calls.0.id": "call_1",
+    "gen_ai.completion.0.tool_calls.0.name": "search",
+    "gen_ai.completion.0.tool_calls.0.arguments": '{"query": "x"}',
+    "langgraph.node": "writer",
+}
+GENAI = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.request.model": "m",
+    "gen_ai.usage.input_tokens": 7,
+    "gen_ai.usage.output_tokens": 2,
+    "gen_ai.input.messages": '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]',
+    "gen_ai.output.messages": '[{"role": "assistant", "parts": [{"type": "text", "content": "hello"}, {"type":'
+    ' "tool_call", "id": "call_1", "name": "search", "arguments": {"query": "x"}}]}]',
+    "gen_ai.agent.name": "writer",
+}
+
+
+@pytest.mark.parametrize("said", [OPENINFERENCE, OPENLLMETRY, GENAI], ids=["openinference", "openllmetry", "genai"])
+def test_model_calls_are_understood_under_every_name(gateway: Gateway, said: dict[str, Any]) -> None:
+    attributes = [attribute(name, value) for name, value in said.items()]
+    assert gateway.http.post("/v1/traces", json=exported([span(attributes=attributes)])).json() == {}
+    (event,) = gateway.soon(SPANS, SpanEvent)
+    found = event.payload.attributes
+    assert said.items() <= found.items() or said is GENAI
+    assert (found[Attribute.OPERATION], found[Attribute.REQUEST_MODEL]) == ("chat", "m")
+    assert (found[Attribute.INPUT_TOKENS], found[Attribute.OUTPUT_TOKENS]) == (7, 2)
+    assert found[Attribute.NODE] == "writer"
+    assert found[Attribute.INPUT_MESSAGES] == [{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]
+    call = {"type": "tool_call", "id": "call_1", "name": "search", "arguments": {"query": "x"}}
+    assert found[Attribute.OUTPUT_MESSAGES] == [
+        {"role": "assistant", "parts": [{"type": "text", "content": "hello"}, call]}
+    ]
+
+
+def test_a_tool_of_openinference_is_a_tool_call(gateway: Gateway) -> None:
+    said = {"openinference.span.kind": "TOOL", "tool.name": "search", "input.value": "x", "output.value": "found"}
+    attributes = [attribute(name, value) for name, value in said.items()]
+    gateway.http.post("/v1/traces", json=exported([span(attributes=attributes)]))
+    found = gateway.soon(SPANS, SpanEvent)[0].payload.attributes
+    assert (found[Attribute.OPERATION], found[Attribute.TOOL_NAME]) == ("execute_tool", "search")
+    assert (found[Attribute.TOOL_ARGUMENTS], found[Attribute.TOOL_RESULT]) == ("x", "found")
 
 
 def test_protobuf_is_answered_in_protobuf(gateway: Gateway) -> None:
