@@ -22,7 +22,7 @@ Builtin = Literal["email", "phone", "credit_card", "ip_address", "secret"]
 BUILTIN: dict[Builtin, tuple[str, str]] = {
     "email": (r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,253}\.[A-Za-z]{2,24}", "[EMAIL]"),
     "credit_card": (r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-])", "[CARD]"),
-    "phone": (r"(?<![\w.-])\+?\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,4}){1,3}(?![\w-])", "[PHONE]"),
+    "phone": (r"(?<![\w+])\+\d(?:[ ().-]{0,2}\d){6,14}(?!\d)", "[PHONE]"),
     "ip_address": (r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.])", "[IP]"),
     "secret": (
         r"(?:sk|pk|rk|evl|ghp|gho|xox[abp]|AKIA)[-_A-Za-z0-9]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
@@ -30,7 +30,8 @@ BUILTIN: dict[Builtin, tuple[str, str]] = {
         "[SECRET]",
     ),
 }
-"""Pattern and replacement of the rules that are known by name; a card number must also pass Luhn's check."""
+"""Pattern and replacement of the rules that are known by name; a card number must also pass Luhn's check, and a
+telephone number begins with `+`, as ITU-T E.164 has it: without it, it cannot be told from any other number."""
 
 STRUCTURAL = frozenset(
     {

@@ -26,7 +26,7 @@ from tests.waiting import eventually
 
 T = TypeVar("T", bound=AnyEvent)
 
-MODELS = ("tiny", "overloaded", "failing", "gibberish", "slow", "detailed", "cut-off", "half", "endless")
+MODELS = ("tiny", "plain", "overloaded", "failing", "gibberish", "slow", "detailed", "cut-off", "half", "endless")
 
 
 @dataclass
