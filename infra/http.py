@@ -29,5 +29,12 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests in flight are finished first."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        proxy_headers=False,  # nothing here asks where a caller is
+        server_header=False,
+    )
     uvicorn.Server(config).run(sockets=[listener])

@@ -1,11 +1,13 @@
 """The one generator of identifiers: event ids (UUIDv7, RFC 9562) and W3C trace context ids."""
 
 import hashlib
-import secrets
+import random
 import uuid
 from datetime import datetime
 
 import uuid_utils
+
+_random = random.Random()  # noqa: S311 - seeded by the system; these ids are no secrets, and one is made for each call
 
 
 def new_event_id() -> str:
@@ -36,9 +38,9 @@ def derived_event_id(time: datetime, *source: str | int) -> str:
 
 def new_trace_id() -> str:
     """Return a random W3C trace id: 32 lowercase hexadecimal digits, not all zero."""
-    return secrets.token_hex(16)
+    return f"{_random.getrandbits(128) or 1:032x}"
 
 
 def new_span_id() -> str:
     """Return a random W3C span id: 16 lowercase hexadecimal digits, not all zero."""
-    return secrets.token_hex(8)
+    return f"{_random.getrandbits(64) or 1:016x}"

@@ -7,17 +7,23 @@ import subprocess
 from hashlib import sha256
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".peers"
 
 
+class UnavailableError(Exception):
+    """An environment cannot be made here; the message says what is missing."""
+
+
 def uv() -> str:
-    """Return uv, as the Makefile finds it."""
+    """Return uv, as the Makefile finds it.
+
+    Raises:
+        UnavailableError: it is not here.
+    """
     found = shutil.which("uv") or shutil.which(str(ROOT / ".uv" / "bin" / "uv"))
     if found is None:
-        pytest.skip("uv is not here; `make setup` brings it")
+        raise UnavailableError("uv is not here; `make setup` brings it")
     return found
 
 
@@ -25,7 +31,10 @@ def environment(python: str, *packages: str) -> str:
     """Return the interpreter of an environment with these packages.
 
     Args:
-        python: version, such as `3.12`; without it here the test is skipped.
+        python: version, such as `3.12`.
+
+    Raises:
+        UnavailableError: uv or this Python is not here.
     """
     interpreter = _interpreter(python)
     name = sha256("\n".join([python, *packages]).encode()).hexdigest()[:12]
@@ -49,7 +58,7 @@ def _interpreter(version: str) -> str:
         found = shutil.which(candidate)
         if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
             return found
-    pytest.skip(f"Python {version} is not here")
+    raise UnavailableError(f"Python {version} is not here")
 
 
 def _run(*arguments: str) -> None:

@@ -12,6 +12,7 @@ from infra.gateway import feedback, lightning, metrics, openai, operations, prob
 from infra.gateway.access import KeyRing
 from infra.gateway.calls import end_conversations
 from infra.gateway.conversations import Conversations
+from infra.gateway.direct import Direct
 from infra.gateway.following import Follower
 from infra.gateway.lightning_state import LightningState
 from infra.gateway.limits import Limits
@@ -87,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for module in (openai, feedback, metrics, operations, rollouts, traces, lightning):
         app.include_router(module.router)
+    app.add_middleware(Direct, handlers=openai.HANDLERS)
     app.add_middleware(Shell, body_timeout_s=gateway.body_timeout_s, access_log=gateway.access_log)
     if gateway.cors_origins:
         app.add_middleware(

@@ -63,6 +63,15 @@ async def embeddings(request: Request, services: Shared, caller: Agent) -> Respo
     return await _served(request, services, caller, EMBEDDINGS)
 
 
+HANDLERS = {
+    "/v1/chat/completions": chat_completions,
+    "/v1/completions": completions,
+    "/v1/responses": responses,
+    "/v1/embeddings": embeddings,
+}
+"""Model calls by path, for `infra.gateway.direct`."""
+
+
 @router.post("/rollout/{rollout_id}/v1/{path:path}")
 async def of_rollout(rollout_id: str, path: str, request: Request, services: Shared, caller: Agent) -> Response:
     """Answer any of these for one rollout: an agent that can set nothing but a base URL names it there."""

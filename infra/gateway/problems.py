@@ -43,24 +43,27 @@ def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | N
     return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
+def answer(error: Exception) -> JSONResponse:
+    """Return the problem document of an error."""
+    match error:
+        case RequestValidationError():
+            details = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5]]
+            return problem(422, "Invalid request", "; ".join(details))
+        case StarletteHTTPException():
+            title = error.title if isinstance(error, ProblemError) else "Request refused"
+            return problem(error.status_code, title, str(error.detail), error.headers)
+        case LogUnavailableError():
+            detail = f"the event could be written neither to the log nor to the spool: {error}"
+            return problem(503, "Not recorded", detail)
+    log_event.error("request failed", error=repr(error), exc_info=error)
+    return problem(500, "Gateway failed", "the gateway has a defect; its log says which")
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of this application with a problem document."""
 
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        details = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5]]
-        return problem(422, "Invalid request", "; ".join(details))
+    async def answered(_: Request, error: Exception) -> JSONResponse:
+        return answer(error)
 
-    @app.exception_handler(StarletteHTTPException)
-    async def _http(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        title = error.title if isinstance(error, ProblemError) else "Request refused"
-        return problem(error.status_code, title, str(error.detail), error.headers)
-
-    @app.exception_handler(LogUnavailableError)
-    async def _unavailable(_: Request, error: LogUnavailableError) -> JSONResponse:
-        return problem(503, "Not recorded", f"the event could be written neither to the log nor to the spool: {error}")
-
-    @app.exception_handler(Exception)
-    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
-        log_event.error("request failed", error=repr(error), exc_info=error)
-        return problem(500, "Gateway failed", "the gateway has a defect; its log says which")
+    for kind in (RequestValidationError, StarletteHTTPException, LogUnavailableError, Exception):
+        app.add_exception_handler(kind, answered)

@@ -1,8 +1,8 @@
 """Publishing: events go to the log in order, to a spool on disk while the log cannot be written, and from there on."""
 
-import queue
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from streams.records import NewRecord, Outgoing, batched
 BATCH = 1000
 FORWARDER = "forwarder"
 RETRY_S = 0.5
+LINGER_S = 0.005
 DEFAULT_SPOOL_MAX_BYTES = 2**30
 log_event = structlog.get_logger(__name__)
 
@@ -71,7 +72,9 @@ class Publisher:
         self._spool_max_bytes = spool_max_bytes
         self._log: Log | None = None
         self._try_again_at = 0.0
-        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._handed_over: deque[_Pending] = deque()
+        self._hurry = threading.Event()
+        self._closing = False
         self._thread = vital_thread("publisher", self._run)
 
     def start(self) -> None:
@@ -80,25 +83,36 @@ class Publisher:
 
     def close(self) -> None:
         """Write what was handed over, then stop."""
-        self._queue.put(None)
+        self._closing = True
+        self._hurry.set()
         self._thread.join()
 
-    def publish(self, events: Sequence[Outgoing]) -> Future[None]:
-        """Hand over events; the future ends when they are durable, or raises LogUnavailableError."""
+    def publish(self, events: Sequence[Outgoing], urgent: bool = True) -> Future[None]:
+        """Hand over events; the future ends when they are durable, or raises LogUnavailableError.
+
+        Args:
+            urgent: whether somebody waits. What nobody waits for is written within `LINGER_S`, with what comes
+                meanwhile: a transaction for each call would take the interpreter from those being answered.
+        """
         records = batched(events)
         self.status.accepted.update(record.topic for record in records)
         pending = _Pending(records, Future())
-        self._queue.put(pending)
+        self._handed_over.append(pending)
+        if urgent:
+            self._hurry.set()
         return pending.written
 
     def _run(self) -> None:
         spool = self._open_spool()
         self.status.spooled = _waiting(spool)
-        running = True
-        while running:
-            batch, running = self._next_batch()
-            self._forward(spool)
-            if batch:
+        closing = False
+        while not closing:
+            self._hurry.wait(LINGER_S)
+            self._hurry.clear()
+            closing = self._closing  # what was handed over before is there to be taken
+            if time.monotonic() >= self._try_again_at:
+                self._forward(spool)
+            while batch := self._next_batch():
                 self._write(batch, spool)
         self._try_again_at = 0.0
         self._forward(spool)
@@ -106,19 +120,12 @@ class Publisher:
         if self._log is not None:
             self._log.close()
 
-    def _next_batch(self) -> tuple[list[_Pending], bool]:
-        """Wait for events and take as many as are there; False when it is time to stop."""
+    def _next_batch(self) -> list[_Pending]:
+        """Take as much as is there, up to a batch."""
         batch: list[_Pending] = []
-        try:
-            pending = self._queue.get(timeout=RETRY_S if self.status.spooled else None)
-            while pending is not None:
-                batch.append(pending)
-                if len(batch) == BATCH:
-                    break
-                pending = self._queue.get_nowait()
-        except queue.Empty:
-            return batch, True
-        return batch, pending is not None
+        while self._handed_over and len(batch) < BATCH:
+            batch.append(self._handed_over.popleft())
+        return batch
 
     def _write(self, batch: list[_Pending], spool: EmbeddedLog) -> None:
         records = [record for pending in batch for record in pending.records]

@@ -65,7 +65,7 @@ class Services:
 
     def record(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout without waiting for the disk."""
-        self.publisher.publish(self._outgoing(topic, events))
+        self.publisher.publish(self._outgoing(topic, events), urgent=False)
 
     async def record_durably(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout and return when they are durable.
@@ -77,7 +77,7 @@ class Services:
 
     def hand_over(self, topic: Topic, key: str, event: AnyEvent) -> None:
         """Hand over an event that belongs to no rollout without waiting for the disk."""
-        self.publisher.publish([Outgoing.of(topic, key, self.redactor.event(event))])
+        self.publisher.publish([Outgoing.of(topic, key, self.redactor.event(event))], urgent=False)
 
     async def write(self, topic: Topic, key: str, event: AnyEvent) -> None:
         """Hand over an event that belongs to no rollout and return when it is durable.

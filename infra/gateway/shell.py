@@ -26,7 +26,7 @@ class Shell:
 
     Args:
         body_timeout_s: longest silence while a body is received.
-        access_log: whether every request is a line of the log; failures of the gateway always are.
+        access_log: whether every request is a line of the log.
     """
 
     def __init__(self, app: ASGIApp, body_timeout_s: float, access_log: bool) -> None:
@@ -70,7 +70,7 @@ class Shell:
             await problem(431, "Headers too large", detail)(scope, receive, send_secured)
         else:
             await self._app(scope, receive_in_time, send_secured)
-        if self._access_log or status >= 500:
+        if self._access_log:
             log_event.info(
                 "request",
                 method=scope["method"],

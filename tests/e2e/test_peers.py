@@ -17,7 +17,7 @@ from schemas.rollouts import RolloutEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import REWARDS, ROLLOUTS, SPANS
 from streams.embedded.log import EmbeddedLog
-from tests.environments import environment
+from tests.environments import UnavailableError, environment
 from tests.infra.conftest import (
     Gateway,
     gateway,
@@ -32,6 +32,13 @@ from tests.infra.upstream import Upstream
 
 __all__ = ["gateway", "settings", "upstream", "upstream_url"]
 PEERS = Path(__file__).parents[1] / "peers"
+
+
+def environment_of(*packages: str) -> str:
+    try:
+        return environment("3.12", *packages)
+    except UnavailableError as error:
+        pytest.skip(str(error))
 
 
 def run(python: str, script: str, *arguments: str) -> str:
@@ -50,7 +57,7 @@ def run(python: str, script: str, *arguments: str) -> str:
 
 
 def test_agent_lightnings_controller_and_rollout_manager_work_unchanged(tmp_path: Path, upstream_url: str) -> None:
-    python = environment("3.12", "agentlightning==1.0.2", "numpy")
+    python = environment_of("agentlightning==1.0.2", "numpy")
     settings = Settings(data_dir=tmp_path / "data", gateway=GatewaySettings(keys="required"))
     publish(settings.log_path, model_route("tiny", upstream_url))
     with EmbeddedLog(settings.log_path) as log:
@@ -82,7 +89,7 @@ def test_agent_lightnings_controller_and_rollout_manager_work_unchanged(tmp_path
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
 def test_openais_agents_sdk_needs_nothing_but_the_base_url(gateway: Gateway, upstream: Upstream, api: str) -> None:
-    python = environment("3.12", "openai-agents==0.24.0")
+    python = environment_of("openai-agents==0.24.0")
     assert run(python, "openai_agent.py", gateway.url, api).splitlines() == ["hello there"] * 3
     spans = gateway.soon(SPANS, SpanEvent, 3)
     first, second, streamed = (span.rollout_id for span in spans)
