@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
-from infra.http import bound_socket
+from infra.http import bound_socket, server
 from streams.embedded.log import EmbeddedLog
 from tests.kafka import cluster
 
@@ -42,16 +41,16 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve an application over real HTTP on loopback and yield its URL."""
     listener = bound_socket("127.0.0.1", 0, "port")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    running = server(app, grace_s=2)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
-    while not server.started:
+    while not running.started:
         if not thread.is_alive():
             raise RuntimeError("the server did not start")
         threading.Event().wait(0.005)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        running.should_exit = True
         thread.join()
         listener.close()

@@ -271,6 +271,8 @@ def _extend_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
             message["role"] = value
         elif isinstance(value, str):  # content, refusal, reasoning_content
             message[name] = (message.get(name) or "") + value
+        elif name == "content" and not isinstance(value, list | None):
+            raise TypeError(f"content is {type(value).__name__}, not a text")
         elif value is not None:
             message[name] = value
 

@@ -30,6 +30,9 @@ PASSED_BACK = ("retry-after", "x-request-id")
 PASSED_BACK_PREFIXES = ("openai-", "x-ratelimit-")
 
 
+LOOK_EVERY_S = 0.25
+
+
 class Observer(Protocol):
     """Who wants to hear of a call. Both are called once, or neither where the request was refused."""
 
@@ -100,6 +103,7 @@ async def serve(
         observer.began(model_call)
     if route.shadows:
         _shadow(services, route, model_call)
+    watch = _Watch(request)
     try:
         sent = {name: value for name in SENT_ON if (value := request.headers.get(name)) is not None}
         headers = {**sent, "content-type": "application/json", "accept-encoding": "identity"}
@@ -113,9 +117,50 @@ async def serve(
         raise
     except asyncio.CancelledError:
         finish(None, "cancelled")
+        watch.end()
         raise
+    finally:
+        watch.close()
     model_call.target, model_call.attempts = reply.target, reply.attempts
     return await _answered(model_call, reply, finish)
+
+
+class _Watch:
+    """Cancels a call whose caller hangs up before there is an answer. Most calls are over before it first looks."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+        self._looking: asyncio.Task[None] | None = None
+        self._hung_up = False
+
+    def close(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def end(self) -> None:
+        """End a call that was cancelled here.
+
+        Raises:
+            ProblemError: 499, which nobody hears; the server would take a cancellation for a defect.
+        """
+        if self._hung_up:
+            raise ProblemError(499, "Cancelled", "the caller hung up")
+
+    def _look(self) -> None:
+        self._looking = self._loop.create_task(self._looked())
+
+    async def _looked(self) -> None:
+        if await self._request.is_disconnected():
+            self._hung_up = True
+            if self._task is not None:
+                self._task.cancel()
+        else:
+            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
 
 
 async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> Response:

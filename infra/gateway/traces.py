@@ -93,7 +93,7 @@ def _parsed_json(body: bytes) -> ExportTraceServiceRequest:
     try:
         document = _with_base64_ids(parsed(body))
         return ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
-    except (ParseError, binascii.Error, ValueError) as error:
+    except (ParseError, binascii.Error, AttributeError, TypeError, ValueError) as error:
         raise ProblemError(400, "Malformed body", f"the body is no OTLP/JSON trace export: {error}") from error
 
 

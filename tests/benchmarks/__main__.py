@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from schemas.clock import now
-from tests.benchmarks import gateway, kafka, replay, streams
+from tests.benchmarks import gateway, kafka, replay, streams, switches
 from tests.benchmarks.machine import machine
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "replay": replay.measured,
     "kafka": kafka.measured,
     "gateway": gateway.measured,
+    "switches": switches.measured,
 }
 
 

@@ -79,7 +79,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 def _measured(stack: ExitStack, start: Callable[[ExitStack, Path, str], Server], folder: Path) -> dict[str, Any]:
     folder.mkdir()
-    slow = stack.enter_context(_process("-m", "tests.benchmarks.stub", "--delay", str(DELAY_S)))
+    slow = stack.enter_context(process("-m", "tests.benchmarks.stub", "--delay", str(DELAY_S)))
     direct = Server(None, slow.port)
     server = start(stack, folder / "slow", f"http://127.0.0.1:{slow.port}")
     server.load(8, 200)  # warm
@@ -90,7 +90,7 @@ def _measured(stack: ExitStack, start: Callable[[ExitStack, Path, str], Server],
             through = server.load(concurrency, CALLS[concurrency], stream)
             kind = "streamed" if stream else "whole"
             found[f"{kind}, {concurrency} callers"] = _added(alone, through)
-    fast = stack.enter_context(_process("-m", "tests.benchmarks.stub"))
+    fast = stack.enter_context(process("-m", "tests.benchmarks.stub"))
     server = start(stack, folder / "fast", f"http://127.0.0.1:{fast.port}")
     server.load(8, 200)
     rates = []
@@ -122,7 +122,7 @@ class Started:
 
 
 @contextmanager
-def _process(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Started]:
+def process(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Started]:
     """Run a server of ours in a process of its own on a free port."""
     listener = bound_socket("127.0.0.1", 0, "port")
     command = [sys.executable, *arguments, "--fd", str(listener.fileno())]
@@ -171,7 +171,7 @@ def _free_port() -> int:
 def _everloop(stack: ExitStack, folder: Path, upstream: str) -> Server:
     publish(folder / "log.db", model_route("tiny", upstream))
     started = stack.enter_context(
-        _process("-m", "infra.processes.entry", "gateway", environment={"EVERLOOP_DATA_DIR": str(folder)})
+        process("-m", "infra.processes.entry", "gateway", environment={"EVERLOOP_DATA_DIR": str(folder)})
     )
     httpx.get(f"http://127.0.0.1:{started.port}/healthz", timeout=30)
     return Server(started.process, started.port)

@@ -8,10 +8,11 @@ import orjson
 import pytest
 from openai import OpenAI
 
+from infra.config import Settings
 from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
-from tests.infra.conftest import Gateway
+from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import CALL, SAID, Upstream
 from tests.waiting import eventually
 
@@ -178,6 +179,17 @@ def test_a_caller_who_hangs_up_cancels_the_model_server_too(gateway: Gateway, up
     assert attributes(span)[Attribute.ERROR_TYPE] == "cancelled"
     assert eventually(lambda: upstream.hung_up, "the model server's end of the stream")
     assert gateway.health()["requests"] == {"cancelled": 1}
+
+
+def test_a_caller_who_hangs_up_before_the_answer_cancels_the_call(settings: Settings, upstream_url: str) -> None:
+    patient = settings.gateway.model_copy(update={"upstream_timeout_s": 30.0})
+    publish(settings.log_path, model_route("slow", upstream_url))
+    with running_gateway(settings.model_copy(update={"gateway": patient})) as gateway:
+        with pytest.raises(httpx.ReadTimeout):
+            gateway.http.post("/v1/chat/completions", json={"model": "slow", "messages": MESSAGES}, timeout=0.2)
+        (span,) = gateway.soon(SPANS, SpanEvent)
+        assert attributes(span)[Attribute.ERROR_TYPE] == "cancelled"
+        assert gateway.health()["requests"] == {"cancelled": 1}
 
 
 def test_a_key_comes_from_the_environment_and_goes_to_the_model_server_alone(

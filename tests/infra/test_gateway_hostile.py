@@ -1,0 +1,353 @@
+"""At least 5,000 malformed and hostile requests: each is refused with a problem body, and nothing else changes."""
+
+import asyncio
+import random
+import socket
+import string
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.errors import Unsatisfiable
+from hypothesis.strategies import SearchStrategy
+from schemathesis import GenerationMode
+
+from infra.config import GatewaySettings, Settings, UpstreamSettings
+from schemas.rewards import RewardEvent
+from schemas.spans import SpanEvent
+from schemas.topics import REWARDS, SPANS
+from streams.promotion import baseline_route
+from tests.infra.conftest import Gateway, model_route, publish, running_gateway
+from tests.waiting import eventually
+
+MUTATIONS = 3500
+PER_OPERATION = 60
+PROBLEM = b"application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def hardened(tmp_path_factory: pytest.TempPathFactory, hostile_upstream: str) -> Iterator[Gateway]:
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("hostile"),
+        gateway=GatewaySettings(
+            max_body_bytes=200_000,
+            body_timeout_s=0.3,
+            upstream_timeout_s=1.0,
+            conversation_idle_s=30,
+            upstream=UpstreamSettings(retries=0, breaker_failures=10_000),
+        ),
+    )
+    routes = [model_route(name, hostile_upstream) for name in ("tiny", *BROKEN_STREAMS)]
+    publish(settings.log_path, *routes, baseline_route("supervisor-policy"))
+    with running_gateway(settings) as gateway:
+        yield gateway
+
+
+BROKEN_STREAMS: dict[str, bytes] = {
+    "not-json": b"data: {oops\n\ndata: [DONE]\n\n",
+    "not-utf8": b'data: {"choices": "\xff\xfe"}\n\ndata: [DONE]\n\n',
+    "no-end": b'data: {"choices": []}\n\n',
+    "index-bomb": b'data: {"choices": [{"index": 1000000000, "delta": {"content": "x"}}]}\n\ndata: [DONE]\n\n',
+    "call-bomb": b'data: {"choices": [{"delta": {"tool_calls": [{"index": 99999999}]}}]}\n\ndata: [DONE]\n\n',
+    "negative": b'data: {"choices": [{"index": -5, "delta": {"content": "x"}}]}\n\ndata: [DONE]\n\n',
+    "wrong-types": b'data: {"id": 3, "choices": [{"delta": {"content": 5}}], "usage": []}\n\ndata: [DONE]\n\n',
+    "nothing-in-it": b'data: {"choices": [{"index": null, "delta": null}]}\n\ndata: [DONE]\n\n',
+    "list": b"data: []\n\ndata: 3\n\ndata: [DONE]\n\n",
+    "huge-line": b"data: " + b"x" * 3_000_000,
+    "deep": b"data: " + b"[" * 5000 + b"\n\ndata: [DONE]\n\n",
+    "empty": b"",
+    "nul": b"\x00" * 100,
+}
+
+
+@pytest.fixture(scope="module")
+def hostile_upstream() -> Iterator[str]:
+    """A model server that answers by the model's name: sensibly, or with a broken stream."""
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse, Response
+
+    from tests.conftest import serving
+    from tests.infra.upstream import completion
+
+    app = FastAPI()
+
+    @app.post("/v1/{path:path}")
+    async def answer(request: Request, path: str) -> Response:
+        body = await request.json()
+        if body["model"] in BROKEN_STREAMS:
+            return Response(BROKEN_STREAMS[body["model"]], media_type="text/event-stream")
+        return JSONResponse(completion())
+
+    with serving(app) as url:
+        yield url
+
+
+def valid_requests() -> list[bytes]:
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "tools": []}
+    reward = {"rollout_id": "r1", "value": 0.5, "criteria": {"a": 0.1}, "idempotency_key": "k"}
+    decision = {"rollout_id": "r1", "policy": "supervisor-policy", "candidates": [{"text": "a", "numbers": {"x": 1}}]}
+    span = {"traceId": "a" * 32, "spanId": "b" * 16, "name": "x", "startTimeUnixNano": "1", "endTimeUnixNano": "2"}
+    traces = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
+    bodies: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/chat/completions", chat),
+        ("POST", "/v1/completions", {"model": "tiny", "prompt": "x"}),
+        ("POST", "/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": "x"}]}),
+        ("POST", "/v1/embeddings", {"model": "tiny", "input": ["x"]}),
+        ("POST", "/rollout/r1/v1/chat/completions", chat),
+        ("POST", "/everloop/v1/rewards", reward),
+        ("POST", "/everloop/v1/rewards/bulk", [reward]),
+        ("POST", "/everloop/v1/decisions", decision),
+        ("POST", "/everloop/v1/rollouts", {"rollout_id": "r1", "task": {"id": "t", "input": {"a": [1]}}}),
+        ("POST", "/everloop/v1/rollouts/r1/end", {"state": "succeeded", "output": {"a": 1}}),
+        ("POST", "/v1/traces", traces),
+        ("POST", "/api/rollouts", [{"input": "x", "rollout_id": "r2"}]),
+        ("PATCH", "/api/rollouts/r2", {"status": {"state": "running"}}),
+        ("POST", "/api/rollouts/r2/attempt/0/events", {"event_type": "note", "data": {"a": 1}}),
+        ("GET", "/api/rollouts?state_in=queuing&limit=5", None),
+        ("GET", "/v1/models", None),
+    ]
+    return [request(method, path, b"" if body is None else orjson.dumps(body)) for method, path, body in bodies]
+
+
+def request(method: str, path: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:
+    fields = {"host": "x", "content-type": "application/json", "content-length": str(len(body))} | (headers or {})
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"{method} {path} HTTP/1.1\r\n{head}connection: close\r\n\r\n".encode() + body
+
+
+HOSTILE_VALUES = [
+    *b"null true -1 1e999 0.1e-400 99999999999999999999999 [] {} NaN Infinity 1.0".split(),
+    b'""',
+    b'"\\ud800"',
+    b'"\\u0000"',
+    b'"\\x41"',
+    b'"\xff\xfe"',
+    b'"../../etc/passwd"',
+    b'"; DROP TABLE records; --"',
+    b'{"$ref": "#"}',
+    b"[null, [null]]",
+    b'"' + b"A" * 5000 + b'"',
+    b"[" * 200 + b"]" * 200,
+    b'{"a":' * 150 + b"1" + b"}" * 150,
+]
+ODD_HEADERS = [
+    b"x-everloop-rollout-id: \xff\xfe",
+    b"x-everloop-rollout-id: " + b"a" * 300,
+    b"x-everloop-node: a b",
+    b"traceparent: 00-zz-yy-01",
+    b"authorization: Bearer evl_000000000000_x",
+    b"authorization: Bearer \xff",
+    b"content-encoding: gzip",
+    b"transfer-encoding: chunked",
+    b"content-type: text/plain",
+    b"content-type: application/json; charset=utf-16",
+    b"expect: 100-continue",
+    b"upgrade: websocket",
+    b"x: " + b"y" * 40_000,
+]
+METHODS = [b"GET", b"PUT", b"DELETE", b"OPTIONS", b"BREW", b"", b"POST\x00"]
+PATHS = [b"/", b"/v1/" + b"a" * 9000, b"/%00", b"/..%2f..", b"//", b"/v1/chat/completions/", b"*"]
+VERSIONS = [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/9.9", b"FTP/1.1"]
+
+
+def mutated(source: bytes, chance: random.Random) -> bytes:
+    """Return a request with something wrong in it, most likely."""
+    head, _, body = source.partition(b"\r\n\r\n")
+    match chance.randrange(10):
+        case 0:  # a byte is another one
+            place = chance.randrange(len(source))
+            return source[:place] + bytes([chance.randrange(256)]) + source[place + 1 :]
+        case 1:  # cut off
+            return source[: chance.randrange(1, len(source))]
+        case 2:  # more body than said, or less
+            said = b"content-length: %d" % chance.randrange(1, 9)
+            return head.replace(b"content-length: ", said) + b"\r\n\r\n" + body
+        case 3:  # a value is replaced by a hostile one
+            places = [i for i in range(len(body)) if body[i : i + 1] == b":"]
+            if places:
+                place = chance.choice(places) + 1
+                end = min(i for i in (body.find(b",", place), body.find(b"}", place), len(body)) if i >= 0)
+                body = body[:place] + chance.choice(HOSTILE_VALUES) + body[end:]
+        case 4:  # a whole body of something else
+            body = chance.choice(HOSTILE_VALUES)
+        case 5:  # odd headers
+            return head + b"\r\n" + chance.choice(ODD_HEADERS) + b"\r\n\r\n" + body
+        case 6:  # many headers
+            more = b"".join(b"\r\nx-%d: y" % n for n in range(chance.choice([99, 150, 2000])))
+            return head + more + b"\r\n\r\n" + body
+        case 7:  # another method or path
+            line = b" ".join((chance.choice(METHODS), chance.choice(PATHS), chance.choice(VERSIONS)))
+            head = line + head[head.index(b"\r\n") :]
+        case 8:  # garbage in front
+            return bytes(chance.randrange(256) for _ in range(chance.randrange(1, 60))) + source
+        case 9:  # letters where there were digits, and the other way about
+            letters = string.ascii_letters + string.digits
+            body = bytes(ord(chance.choice(letters)) if chance.random() < 0.1 else byte for byte in body)
+    fields = [line for line in head.split(b"\r\n") if not line.startswith(b"content-length")]
+    return b"\r\n".join([*fields, b"content-length: %d" % len(body)]) + b"\r\n\r\n" + body
+
+
+async def sent(port: int, content: bytes) -> bytes:
+    """Return what comes back before the gateway closes, or nothing more comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(content)
+        await writer.drain()
+        async with asyncio.timeout(2):
+            return await reader.read()
+    except (ConnectionError, TimeoutError):
+        return b""
+    finally:
+        writer.close()
+
+
+def port_of(gateway: Gateway) -> int:
+    return int(gateway.url.rsplit(":", 1)[1])
+
+
+def is_healthy(gateway: Gateway) -> bool:
+    health = gateway.health()
+    return bool(health["status"] == "ok" and not health["events"]["lost"])
+
+
+@pytest.mark.slow
+def test_mutated_requests_are_refused_with_a_problem_body_and_no_reward_is_lost(hardened: Gateway) -> None:
+    chance = random.Random(7)
+    sources = valid_requests()
+    contents = [mutated(chance.choice(sources), chance) for _ in range(MUTATIONS)]
+    before = len(hardened.events(REWARDS, RewardEvent))
+
+    async def all_sent() -> list[bytes]:
+        answers: list[bytes] = []
+        for start in range(0, len(contents), 250):
+            answers += await asyncio.gather(*(sent(port_of(hardened), c) for c in contents[start : start + 250]))
+        return answers
+
+    answers = asyncio.run(all_sent())
+    outcomes: Counter[int] = Counter()
+    accepted = 0
+    for content, answer in zip(contents, answers, strict=True):
+        if not answer:
+            outcomes[0] += 1  # closed without a word: the request never came to an end
+            continue
+        status = int(answer.split(b" ", 2)[1])
+        outcomes[status] += 1
+        if status >= 400 and not content.startswith(b"HEAD"):
+            assert PROBLEM in answer.lower(), (content[:300], answer[:300])
+            document = orjson.loads(answer.partition(b"\r\n\r\n")[2])
+            assert {"title", "status", "detail", "error"} <= document.keys()
+            assert b"Traceback" not in answer
+        assert status != 500, (content[:500], answer)
+        accepted += status == 202 and b"/rewards" in content.split(b"\r\n", 1)[0]
+    assert sum(count for status, count in outcomes.items() if 400 <= status < 500) > MUTATIONS / 3, outcomes
+    assert outcomes[0] < MUTATIONS / 4, outcomes
+    assert is_healthy(hardened)
+    assert hardened.chat().is_success
+    assert accepted > 0
+    assert len(hardened.events(REWARDS, RewardEvent)) - before >= accepted
+
+
+@pytest.mark.slow
+def test_what_the_schema_allows_and_what_it_does_not_is_never_a_defect(hardened: Gateway) -> None:
+    schema = schemathesis.openapi.from_url(f"{hardened.url}/openapi.json")
+    tried: Counter[str] = Counter()
+    for found in schema.get_all_operations():
+        operation = cast(Any, found).ok()
+        if operation.path in ("/proxy/pause", "/proxy/resume") or "/everloop/v1/routes" in operation.path:
+            continue  # what operators do changes what the others are answered
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            try:
+                tried[operation.label] += _tried(operation.as_strategy(generation_mode=mode))
+            except Unsatisfiable:
+                assert mode is GenerationMode.NEGATIVE  # an operation that takes anything cannot be asked wrongly
+    assert sum(tried.values()) > 1500, tried
+    assert is_healthy(hardened)
+
+
+def _tried(cases: SearchStrategy[Any]) -> int:
+    count = 0
+
+    @hypothesis_settings(
+        max_examples=PER_OPERATION,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases)
+    def check(case: Any) -> None:
+        nonlocal count
+        count += 1
+        answer = case.call(timeout=20)
+        assert answer.status_code != 500, (case, answer.text)
+        if answer.status_code >= 400:
+            assert answer.headers["content-type"] == [PROBLEM.decode()] or _is_paused(answer), case
+
+    check()
+    return count
+
+
+def _is_paused(answer: Any) -> bool:
+    return "x-agl-paused" in answer.headers
+
+
+def test_broken_streams_are_passed_on_recorded_as_errors_and_cost_no_memory(hardened: Gateway) -> None:
+    for model, stream in BROKEN_STREAMS.items():
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        named = {"x-everloop-rollout-id": f"broken-{model}"}
+        with hardened.http.stream("POST", "/v1/chat/completions", json=body, headers=named) as answer:
+            assert b"".join(answer.iter_raw()) == stream, model
+
+        def recorded(rollout: str = f"broken-{model}") -> list[SpanEvent]:
+            return [event for event in hardened.events(SPANS, SpanEvent) if event.rollout_id == rollout]
+
+        (span,) = eventually(recorded, f"the span of {model}")
+        assert span.payload.status == ("ok" if model == "nothing-in-it" else "error"), model
+    assert is_healthy(hardened)
+
+
+def test_a_head_that_never_ends_is_refused_before_it_fills_the_memory(hardened: Gateway) -> None:
+    with socket.create_connection(("127.0.0.1", port_of(hardened))) as connection:
+        connection.settimeout(5)
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nx: ")
+        answer = b""
+        try:
+            for _ in range(200):
+                connection.sendall(b"a" * 4096)
+            answer = connection.recv(65_536)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = answer or b"closed"
+    assert answer == b"closed" or b" 431 " in answer
+    assert is_healthy(hardened)
+
+
+def test_many_connections_that_say_nothing_hold_nobody_up(hardened: Gateway) -> None:
+    silent = [socket.create_connection(("127.0.0.1", port_of(hardened))) for _ in range(200)]
+    try:
+        for connection in silent[::2]:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
+        assert hardened.chat().is_success
+    finally:
+        for connection in silent:
+            connection.close()
+    assert is_healthy(hardened)
+
+
+def test_answers_carry_security_headers_and_no_cors(hardened: Gateway, tmp_path: Path) -> None:
+    answer = hardened.http.get("/v1/models", headers={"origin": "https://evil.example"})
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "server" not in answer.headers
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    allowed = Settings(data_dir=tmp_path, gateway=GatewaySettings(cors_origins=("https://good.example",)))
+    with running_gateway(allowed) as gateway:
+        for origin, granted in (("https://good.example", True), ("https://evil.example", False)):
+            found = gateway.http.get("/v1/models", headers={"origin": origin})
+            assert ("access-control-allow-origin" in found.headers) is granted
