@@ -8,13 +8,15 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNCED := $(VENV)/.synced
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo test lint format bench faults schemas clean
+.PHONY: help setup demo test lint format bench bench-gateway soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
 	@echo "make test    run the tests, with their coverage"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   measure, and write the figures to bench-results.json"
+	@echo "make bench-gateway  the gateway beside its peers, each in an environment of its own"
+	@echo "make soak    half an hour of everything at once at the gateway, with its memory curve"
 	@echo "make faults  kill 120 processes under load, stop Kafka for two minutes; takes a quarter of an hour"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make schemas write the JSON Schemas of the events"
@@ -47,6 +49,12 @@ format: setup
 
 bench: setup
 	$(RUN)/python -m tests.benchmarks --out bench-results.json
+
+bench-gateway: setup
+	$(RUN)/python -m tests.benchmarks --only gateway switches decisions --out bench-gateway.json
+
+soak: setup
+	$(RUN)/python -m tests.benchmarks.soak
 
 faults: setup
 	EVERLOOP_REQUIRE_KAFKA=1 TEST_KILLS=120 TEST_OUTAGE_S=120 $(RUN)/pytest -o junit_family=xunit1 \

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from schemas.clock import now
-from tests.benchmarks import gateway, kafka, replay, streams, switches
+from tests.benchmarks import decisions, gateway, kafka, replay, streams, switches
 from tests.benchmarks.machine import machine
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "kafka": kafka.measured,
     "gateway": gateway.measured,
     "switches": switches.measured,
+    "decisions": decisions.measured,
 }
 
 
