@@ -142,9 +142,11 @@ class JudgeSettings(Section):
 
     Attributes:
         model: logical model that scores the six criteria; None measures instead (see `agents.rewards`).
+        api_key: of the gateway, where it asks for one; needs the scope `agent`.
     """
 
     model: str | None = None
+    api_key: SecretStr | None = None
 
 
 class BanditSettings(BanditConfig):
@@ -204,6 +206,22 @@ class KafkaSettings(Section):
         return self
 
 
+class ModelSettings(Endpoint):
+    """The server behind a logical model.
+
+    Attributes:
+        fallbacks: asked in this order where it does not answer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    fallbacks: tuple[Endpoint, ...] = ()
+
+    def endpoint(self) -> Endpoint:
+        """Return the server alone."""
+        return Endpoint.model_validate(self.model_dump(exclude={"fallbacks"}))
+
+
 class WorkerSettings(Section):
     """Stream workers.
 
@@ -235,7 +253,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".everloop")
     log: str | None = None
-    models: dict[str, Endpoint] = {}
+    models: dict[str, ModelSettings] = {}
     roles: dict[str, str] = ROLES
     gateway: GatewaySettings = GatewaySettings()
     simulator: SimulatorSettings = SimulatorSettings()

@@ -38,14 +38,16 @@ class ModelGrader:
     Args:
         model: logical name of the judge's model.
         gateway_url: where it is called.
+        api_key: shown to the gateway.
     """
 
     source = RewardSource.JUDGE
 
-    def __init__(self, model: str, gateway_url: str, timeout_s: float = 120.0) -> None:
+    def __init__(self, model: str, gateway_url: str, timeout_s: float = 120.0, api_key: str | None = None) -> None:
         self.name = f"judge:{model}@1"
         self._model = model
-        self._http = httpx.Client(base_url=gateway_url, timeout=timeout_s)
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=gateway_url, timeout=timeout_s, headers=headers)
 
     def grade(self, trajectory: Trajectory) -> Grade | None:
         """Return the judge's scores and their weighted sum."""
@@ -83,4 +85,6 @@ def configured_grader(settings: Settings) -> Grader:
     """Return the grader that the configuration asks for."""
     if settings.judge.model is None:
         return MeasuredGrader()
-    return ModelGrader(settings.judge.model, f"http://{settings.gateway.host}:{settings.gateway.port}")
+    url = f"http://{settings.gateway.host}:{settings.gateway.port}"
+    api_key = settings.judge.api_key.get_secret_value() if settings.judge.api_key else None
+    return ModelGrader(settings.judge.model, url, api_key=api_key)

@@ -116,7 +116,7 @@ def demo(
         update={
             "data_dir": base.data_dir / "demo" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"),
             "log": None,
-            "gateway": GatewaySettings(**base.gateway.model_dump() | {"port": 0}),
+            "gateway": GatewaySettings(**base.gateway.model_dump() | {"port": 0, "keys": "optional"}),
             "simulator": SimulatorSettings(**base.simulator.model_dump() | {"port": 0}),
             "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
         }

@@ -1,6 +1,6 @@
 """The first routes of an installation: configured models, simulated ones, and the baseline of each policy."""
 
-from infra.config import ConfigError, Settings
+from infra.config import ConfigError, ModelSettings, Settings
 from infra.logs import open_log
 from infra.serving.simulator.app import MODEL
 from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
@@ -17,7 +17,8 @@ RANDOM_POLICY = "random-policy"
 def publish_initial_routes(settings: Settings, simulator_url: str | None) -> None:
     """Write the routes that the configuration asks for, where the log does not say so already.
 
-    A policy that was promoted keeps its route: the configuration only says where it begins.
+    A policy that was promoted keeps its route, and so does whatever a person holds: the configuration only says where
+    it begins.
 
     Args:
         simulator_url: what plays the models that have no endpoint; None when none does.
@@ -32,24 +33,30 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
         served = _served(log)
         wanted = [*_model_routes(settings, simulator_url)]
         wanted += [baseline_route(name) for name in (*settings.bandit.targets, RANDOM_POLICY) if name not in served]
-        changed = [route for route in wanted if served.get(route.name) != route]
+        held = {name for name, route in served.items() if route.held}
+        changed = [route for route in wanted if route.name not in held and served.get(route.name) != route]
         log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record() for route in changed])
 
 
 def _model_routes(settings: Settings, simulator_url: str | None) -> list[Route]:
-    endpoints = dict(settings.models)
+    models = dict(settings.models)
     if simulator_url is not None:
-        simulated = Endpoint(base_url=f"{simulator_url}/v1", model=MODEL)
-        endpoints |= dict.fromkeys(settings.simulated_models, simulated)
+        simulated = ModelSettings(base_url=f"{simulator_url}/v1", model=MODEL)
+        models |= dict.fromkeys(settings.simulated_models, simulated)
     return [
         Route(
             name=name,
             kind="model",
-            targets=[RouteTarget(version=f"configured:{endpoint.model}", endpoint=endpoint)],
+            targets=[_target(model.endpoint())],
+            fallbacks=[_target(endpoint) for endpoint in model.fallbacks],
             reason="configuration",
         )
-        for name, endpoint in endpoints.items()
+        for name, model in models.items()
     ]
+
+
+def _target(endpoint: Endpoint) -> RouteTarget:
+    return RouteTarget(version=f"configured:{endpoint.model}", endpoint=endpoint)
 
 
 def _served(log: Log) -> dict[str, Route]:

@@ -235,3 +235,38 @@ def test_a_task_file_with_a_field_missing_says_which(tmp_path: Path) -> None:
     tasks = tmp_path / "tasks.json"
     tasks.write_text(json.dumps({"1": {"QUESTION": "Does it?", "LABELS": ["RESULTS"], "final_decision": "yes"}}))
     assert_one_line(everloop(tmp_path, "demo", "--tasks", str(tasks)), "CONTEXTS")
+
+
+def test_keys_and_routes_are_changed_by_hand_and_the_audit_trail_says_so(tmp_path: Path) -> None:
+    endpoint = ["--base-url", "http://127.0.0.1:9/v1", "--model"]
+    first = everloop_json(tmp_path, "routes", "set", "writer", *endpoint, "one", "--reason", "begin")
+    assert [target["version"] for target in first["targets"]] == ["manual:one"]
+    everloop_json(tmp_path, "routes", "set", "writer", *endpoint, "two")
+    back = everloop_json(tmp_path, "routes", "rollback", "writer", "--reason", "worse")
+    assert ([target["version"] for target in back["targets"]], back["held"]) == (["manual:one"], True)
+    assert everloop_json(tmp_path, "routes", "release", "writer")["held"] is False
+    assert [route["name"] for route in everloop_json(tmp_path, "routes", "list")] == ["writer"]
+
+    created = everloop_json(tmp_path, "keys", "create", "--scope", "agent", "--tenant", "acme", "--budget", "5")
+    assert created["key"].startswith(f"evl_{created['id']}_")
+    assert "sha256" not in created
+    (listed,) = everloop_json(tmp_path, "keys", "list")
+    assert (listed["tenant"], listed["scopes"], listed["budget"], listed["revoked"]) == ("acme", ["agent"], 5.0, False)
+    assert everloop_json(tmp_path, "keys", "revoke", created["id"], "--reason", "leaked")["revoked"] is True
+
+    trail = everloop_json(tmp_path, "audit")
+    assert [(line["action"], line["reason"]) for line in trail] == [
+        ("routes.set", "begin"),
+        ("routes.set", ""),
+        ("routes.rollback", "worse"),
+        ("routes.release", ""),
+        ("keys.create", ""),
+        ("keys.revoke", "leaked"),
+    ]
+    assert all("@" in line["actor"] for line in trail)
+    assert created["key"] not in json.dumps(trail)
+    for command in (("routes", "list"), ("keys", "list"), ("audit",)):
+        assert everloop(tmp_path, *command).returncode == 0
+    wrong = everloop(tmp_path, "routes", "promote", "writer", "v9")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "there is no checkpoint 'v9'" in wrong.stderr
