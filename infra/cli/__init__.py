@@ -5,7 +5,7 @@ import sys
 import typer
 
 from agents.tasks import TaskFileError
-from infra.cli import dead_letters, kafka, learning, looking, operating, running, topics
+from infra.cli import dead_letters, evaluating, kafka, learning, looking, operating, running, topics
 from infra.cli.options import app
 from infra.config import ConfigError
 from infra.logging import configure_logging
@@ -14,7 +14,18 @@ from infra.processes.running import StartError
 from infra.progress import NotDrainedError
 from streams.errors import StreamError
 
-__all__ = ["app", "dead_letters", "kafka", "learning", "looking", "main", "operating", "running", "topics"]
+__all__ = [
+    "app",
+    "dead_letters",
+    "evaluating",
+    "kafka",
+    "learning",
+    "looking",
+    "main",
+    "operating",
+    "running",
+    "topics",
+]
 
 USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, OperatingError)
 

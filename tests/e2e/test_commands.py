@@ -237,6 +237,28 @@ def test_a_task_file_with_a_field_missing_says_which(tmp_path: Path) -> None:
     assert_one_line(everloop(tmp_path, "demo", "--tasks", str(tasks)), "CONTEXTS")
 
 
+def test_a_policy_is_evaluated_on_decisions_that_were_made_anyway(demo: dict[str, Any]) -> None:
+    data_dir = Path(demo["data_dir"])
+    version = demo["checkpoints"][-1]["version"]
+    found = everloop_json(data_dir, "ope", "--policy", version, "--against", "uniform", "--all", "--gain", "0.05")
+    assert (found["name"], found["decisions"] > 20) == ("supervisor-policy", True)
+    for policy in (version, "uniform"):
+        evaluation = found["policies"][policy]
+        assert evaluation["interval"]["low"] <= evaluation["doubly_robust"] <= evaluation["interval"]["high"]
+        assert evaluation["diagnostics"]["mean_weight"] == pytest.approx(1, abs=0.5)
+    assert found["difference"]["interval"]["low"] < found["difference"]["difference"]
+    assert found["decisions_needed_to_tell"]["0.05"] > 100
+    assert f"{version} minus uniform: " in everloop(data_dir, "ope", "--policy", version, "--all").stdout
+    for wrong, says in (
+        (("--policy", "v9"), "no checkpoint 'v9'"),
+        (("--policy", "uniform", "--since", "x"), "--since"),
+    ):
+        done = everloop(data_dir, "ope", *wrong)
+        assert (done.returncode, says in done.stderr) == (2, True)
+    too_late = everloop(data_dir, "ope", "--policy", "uniform", "--since", "2199-01-01")
+    assert "0 rewarded decisions" in too_late.stderr
+
+
 def test_keys_and_routes_are_changed_by_hand_and_the_audit_trail_says_so(tmp_path: Path) -> None:
     endpoint = ["--base-url", "http://127.0.0.1:9/v1", "--model"]
     first = everloop_json(tmp_path, "routes", "set", "writer", *endpoint, "one", "--reason", "begin")
