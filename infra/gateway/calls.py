@@ -176,7 +176,9 @@ async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> R
             headers[name.lower()] = value
     kind = upstream.headers.get("content-type", "application/json")
     if kind.startswith("text/event-stream") and upstream.ok:
-        return StreamingResponse(_relayed(model_call, reply, finish), headers=headers, media_type=kind)
+        given_up = BackgroundTask(_given_up, reply, finish)
+        chunks = _relayed(model_call, reply, finish)
+        return StreamingResponse(chunks, headers=headers, media_type=kind, background=given_up)
     try:
         content = await upstream.read()
     except (aiohttp.ClientError, TimeoutError, OSError) as failure:
@@ -216,8 +218,19 @@ async def _relayed(model_call: ModelCall, reply: Reply, finish: "_Finish") -> As
         finish(reply.response.status, error)
 
 
+async def _given_up(reply: Reply, finish: "_Finish") -> None:
+    """Record a stream whose caller hung up before its first piece: nothing of `_relayed` has run then."""
+    if not finish.finished:
+        reply.close()
+        finish(reply.response.status, "cancelled")
+
+
 class _Finish:
-    """Records the end of a call, once."""
+    """Records the end of a call.
+
+    Attributes:
+        finished: whether it is recorded.
+    """
 
     def __init__(
         self, services: Services, model_call: ModelCall, conversation: Conversation | None, observer: Observer | None
@@ -226,6 +239,7 @@ class _Finish:
         self._model_call = model_call
         self._conversation = conversation
         self._observer = observer
+        self.finished = False
 
     @property
     def awaited(self) -> bool:
@@ -237,6 +251,7 @@ class _Finish:
         self(status, error)
 
     def __call__(self, status: int | None, error: str | None) -> None:
+        self.finished = True
         services, model_call = self._services, self._model_call
         span = model_call.span(status, error)
         services.record(SPANS, span)

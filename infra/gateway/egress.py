@@ -70,8 +70,8 @@ def check_host(host: str) -> None:
 class GuardedResolver(AbstractResolver):
     """Resolves names as the system does, and refuses answers that `check_host` refuses."""
 
-    def __init__(self) -> None:
-        self._resolver = DefaultResolver()
+    def __init__(self, resolver: AbstractResolver | None = None) -> None:
+        self._resolver = resolver or DefaultResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
