@@ -305,6 +305,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _known_reader(self) -> Self:
+        reader = self.implicit.model
+        if self.implicit.enabled and reader is not None and reader not in self.models:
+            raise ValueError(f"implicit.model is {reader!r}, and there is no models.{reader}")
+        return self
+
+    @model_validator(mode="after")
     def _known_log(self) -> Self:
         if self.log is not None and self.log_kind not in ("sqlite", "kafka"):
             raise ValueError(f"log is {self.log!r}; it must begin with sqlite:/// or kafka://")

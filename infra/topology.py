@@ -3,7 +3,7 @@
 from typing import Any
 
 from infra.config import Settings
-from infra.grading import configured_grader
+from infra.grading import configured_grader, configured_reader
 from learners.bandit import BanditLearner
 from streams.artifacts import ArtifactStore
 from streams.batching import Batching
@@ -19,7 +19,7 @@ from streams.trajectories import TrajectoryJoin
 def stream_processors(settings: Settings) -> list[Processor[Any]]:
     """Return what joins, routes, judges, promotes and collects batches."""
     artifacts = ArtifactStore(settings.artifacts_dir)
-    implicit = [ImplicitFeedback(settings.implicit)] if settings.implicit.enabled else []
+    implicit = [ImplicitFeedback(configured_reader(settings))] if settings.implicit.enabled else []
     return [
         *implicit,
         TrajectoryJoin(settings.join),

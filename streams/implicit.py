@@ -1,13 +1,14 @@
 """Implicit feedback: what a user or a tool says next tells how good the answer before it was.
 
-A model call that continues a conversation holds the earlier answer and what was said to it. Rules read that: thanks and
-complaints of users, errors of tools. What they do not understand is no reward.
+A model call that continues a conversation holds the earlier answer and what was said to it. A reader makes a reward of
+that: rules (thanks and complaints of users, errors of tools), or a model. What it does not understand is no reward.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, ClassVar, Self
+from itertools import takewhile
+from typing import Any, ClassVar, Protocol, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +24,9 @@ ANSWERS_REMEMBERED = 64
 
 Answers = dict[str, str]
 """Fingerprint of an answer to the id of the span that gave it, the newest last."""
+
+Reply = tuple[str, str]
+"""Role and words of a message after an answer."""
 
 
 class ImplicitRule(BaseModel):
@@ -75,23 +79,66 @@ class ImplicitConfig(BaseModel):
 
     Attributes:
         enabled: off by default: a word of thanks is a weak sign.
+        model: logical model that reads instead of the rules.
         rules: tried in order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = False
+    model: str | None = None
     rules: tuple[ImplicitRule, ...] = DEFAULT_RULES
 
 
+class Reader(Protocol):
+    """Reads how good an answer was from what was said to it.
+
+    Attributes:
+        name: reader and version, such as `implicit@1`.
+        source: in whose name it rewards.
+    """
+
+    name: str
+    source: RewardSource
+
+    def read(self, answer: str, replies: Sequence[Reply]) -> float | None:
+        """Return a reward in [0, 1]; None where nothing can be read.
+
+        Raises:
+            TransientError: the reader could not be asked; worth another try.
+            RejectedRecordError: what it said is no reward.
+        """
+        ...
+
+
+class RuleReader:
+    """Reads by rules; the first that matches any reply counts."""
+
+    name = "implicit@1"
+    source = RewardSource.RULE
+
+    def __init__(self, rules: Sequence[ImplicitRule] = DEFAULT_RULES) -> None:
+        self._rules = [(rule.role, re.compile(rule.pattern, re.IGNORECASE), rule.value) for rule in rules]
+
+    def read(self, answer: str, replies: Sequence[Reply]) -> float | None:  # noqa: ARG002
+        """Return the reward of the first rule that matches."""
+        for role, text in replies:
+            for of, pattern, value in self._rules:
+                if of == role and pattern.search(text):
+                    return value
+        return None
+
+
 class ImplicitFeedback(Processor[Answers]):
-    """Rewards the span whose answer the next call of its conversation praises or complains about, once."""
+    """Rewards the span whose answer the next call of its conversation replies to, once."""
 
     name = "implicit"
     topics: ClassVar[tuple[Topic, ...]] = (SPANS,)
+    batch: ClassVar[int] = 64
+    max_attempts: ClassVar[int] = 4
 
-    def __init__(self, config: ImplicitConfig) -> None:
-        self._rules = [(rule.role, re.compile(rule.pattern, re.IGNORECASE), rule.value) for rule in config.rules]
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
 
     def handle(self, state: Answers | None, event: AnyEvent, source: Record) -> Outcome[Answers]:
         """Read what a call says to earlier answers, and remember its own."""
@@ -101,8 +148,8 @@ class ImplicitFeedback(Processor[Answers]):
         for index, (span_id, value, said) in enumerate(self._read(answers, event)):
             payload = Reward(
                 value=value,
-                source=RewardSource.RULE,
-                grader="implicit@1",
+                source=self.reader.source,
+                grader=self.reader.name,
                 target_span_id=span_id,
                 comment=said[:500],
             )
@@ -130,23 +177,19 @@ class ImplicitFeedback(Processor[Answers]):
         return answers
 
     def _read(self, answers: Answers, event: SpanEvent) -> Iterator[tuple[str, float, str]]:
-        """Yield span id, reward and the words for each remembered answer that was replied to; forget it then."""
+        """Yield span id, reward and the words for each remembered answer that is replied to; forget it then."""
         messages = _messages(event, Attribute.INPUT_MESSAGES)
         for number, message in enumerate(messages):
-            if message.get("role") != "assistant":
+            if message.get("role") != "assistant" or (span_id := answers.get(_fingerprint(message))) is None:
                 continue
-            span_id = answers.get(_fingerprint(message))
-            for reply in messages[number + 1 :] if span_id is not None else ():
-                if reply.get("role") == "assistant":
-                    break
-                value = self._value(str(reply.get("role")), text := _text(reply))
-                if value is not None and span_id is not None:
-                    del answers[_fingerprint(message)]
-                    yield span_id, value, text
-                    break
-
-    def _value(self, role: str, text: str) -> float | None:
-        return next((value for of, pattern, value in self._rules if of == role and pattern.search(text)), None)
+            following = takewhile(lambda reply: reply.get("role") != "assistant", messages[number + 1 :])
+            replies = [(str(reply.get("role")), _text(reply)) for reply in following]
+            if not replies:
+                continue
+            del answers[_fingerprint(message)]
+            value = self.reader.read(_text(message), replies)
+            if value is not None:
+                yield span_id, value, "\n".join(text for _, text in replies)
 
 
 def _messages(event: SpanEvent, attribute: Attribute) -> list[dict[str, Any]]:

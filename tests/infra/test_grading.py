@@ -7,13 +7,15 @@ import orjson
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 
 from agents.rewards import JUDGE_WEIGHTS
-from infra.config import JudgeSettings, Settings
-from infra.grading import MeasuredGrader, ModelGrader, configured_grader
+from infra.config import JudgeSettings, ModelSettings, Settings
+from infra.grading import JudgeModel, MeasuredGrader, ModelGrader, ModelReader, configured_grader, configured_reader
 from schemas.rewards import RewardSource
 from schemas.trajectories import Trajectory
 from streams.errors import RejectedRecordError, TransientError
+from streams.implicit import ImplicitConfig
 from tests.agents.test_rewards import finished
 from tests.conftest import serving
 from tests.infra.upstream import completion
@@ -41,8 +43,8 @@ def server() -> JudgeServer:
 
 @pytest.fixture
 def grader(server: JudgeServer) -> Iterator[ModelGrader]:
-    with serving(server.app) as url, closing(ModelGrader("judge_llm", url, timeout_s=5)) as grader:
-        yield grader
+    with serving(server.app) as url, closing(JudgeModel("judge_llm", url, timeout_s=5)) as model:
+        yield ModelGrader(model)
 
 
 def test_the_six_criteria_are_weighted_as_the_article_does(grader: ModelGrader) -> None:
@@ -81,7 +83,8 @@ def test_a_judge_that_is_not_there_now_is_asked_again_later(
 
 
 def test_no_server_at_all_is_a_judge_to_be_asked_later() -> None:
-    with closing(ModelGrader("judge_llm", "http://127.0.0.1:9")) as grader, pytest.raises(TransientError):
+    with closing(JudgeModel("judge_llm", "http://127.0.0.1:9")) as model, pytest.raises(TransientError):
+        grader = ModelGrader(model)
         grader.grade(TRAJECTORY)
 
 
@@ -99,3 +102,35 @@ def test_the_configuration_says_whether_a_model_judges() -> None:
     grade = measuring.grade(TRAJECTORY)
     assert grade is not None
     assert grade.value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [('{"value": 0.75}', 0.75), ('Sure: {"value": null} it does not tell', None), ('{"value": 1}', 1.0)],
+)
+def test_a_model_reads_what_was_said_to_an_answer(server: JudgeServer, said: str, value: float | None) -> None:
+    server.response = JSONResponse(completion(said))
+    with serving(server.app) as url, closing(JudgeModel("judge_llm", url, timeout_s=5)) as model:
+        reader = ModelReader(model)
+        assert reader.read("use sorted", [("user", "that did it")]) == value
+    assert (reader.name, reader.source) == ("implicit:judge_llm@1", RewardSource.JUDGE)
+
+
+@pytest.mark.parametrize("said", ["I cannot tell", '{"value": 7}', '{"score": 1}'])
+def test_what_is_no_reward_is_none(server: JudgeServer, said: str) -> None:
+    server.response = JSONResponse(completion(said))
+    with (
+        serving(server.app) as url,
+        closing(JudgeModel("judge_llm", url, timeout_s=5)) as model,
+        pytest.raises(RejectedRecordError, match="gave no reward"),
+    ):
+        ModelReader(model).read("x", [("user", "y")])
+
+
+def test_the_configuration_says_who_reads() -> None:
+    assert configured_reader(Settings()).name == "implicit@1"
+    reading = ImplicitConfig(enabled=True, model="reader")
+    models = {"reader": ModelSettings(base_url="http://127.0.0.1:9/v1", model="m")}
+    assert configured_reader(Settings(implicit=reading, models=models)).name == "implicit:reader@1"
+    with pytest.raises(ValidationError, match=r"models\.reader"):
+        Settings(implicit=reading)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from schemas.genai import to_semantic
 from schemas.rewards import Reward
 from schemas.spans import Attribute, SpanEvent
-from streams.implicit import Answers, ImplicitConfig, ImplicitFeedback, ImplicitRule
+from streams.implicit import Answers, ImplicitConfig, ImplicitFeedback, ImplicitRule, RuleReader
 from tests import events
 
 FIRST, SECOND = "00f067aa0ba902b7", "00f067aa0ba902b8"
@@ -23,7 +23,7 @@ def call(span_id: str, said: list[dict[str, Any]], answer: str = "use sorted") -
 
 
 def rewards(*calls: SpanEvent, config: ImplicitConfig | None = None) -> list[Reward]:
-    processor = ImplicitFeedback(config or ImplicitConfig())
+    processor = ImplicitFeedback(RuleReader((config or ImplicitConfig()).rules))
     state: Answers | None = None
     found: list[Reward] = []
     for offset, event in enumerate(calls):
