@@ -7,7 +7,7 @@ continued it for a while.
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -29,6 +29,7 @@ class Conversation:
         calls: how many there were, as far as this process knows.
         busy: calls under way.
         failed: whether the last one failed.
+        said: what it is found by; forgotten with it.
     """
 
     tenant: str
@@ -38,6 +39,7 @@ class Conversation:
     calls: int = 0
     busy: int = 0
     failed: bool = False
+    said: list[bytes] = field(default_factory=list)
 
 
 class Conversations:
@@ -95,9 +97,9 @@ class Conversations:
         conversation.last = time.monotonic()
         self._open.move_to_end((conversation.tenant, conversation.rollout_id))
         for answer in answers if messages is not None else ():
-            self._remember(_fingerprint(conversation.tenant, [*(messages or ()), answer]), conversation.rollout_id)
+            self._remember(_fingerprint(conversation.tenant, [*(messages or ()), answer]), conversation)
         if answer_id is not None:
-            self._remember(_fingerprint(conversation.tenant, [{"id": answer_id}]), conversation.rollout_id)
+            self._remember(_fingerprint(conversation.tenant, [{"id": answer_id}]), conversation)
 
     def restore(self, tenant: str, rollout_id: str) -> None:
         """Take in a conversation that an earlier process left open."""
@@ -113,12 +115,15 @@ class Conversations:
             if conversation.busy == 0:
                 ended.append(conversation)
         for conversation in ended:
-            del self._open[conversation.tenant, conversation.rollout_id]
+            self.forget(conversation.tenant, conversation.rollout_id)
         return ended
 
     def forget(self, tenant: str, rollout_id: str) -> None:
-        """Forget a conversation that was ended by its caller."""
-        self._open.pop((tenant, rollout_id), None)
+        """Forget a conversation that has ended."""
+        conversation = self._open.pop((tenant, rollout_id), None)
+        for fingerprint in conversation.said if conversation is not None else ():
+            if self._said.get(fingerprint) == rollout_id:
+                del self._said[fingerprint]
 
     def _continued(self, tenant: str, messages: list[dict[str, Any]] | None, previous: str | None) -> str | None:
         if previous is not None:
@@ -133,9 +138,10 @@ class Conversations:
         rollout_id = self._said.get(fingerprint)
         return rollout_id if (tenant, rollout_id) in self._open else None
 
-    def _remember(self, fingerprint: bytes, rollout_id: str) -> None:
-        self._said[fingerprint] = rollout_id
+    def _remember(self, fingerprint: bytes, conversation: Conversation) -> None:
+        self._said[fingerprint] = conversation.rollout_id
         self._said.move_to_end(fingerprint)
+        conversation.said.append(fingerprint)
         if len(self._said) > self._most:
             self._said.popitem(last=False)
 
