@@ -83,7 +83,7 @@ async def serve(
         target, route = resolved or services.routing.resolve(model, "model", key)
     except ProblemError:
         if conversation is not None:
-            services.conversations.answered(conversation, None, [], None, failed=True)
+            services.conversations.refused(conversation)
         raise
     if not services.routing.knows_begun(key):
         began = RolloutEvent(
@@ -172,9 +172,12 @@ async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> R
         SPAN_HEADER: model_call.call.span_id,
     }
     for name, value in upstream.headers.items():
-        if name.lower() in PASSED_BACK or name.lower().startswith(PASSED_BACK_PREFIXES):
+        passed = name.lower() in PASSED_BACK or name.lower().startswith(PASSED_BACK_PREFIXES)
+        if passed and value.isascii():
             headers[name.lower()] = value
     kind = upstream.headers.get("content-type", "application/json")
+    if not kind.isascii():
+        kind = "application/octet-stream"
     if kind.startswith("text/event-stream") and upstream.ok:
         given_up = BackgroundTask(_given_up, reply, finish)
         chunks = _relayed(model_call, reply, finish)

@@ -101,6 +101,13 @@ class Conversations:
         if answer_id is not None:
             self._remember(_fingerprint(conversation.tenant, [{"id": answer_id}]), conversation)
 
+    def refused(self, conversation: Conversation) -> None:
+        """Note that a call was none after all; a conversation that was this call alone has never been."""
+        conversation.busy -= 1
+        conversation.calls -= 1
+        if conversation.calls == 0 and conversation.busy == 0:
+            self.forget(conversation.tenant, conversation.rollout_id)
+
     def restore(self, tenant: str, rollout_id: str) -> None:
         """Take in a conversation that an earlier process left open."""
         self._open[tenant, rollout_id] = Conversation(tenant, rollout_id, None, time.monotonic())

@@ -34,6 +34,12 @@ def test_a_call_under_way_keeps_its_conversation_open() -> None:
     assert ended.failed
 
 
+def test_a_call_that_was_refused_leaves_no_conversation() -> None:
+    conversations = Conversations(idle_s=0.0)
+    conversations.refused(conversations.join("default", None, ASKED))
+    assert conversations.ended() == []
+
+
 def test_the_oldest_answers_are_forgotten_when_there_are_too_many() -> None:
     conversations = Conversations(idle_s=100.0, most=2)
     for name in ("a", "b", "c"):

@@ -181,6 +181,13 @@ def test_a_conversation_is_one_rollout_and_another_is_another(gateway: Gateway) 
     assert ask([{"role": "user", "content": "hi"}, answer, {"role": "user", "content": "later"}]) != first
 
 
+def test_a_call_of_no_model_begins_no_rollout(gateway: Gateway) -> None:
+    assert gateway.chat("nobody").status_code == 404
+    assert gateway.chat().is_success
+    ended = [e for e in gateway.soon(ROLLOUTS, RolloutEvent, 2) if e.payload.state != RolloutState.STARTED]
+    assert [event.payload.state for event in ended] == [RolloutState.SUCCEEDED]
+
+
 def test_a_response_that_names_an_earlier_one_continues_it(gateway: Gateway) -> None:
     def ask(**more: Any) -> Any:
         return gateway.http.post("/v1/responses", json={"model": "tiny", "input": "hi", **more})

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import orjson
 import pytest
 import schemathesis
@@ -311,6 +312,33 @@ def test_broken_streams_are_passed_on_recorded_as_errors_and_cost_no_memory(hard
         (span,) = eventually(recorded, f"the span of {model}")
         assert span.payload.status == ("ok" if model == "nothing-in-it" else "error"), model
     assert is_healthy(hardened)
+
+
+def test_headers_of_a_model_server_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    body = b'{"choices": []}'
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: \xff/json\r\nx-request-id: \xfe\xff\r\nopenai-version: 1\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    async def asked() -> httpx.Response:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        settings = Settings(data_dir=tmp_path / "data")
+        publish(settings.log_path, model_route("odd", f"http://127.0.0.1:{port}"))
+        with running_gateway(settings) as gateway:
+            answered = await asyncio.to_thread(gateway.chat, "odd")
+        server.close()
+        return answered
+
+    found = asyncio.run(asked())
+    assert (found.status_code, found.content) == (200, body)
+    assert found.headers["content-type"] == "application/octet-stream"
+    assert found.headers["openai-version"] == "1"
+    assert "x-request-id" not in found.headers
 
 
 def test_a_head_that_never_ends_is_refused_before_it_fills_the_memory(hardened: Gateway) -> None:
