@@ -31,6 +31,7 @@ from tests.infra.conftest import (
 from tests.infra.upstream import Upstream
 
 __all__ = ["gateway", "settings", "upstream", "upstream_url"]
+pytestmark = pytest.mark.slow  # their environments have a Python of their own
 PEERS = Path(__file__).parents[1] / "peers"
 
 

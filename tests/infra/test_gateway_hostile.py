@@ -200,7 +200,7 @@ async def sent(port: int, content: bytes) -> bytes:
     try:
         writer.write(content)
         await writer.drain()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(1):
             return await reader.read()
     except (ConnectionError, TimeoutError):
         return b""

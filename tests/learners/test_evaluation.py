@@ -88,12 +88,14 @@ def test_point_estimates_are_those_of_vw_estimators() -> None:
     assert found.snips == pytest.approx(snips.get())
 
 
+@pytest.mark.slow
 def test_doubly_robust_varies_less_than_inverse_propensities() -> None:
     found = [evaluate(BEST, simulated(200, seed, Fixed(0.6, 0.3, 0.1))) for seed in range(40)]
     assert np.std([f.doubly_robust for f in found]) < 0.8 * np.std([f.ips for f in found])
     assert np.mean([f.doubly_robust for f in found]) == pytest.approx(value_of(BEST), abs=0.05)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """95 % two-sided, each looked at only at its end; the benchmark looks at all times, over a thousand logs."""
     missed = 0
@@ -103,6 +105,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert missed <= 16  # 10 expected at most; more than 16 of 200 has probability 2 %
 
 
+@pytest.mark.slow
 def test_looking_all_the_time_does_not_make_it_wrong() -> None:
     """Under no difference the bound may ever exceed zero in 5 % of the logs, at whatever time one stops."""
     wrong = 0
@@ -123,6 +126,7 @@ def test_a_better_policy_is_found_and_an_equal_one_is_not() -> None:
     assert found.interval.low > 0
 
 
+@pytest.mark.slow
 def test_the_power_calculator_says_enough_and_not_far_too_much() -> None:
     deviation = difference_deviation(BEST, MIDDLING, simulated(4000, 4, MIDDLING))
     needed = decisions_needed(value_of(BEST) - value_of(MIDDLING), deviation, error=0.05, power=0.8)
