@@ -195,7 +195,7 @@ def lower_bound(values: Floats, least: float, error: float) -> float:
     Returns:
         The bound; at least `least`.
     """
-    low, high = least, max(float(values.max()), least + 1.0)
+    low, high = least, max(float(np.max(values)), least + 1.0)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         if _ruled_out(values, least, middle, error):
@@ -309,7 +309,7 @@ def _diagnosed(weights: Floats, distributions: Sequence[Floats], log: Sequence[L
     return Diagnostics(
         decisions=len(log),
         effective=float(weights.sum() ** 2 / squared) if squared > 0 else 0.0,
-        largest_weight=float(weights.max()),
+        largest_weight=float(np.max(weights)),
         mean_weight=float(weights.mean()),
         mean_weight_error=float(weights.std() / len(log) ** 0.5),
         unsupported=float(np.mean(unsupported)),

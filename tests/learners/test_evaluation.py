@@ -110,7 +110,7 @@ def test_looking_all_the_time_does_not_make_it_wrong() -> None:
     """Under no difference the bound may ever exceed zero in 5 % of the logs, at whatever time one stops."""
     wrong = 0
     for seed in range(300):
-        values = np.random.default_rng(seed).choice([-1.0, 1.0], size=300)
+        values = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), size=300).astype(np.float64)
         wrong += lower_bound(values, -1.0, 0.05) > 0  # the bound remembers every time before
     assert wrong <= 24  # 15 expected at most
 
