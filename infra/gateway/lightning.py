@@ -38,8 +38,9 @@ from infra.gateway.model_spans import ModelCall
 from infra.gateway.problems import ProblemError
 from infra.gateway.routing import LoadedRoute, Target
 from infra.gateway.services import Services, Shared
+from schemas.clock import from_milliseconds
 from schemas.envelope import rollout_key
-from schemas.identifiers import new_trace_id
+from schemas.identifiers import derived_event_id, new_trace_id
 from schemas.lightning import (
     Appended,
     Cleared,
@@ -109,30 +110,32 @@ class Pause(BaseModel):
 async def enqueue(new: list[NewLightningRollout], services: Shared, caller: Agent) -> list[LightningRollout]:
     """Enqueue rollouts; one whose id is known is returned as it is."""
     store = services.lightning.store(caller.tenant)
-    ids: list[str] = []
-    for rollout in new:
-        rollout_id = rollout.rollout_id or new_trace_id()
-        ids.append(rollout_id)
-        if rollout_id in store.rollouts:
-            continue
-        created = Created(
-            input=rollout.input,
-            is_train=rollout.is_train,
-            config=(rollout.config or RunConfig()).model_dump(mode="json"),
-            metadata=rollout.metadata.model_dump(mode="json") if rollout.metadata else {},
-        )
-        content = orjson.dumps(rollout.input, option=orjson.OPT_SORT_KEYS)
-        task = Task(id=f"input-{sha256(content).hexdigest()[:16]}", input=rollout.input)  # one input is one task
-        key = rollout_key(caller.tenant, rollout_id)
-        versions = {name: target.version for name, target in services.routing.pin(key).items()}
-        services.routing.begin(key)
-        split = "train" if rollout.is_train else "validation"
-        began = Rollout(
-            state=RolloutState.CREATED, agent="agentlightning", task=task, split=split, checkpoints=versions
-        )
-        await _change(services, caller, store, rollout_id, created)
-        await services.record_durably(ROLLOUTS, _told(caller, rollout_id, began))
-    return [store.rollouts[rollout_id] for rollout_id in ids]
+    ids = [rollout.rollout_id or new_trace_id() for rollout in new]
+    async with store.changing:
+        for rollout_id, rollout in zip(ids, new, strict=True):
+            if rollout_id not in store.rollouts:
+                await _create(services, caller, store, rollout_id, rollout)
+        return [store.rollouts[rollout_id] for rollout_id in ids]
+
+
+async def _create(
+    services: Services, caller: Caller, store: Store, rollout_id: str, rollout: NewLightningRollout
+) -> None:
+    created = Created(
+        input=rollout.input,
+        is_train=rollout.is_train,
+        config=(rollout.config or RunConfig()).model_dump(mode="json"),
+        metadata=rollout.metadata.model_dump(mode="json") if rollout.metadata else {},
+    )
+    content = orjson.dumps(rollout.input, option=orjson.OPT_SORT_KEYS)
+    task = Task(id=f"input-{sha256(content).hexdigest()[:16]}", input=rollout.input)  # one input is one task
+    key = rollout_key(caller.tenant, rollout_id)
+    versions = {name: target.version for name, target in services.routing.pin(key).items()}
+    services.routing.begin(key)
+    split = "train" if rollout.is_train else "validation"
+    began = Rollout(state=RolloutState.CREATED, agent="agentlightning", task=task, split=split, checkpoints=versions)
+    await services.record_durably(ROLLOUTS, _told(caller, rollout_id, began))
+    await _change(services, caller, store, rollout_id, created)
 
 
 @router.get("/api/rollouts")
@@ -180,31 +183,35 @@ async def patched(rollout_id: str, patch: RolloutPatch, services: Shared, caller
     updates = patch.status.model_dump(mode="json", exclude_unset=True) if patch.status is not None else {}
     if patch.status is None or not updates:
         return store.rollout(rollout_id)
-    store.check(rollout_id, patch.status)
-    await _change(services, caller, store, rollout_id, Patched(updates=updates))
-    if patch.status.state is not None:
-        await _tell_state(services, caller, rollout_id, patch.status.state, patch.status.error_message)
-    return store.rollout(rollout_id)
+    async with store.changing:
+        store.check(rollout_id, patch.status)
+        if patch.status.state is not None:
+            await _tell_state(services, caller, rollout_id, patch.status.state, patch.status.error_message)
+        await _change(services, caller, store, rollout_id, Patched(updates=updates))
+        return store.rollout(rollout_id)
 
 
 @router.delete("/api/rollouts/{rollout_id}", status_code=204)
 async def deleted(rollout_id: str, services: Shared, caller: Agent) -> None:
     """Forget a rollout and its events; one that is not there is forgotten already."""
     store = services.lightning.store(caller.tenant)
-    if rollout_id in store.rollouts:
-        await _change(services, caller, store, rollout_id, Deleted())
+    async with store.changing:
+        if rollout_id in store.rollouts:
+            await _change(services, caller, store, rollout_id, Deleted())
 
 
 @router.post("/api/rollouts/{rollout_id}/attempt/{attempt_id}/events")
 async def appended(rollout_id: str, attempt_id: str, new: NewEvent, services: Shared, caller: Agent) -> AttemptEvent:
     """Append an event to an attempt. A reward counts for the rollout as well."""
     store = services.lightning.store(caller.tenant)
-    store.rollout(rollout_id)
     change = Appended(attempt_id=attempt_id, event_type=new.event_type, data=new.data)
-    await _change(services, caller, store, rollout_id, change)
+    async with store.changing:
+        store.rollout(rollout_id)
+        await _change(services, caller, store, rollout_id, change)
+        noted = store.attempts[rollout_id][attempt_id][-1]
     if new.event_type == REWARD:
         await _tell_reward(services, caller, rollout_id, new.data)
-    return store.attempts[rollout_id][attempt_id][-1]
+    return noted
 
 
 @router.get("/api/rollouts/{rollout_id}/events")
@@ -378,7 +385,14 @@ def _event(caller: Caller, rollout_id: str | None, change: Change) -> LightningE
 
 
 def _told(caller: Caller, rollout_id: str, rollout: Rollout) -> RolloutEvent:
-    return RolloutEvent(tenant=caller.tenant, rollout_id=rollout_id, payload=rollout)
+    """Return a change of state for the learners.
+
+    It is written before the change of the API's own state, under an id that the same change always has: what is asked
+    again after a crash between the two is told once.
+    """
+    key = rollout_key(caller.tenant, rollout_id)
+    event_id = derived_event_id(from_milliseconds(0), "lightning", key, rollout.state)
+    return RolloutEvent(event_id=event_id, tenant=caller.tenant, rollout_id=rollout_id, payload=rollout)
 
 
 async def _tell_state(

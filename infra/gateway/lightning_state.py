@@ -4,6 +4,7 @@ Its models and rules are those of agentlightning 1.0.2 (`agentlightning.schemas`
 that its client, controller and trainer find here what they find there.
 """
 
+import asyncio
 import math
 from collections.abc import Iterable
 from enum import StrEnum
@@ -151,9 +152,12 @@ class Store:
     Attributes:
         terminal: rollout ids in the order they ended; places in it are cursors, so none is ever taken out.
         servers: by model and endpoint.
+        changing: held from the look at what is there until the change of it is shown, so that of two changes that
+            exclude one another only the first is made.
     """
 
     def __init__(self) -> None:
+        self.changing = asyncio.Lock()
         self.rollouts: dict[str, LightningRollout] = {}
         self.attempts: dict[str, dict[str, list[AttemptEvent]]] = {}
         self.terminal: list[str] = []

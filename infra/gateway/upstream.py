@@ -201,7 +201,7 @@ class Upstreams:
                 if response.status not in RETRIED or (last and last_target):
                     return Reply(target, response, attempts, breaker)
                 wait = self._wait(attempt, response.headers.get("retry-after"))
-                if last_target and (wait > MOST_RETRY_AFTER_S or not self._worth_trying(breaker)):
+                if last_target and (wait > MOST_RETRY_AFTER_S or breaker.open_until > 0.0):
                     return Reply(target, response, attempts, breaker)
                 response.close()
                 breaker.inflight -= 1
@@ -232,16 +232,13 @@ class Upstreams:
             )
         except BaseException as error:
             breaker.inflight -= 1
-            if isinstance(error, asyncio.CancelledError):
+            if not isinstance(error, aiohttp.ClientError | OSError):  # cancelled, or its key is not set
                 breaker.given_up()
             raise
 
     def _failed(self, endpoint: Endpoint, breaker: Breaker) -> None:
         if breaker.failed(self.config):
             log_event.warning("model server left alone", endpoint=endpoint.base_url, failures=breaker.failures)
-
-    def _worth_trying(self, breaker: Breaker) -> bool:
-        return breaker.open_until == 0.0
 
     def _wait(self, attempt: int, retry_after: str | None) -> float:
         jittered = random.uniform(0, min(self.config.most_backoff_s, self.config.backoff_s * 2**attempt))  # noqa: S311

@@ -1,5 +1,6 @@
 """Agent Lightning's API: its rules, its shapes, and a state that a restart does not change."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -77,6 +78,16 @@ def test_only_legal_transitions_are_made(gateway: Gateway, path: list[str], stat
     before = [answer.json() for answer in answers if answer.is_success]
     shown = gateway.http.get("/api/rollouts/r1").json()["rollout"]
     assert shown["status"]["version"] == 1 + len(before)
+
+
+def test_of_two_endings_at_once_one_is_refused(gateway: Gateway) -> None:
+    for number in range(10):
+        enqueue(gateway, rollout_id := f"r{number}")
+        patch(gateway, rollout_id, state="running")
+        with ThreadPoolExecutor(2) as pool:
+            ends = list(pool.map(lambda state, r=rollout_id: patch(gateway, r, state=state), ["succeeded", "failed"]))
+        assert sorted(answer.status_code for answer in ends) == [200, 409]
+    assert gateway.http.get("/api/rollouts/terminal").json()["total_terminal"] == 10
 
 
 def test_other_members_of_the_status_can_be_patched_and_unknown_ones_not(gateway: Gateway) -> None:

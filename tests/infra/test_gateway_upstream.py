@@ -146,6 +146,22 @@ def test_a_circuit_lets_one_call_try_when_its_time_has_come() -> None:
     assert not breaker.succeeded()
 
 
+def test_a_trial_that_could_not_be_made_leaves_the_circuit_to_another(
+    tmp_path: Path, upstream: Upstream, upstream_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.failures = 2
+    route = model_route("tiny", upstream_url, api_key_env="TEST_MODEL_KEY")
+    brief = {"retries": 0, "breaker_failures": 2, "breaker_open_s": 0.05, "health_interval_s": 60}
+    monkeypatch.setenv("TEST_MODEL_KEY", "sk-secret")
+    with patient(tmp_path, route, **brief) as gateway:
+        assert [gateway.chat().status_code for _ in range(2)] == [503, 503]
+        time.sleep(0.1)
+        monkeypatch.delenv("TEST_MODEL_KEY")
+        assert "holds no key" in gateway.chat().json()["detail"]
+        monkeypatch.setenv("TEST_MODEL_KEY", "sk-secret")
+        assert gateway.chat().is_success
+
+
 def test_the_callers_key_and_cookies_go_no_further(gateway: Gateway, upstream: Upstream) -> None:
     sent = {"authorization": "Bearer mine", "x-api-key": "mine", "cookie": "a=b", "openai-beta": "x=1"}
     assert gateway.chat(headers=sent).is_success
