@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from schemas.checkpoints import Kind
-from schemas.decisions import Candidate
+from schemas.decisions import Candidate, Decision
 from schemas.examples import ExampleEvent
 
 S = TypeVar("S")
@@ -76,6 +76,15 @@ class Policy(Protocol):
 
     feature_version: int
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate]) -> list[float]:
-        """Return the probability of each candidate, in their order; each greater than 0, summing to 1."""
+    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
+        """Return the probability of each candidate, in their order; each greater than 0, summing to 1.
+
+        Args:
+            tenant: for whom; policies may differ for tenants.
+        """
         ...
+
+
+def distribution(policy: Policy, decision: Decision) -> list[float]:
+    """Return the probabilities that a policy would have given the candidates of a logged decision."""
+    return policy.probabilities(decision.context, decision.candidates, decision.tenant)

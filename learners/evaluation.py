@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.bandit.features import Features, features
-from learners.bandit.regressor import DiagonalBayesianRegressor
-from learners.contract import Policy
+from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
+from learners.contract import Policy, distribution
 from schemas.decisions import Decision
 
 Floats = NDArray[np.float64]
@@ -31,6 +31,8 @@ FRACTIONS: Floats = np.geomspace(0.002, 0.95, 32)
 BISECTIONS = 50
 FOLDS = 5
 SWITCH_ABOVE = 20.0
+MODEL = RegressorConfig(forgetting=(1e-5,), dense=0)
+"""The regression of the direct method: without covariances, because it is fitted once for each fold."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +260,10 @@ class _ModelledRewards:
     """
 
     def __init__(self, log: Sequence[Logged]) -> None:
-        found = [[features(item.decision.context, c) for c in item.decision.candidates] for item in log]
+        found = [features(item.decision.context, item.decision.candidates) for item in log]
         models = [_fitted(found, log, fold) for fold in range(FOLDS)]
         self._all = [
-            np.array([_clipped(models[number % FOLDS].predict_one(x)) for x in candidates])
+            np.clip(models[number % FOLDS].predict_many(candidates), 0.0, 1.0)
             for number, candidates in enumerate(found)
         ]
         self.chosen: Floats = np.array(
@@ -273,21 +275,17 @@ class _ModelledRewards:
         return np.array([float(p @ q) for p, q in zip(distributions, self._all, strict=True)])
 
 
-def _fitted(found: list[list[Features]], log: Sequence[Logged], left_out: int) -> DiagonalBayesianRegressor:
-    model = DiagonalBayesianRegressor()
+def _fitted(found: list[list[Features]], log: Sequence[Logged], left_out: int) -> BlockBayesianRegressor:
+    model = BlockBayesianRegressor(MODEL)
     for number, (candidates, item) in enumerate(zip(found, log, strict=True)):
         if number % FOLDS != left_out:
             model.learn_one(candidates[item.decision.choice], item.reward)
     return model
 
 
-def _clipped(value: float) -> float:
-    return min(1.0, max(0.0, value))
-
-
 def _chances(policy: Policy, log: Sequence[Logged]) -> tuple[Floats, list[Floats]]:
     """Return the policy's probability of each logged choice, shape (n,), and its whole distributions."""
-    distributions = [np.array(policy.probabilities(item.decision.context, item.decision.candidates)) for item in log]
+    distributions = [np.array(distribution(policy, item.decision)) for item in log]
     chosen = [p[item.decision.choice] for p, item in zip(distributions, log, strict=True)]
     return np.array(chosen), distributions
 

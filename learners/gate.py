@@ -6,7 +6,7 @@ from math import sqrt
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from learners.contract import Policy
+from learners.contract import Policy, distribution
 from schemas.decisions import Decision
 
 
@@ -101,4 +101,4 @@ def judge(candidate: Policy, champion: Policy, evidence: Sequence[HeldOut], conf
 
 
 def _weight(policy: Policy, decision: Decision) -> float:
-    return policy.probabilities(decision.context, decision.candidates)[decision.choice] / decision.propensity
+    return distribution(policy, decision)[decision.choice] / decision.propensity

@@ -15,7 +15,7 @@ class UniformPolicy:
 
     feature_version = 0
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate]) -> list[float]:  # noqa: ARG002
+    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:  # noqa: ARG002
         """Return 1 / K for each of the K candidates."""
         return [1.0 / len(candidates)] * len(candidates)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.envelope import Event, Model, Name, UnitInterval
+from schemas.envelope import DEFAULT_TENANT, Event, Model, Name, UnitInterval
 
 PositiveProbability = Annotated[float, Field(gt=0.0, le=1.0)]
 SUM_TOLERANCE = 1e-6
@@ -17,11 +17,13 @@ class Candidate(Model):
         id: who or what proposed it, where that matters for credit; policies do not read it.
         text: what a text policy reads.
         numbers: numeric features by name.
+        cost: what choosing it costs, where that is known beforehand, in the unit of the endpoints' prices.
     """
 
     id: str = ""
     text: str = ""
     numbers: dict[str, float] = {}
+    cost: float | None = Field(default=None, ge=0.0)
 
 
 class Decision(Model):
@@ -31,6 +33,7 @@ class Decision(Model):
         policy: logical name of the policy.
         policy_version: checkpoint that decided.
         feature_version: version of the function from text to features.
+        tenant: for whom it was made.
         context: what all candidates share.
         candidates: in the order shown; at least one.
         probabilities: the whole distribution, same length as candidates, sums to 1.
@@ -41,6 +44,7 @@ class Decision(Model):
     policy: Name
     policy_version: Name
     feature_version: int = Field(ge=0)
+    tenant: Name = DEFAULT_TENANT
     context: str = ""
     candidates: list[Candidate] = Field(min_length=1)
     probabilities: list[UnitInterval]

@@ -53,6 +53,8 @@ class Example(Model):
         target: logical name of what learns from it, which is the record's key.
         reward: the rollout's reward.
         reward_revision: 1 for the first reward; higher for a correction of a lesson already given.
+        criteria: the scores that the reward was made of, by criterion.
+        cost: of the rollout's model calls, in the unit of the endpoints' prices.
         source_event_ids: the events it was made from (trajectory first).
     """
 
@@ -62,6 +64,8 @@ class Example(Model):
     group: Name = "default"
     reward: UnitInterval
     reward_revision: int = Field(ge=1)
+    criteria: dict[str, UnitInterval] = {}
+    cost: float = Field(default=0.0, ge=0.0)
     source_event_ids: list[EventId] = Field(min_length=1)
     body: Annotated[SftExample | RlExample | BanditExample, Field(discriminator="head")]
 

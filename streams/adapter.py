@@ -1,6 +1,7 @@
 """The three-head trace adapter: one trajectory becomes conversations (SFT), samples (RL) and decisions (bandit)."""
 
 from collections.abc import Iterator, Mapping
+from math import fsum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,7 @@ from schemas.examples import BanditExample, Example, RlExample, SftExample
 from schemas.genai import to_openai
 from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import Trajectory, TrajectoryEvent
+from streams.trajectories import rewards_that_count
 
 Body = SftExample | RlExample | BanditExample
 
@@ -40,6 +42,9 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
     if trajectory.rollout.state != "succeeded":
         return []
     task = trajectory.rollout.task
+    counted = rewards_that_count(trajectory.rewards).get("")
+    criteria = next((e.payload.criteria for e in trajectory.rewards if counted and e.event_id == counted[0]), {})
+    cost = fsum(_cost(span) for span in trajectory.spans)
     return [
         Example(
             target=target,
@@ -48,6 +53,8 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
             group=trajectory.rollout.group,
             reward=reward,
             reward_revision=max(1, trajectory.reward_revision),
+            criteria=criteria,
+            cost=cost,
             source_event_ids=[event.event_id, source],
             body=body,
         )
@@ -71,6 +78,11 @@ def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[tuple[str
     for decision in trajectory.decisions:
         body = BanditExample(decision_id=decision.event_id, decision=decision.payload)
         yield decision.payload.policy, decision.event_id, trajectory.reward, body
+
+
+def _cost(event: SpanEvent) -> float:
+    cost = event.payload.attributes.get(Attribute.COST)
+    return float(cost) if isinstance(cost, int | float) else 0.0
 
 
 def _reward(trajectory: Trajectory, span: SpanEvent) -> float | None:

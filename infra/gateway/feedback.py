@@ -118,12 +118,13 @@ async def decide(new: NewDecision, request: Request, services: Shared, caller: A
     target, _ = services.routing.resolve(new.policy, "policy", key)
     assert target.policy is not None  # noqa: S101 - routes of kind policy have one
     context, candidates = services.redactor.text(new.context), services.redactor.candidates(new.candidates)
-    probabilities = target.policy.probabilities(context, candidates)
+    probabilities = target.policy.probabilities(context, candidates, caller.tenant)
     choice = _drawn(probabilities, unit_draw(new.policy, key, context))
     payload = Decision(
         policy=new.policy,
         policy_version=target.version,
         feature_version=target.policy.feature_version,
+        tenant=caller.tenant,
         context=context,
         candidates=candidates,
         probabilities=probabilities,

@@ -1,59 +1,42 @@
-"""The bandit learner: folds rewarded decisions into the regressor and announces policies."""
+"""The bandit learner: folds rewarded decisions, undoes rewards that are corrected, and announces policies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from math import sqrt
-from typing import Annotated
+from math import fsum, sqrt
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
 
+from learners.bandit.config import BanditConfig
 from learners.bandit.features import FEATURE_VERSION, features
-from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, regressor_from_json, regressor_to_json
-from learners.bandit.regressor import DiagonalBayesianRegressor
+from learners.bandit.knowledge import Knowledge, Lesson
+from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
+from learners.bandit.regressor import BlockBayesianRegressor
 from learners.contract import NewCheckpoint
-from schemas.examples import BanditExample, ExampleEvent
-
-Positive = Annotated[float, Field(gt=0.0)]
-
-
-class BanditConfig(BaseModel):
-    """Settings of the bandit.
-
-    Attributes:
-        announce_every: lessons between two checkpoints.
-        gamma_scale: greed of what is served: gamma is this times the root of the number of lessons.
-        epsilon: share of uniform exploration in what is served.
-        noise_variance, prior_variance: see `DiagonalBayesianRegressor`.
-        error_halflife: lessons after which an error counts half in the running mean that is reported.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    announce_every: int = Field(default=10, ge=1)
-    gamma_scale: Positive = 25.0
-    epsilon: float = Field(default=0.03, gt=0.0, le=1.0)
-    noise_variance: Positive = 0.05
-    prior_variance: Positive = 0.1
-    error_halflife: Positive = 50.0
+from schemas.examples import BanditExample, Example, ExampleEvent
 
 
 @dataclass
 class BanditState:
-    """Everything the bandit knows.
+    """Everything the bandit knows: a snapshot, the lessons since, and what both come to.
 
     Attributes:
-        lessons: rewarded decisions learned from.
-        corrections: later rewards of lessons already learned; counted, not learned, so that nothing counts twice.
-        reward_total: of all lessons.
-        squared_error: of the predictions before each lesson, exponentially weighted.
+        snapshot: knowledge before the recent lessons, as bytes.
+        recent: lessons whose reward may still be corrected, in the order learned.
+        knowledge: the snapshot with the recent lessons.
+        corrected: corrections that were learned; each undid the reward before it.
+        uncorrected: corrections that came too late, or of decisions that were never learned.
     """
 
-    regressor: DiagonalBayesianRegressor
-    lessons: int = 0
-    corrections: int = 0
-    reward_total: float = 0.0
-    squared_error: float = 0.0
+    snapshot: bytes
+    knowledge: Knowledge
+    recent: list[Lesson] = field(default_factory=list)
+    corrected: int = 0
+    uncorrected: int = 0
+
+    @property
+    def lessons(self) -> int:
+        """Rewarded decisions learned from."""
+        return self.knowledge.lessons
 
 
 class BanditLearner:
@@ -65,70 +48,127 @@ class BanditLearner:
         target: logical name of the policy.
     """
 
-    identity = f"bandit@1.{FEATURE_VERSION}"
+    identity = f"bandit@2.{FEATURE_VERSION}"
 
     def __init__(self, target: str, config: BanditConfig | None = None) -> None:
         self.target = target
         self.config = config or BanditConfig()
-        self._fading = 1.0 - 0.5 ** (1.0 / self.config.error_halflife)
         self.config_sha256 = sha256(orjson.dumps(self.config.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def initial(self) -> BanditState:
         """Return the state before the first lesson: nothing known, every candidate as good as any other."""
-        return BanditState(DiagonalBayesianRegressor(self.config.noise_variance, self.config.prior_variance))
+        knowledge = Knowledge(BlockBayesianRegressor(self.config.regressor()))
+        return BanditState(knowledge.to_bytes(), knowledge)
 
     def fold(self, state: BanditState, event: ExampleEvent) -> BanditState:
-        """Learn one rewarded decision. Examples that are no lesson change nothing but, for corrections, a count."""
+        """Learn one rewarded decision, or that the reward of one was wrong. What is no lesson changes nothing."""
         example = event.payload
         if not isinstance(example.body, BanditExample) or example.split != "train":
             return state
         if example.reward_revision > 1:
-            state.corrections += 1
-            return state
-        decision = example.body.decision
-        x = features(decision.context, decision.candidates[decision.choice])
-        error = example.reward - state.regressor.predict_one(x)
-        recent = max(self._fading, 1.0 / (state.lessons + 1))
-        state.squared_error += recent * (error * error - state.squared_error)
-        state.reward_total += example.reward
-        state.regressor.learn_one(x, example.reward)
-        state.lessons += 1
+            return self._corrected(state, example.body.decision_id, self._value(example, example.body))
+        lesson = self._lesson(event, example.body)
+        state.knowledge.learn(lesson, self.config)
+        state.recent.append(lesson)
+        if len(state.recent) >= 2 * self.config.correctable:
+            settled = state.recent[: self.config.correctable]
+            state.snapshot = self._after(state.snapshot, settled).to_bytes()
+            state.recent = state.recent[self.config.correctable :]
         return state
 
     def checkpoint(self, state: BanditState) -> NewCheckpoint | None:
         """Return the policy after every `announce_every`-th lesson."""
-        if state.lessons == 0 or state.lessons % self.config.announce_every:
+        lessons = state.lessons
+        if lessons == 0 or lessons % self.config.announce_every:
             return None
-        gamma = self.config.gamma_scale * sqrt(state.lessons)
-        artifact = BanditPolicy(state.regressor, gamma, self.config.epsilon).to_bytes()
+        artifact = self.policy(state).to_bytes()
         return NewCheckpoint(
             name=self.target,
-            version=f"{state.lessons:06d}-{sha256(artifact).hexdigest()[:12]}",
+            version=f"{lessons:06d}-{sha256(artifact).hexdigest()[:12]}",
             kind="policy",
             artifact=artifact,
             media_type=MEDIA_TYPE,
-            lessons=state.lessons,
+            lessons=lessons,
             metrics={
-                "mean_reward": state.reward_total / state.lessons,
-                "squared_error": state.squared_error,
-                "weights": float(len(state.regressor.means)),
+                "mean_reward": state.knowledge.value_total / lessons,
+                "squared_error": state.knowledge.squared_error,
+                "weights": float(len(state.knowledge.regressor.slot_of)),
+                "drifts": float(state.knowledge.drifts),
+                "corrected": float(state.corrected),
+                "uncorrected": float(state.uncorrected),
             },
+        )
+
+    def policy(self, state: BanditState) -> BanditPolicy:
+        """Return the policy that follows from what is known."""
+        config, regressor = self.config, state.knowledge.regressor
+        greed = config.thompson_greed
+        if config.exploration == "squarecb":
+            greed = config.gamma_scale * sqrt(state.lessons)
+        return BanditPolicy(
+            beliefs=regressor if config.exploration in ("thompson", "bag") else Weights.of(regressor),
+            exploration=config.exploration,
+            greed=greed,
+            epsilon=config.epsilon,
+            cost_weight=config.cost_weight,
+            tenant_share=config.tenant_share,
         )
 
     def encode(self, state: BanditState) -> bytes:
         """Return the state as JSON, exact to the bit."""
         return orjson.dumps(
             {
-                "regressor": regressor_to_json(state.regressor),
-                "lessons": state.lessons,
-                "corrections": state.corrections,
-                "reward_total": state.reward_total,
-                "squared_error": state.squared_error,
-            },
-            option=orjson.OPT_SORT_KEYS,
+                "snapshot": orjson.Fragment(state.snapshot),
+                "recent": [lesson.to_json() for lesson in state.recent],
+                "corrected": state.corrected,
+                "uncorrected": state.uncorrected,
+            }
         )
 
     def decode(self, value: bytes) -> BanditState:
-        """Return the state that `encode` wrote."""
+        """Return the state that `encode` wrote; the recent lessons are learned again."""
         document = orjson.loads(value)
-        return BanditState(**document | {"regressor": regressor_from_json(document["regressor"])})
+        snapshot = orjson.dumps(document["snapshot"], option=orjson.OPT_SORT_KEYS)
+        recent = [Lesson.from_json(lesson) for lesson in document["recent"]]
+        return BanditState(
+            snapshot, self._after(snapshot, recent), recent, document["corrected"], document["uncorrected"]
+        )
+
+    def _lesson(self, event: ExampleEvent, body: BanditExample) -> Lesson:
+        decision, config = body.decision, self.config
+        found = features(decision.context, decision.candidates, event.tenant, config.tenant_share)
+        return Lesson(
+            decision_id=body.decision_id,
+            x=found[decision.choice],
+            propensity=decision.propensity,
+            slate=len(found),
+            value=self._value(event.payload, body),
+        )
+
+    def _value(self, example: Example, body: BanditExample) -> float:
+        """Return what a decision earned: the reward, or what the criteria say, less the measured cost."""
+        weights = {name: weight for name, weight in self.config.criteria.items() if name in example.criteria}
+        value = example.reward
+        if weights:
+            scores = [weight * example.criteria[name] for name, weight in sorted(weights.items())]
+            value = fsum(scores) / fsum([weights[name] for name in sorted(weights)])
+        stated = body.decision.candidates[body.decision.choice].cost is not None
+        return value if stated else value - self.config.cost_weight * example.cost
+
+    def _corrected(self, state: BanditState, decision_id: str, value: float) -> BanditState:
+        """Learn the recent lessons again with what the decision has earned after all."""
+        if all(lesson.decision_id != decision_id for lesson in state.recent):
+            state.uncorrected += 1
+            return state
+        state.recent = [
+            replace(lesson, value=value) if lesson.decision_id == decision_id else lesson for lesson in state.recent
+        ]
+        state.knowledge = self._after(state.snapshot, state.recent)
+        state.corrected += 1
+        return state
+
+    def _after(self, snapshot: bytes, lessons: list[Lesson]) -> Knowledge:
+        knowledge = Knowledge.from_bytes(snapshot)
+        for lesson in lessons:
+            knowledge.learn(lesson, self.config)
+        return knowledge

@@ -1,47 +1,91 @@
 """The bandit's policy: what the gateway serves, and its form as an artifact."""
 
-import base64
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import fsum
+from operator import mul
+from typing import Any, get_args
 
+import numpy as np
 import orjson
 
-from learners.bandit.exploration import choice_probabilities
-from learners.bandit.features import FEATURE_VERSION, features
-from learners.bandit.regressor import DiagonalBayesianRegressor
+from learners.bandit.exploration import Exploration, bag, greedy, squarecb, thompson, with_floor
+from learners.bandit.features import FEATURE_VERSION, Features, features
+from learners.bandit.regressor import BlockBayesianRegressor
+from learners.bandit.serialization import finite, packed, regressor_from_json, regressor_to_json, unpacked
 from schemas.decisions import Candidate
 
 MEDIA_TYPE = "application/vnd.everloop.bandit+json"
 
 
-@dataclass
-class BanditPolicy:
-    """Chooses by the believed rewards of the candidates.
+@dataclass(frozen=True)
+class Weights:
+    """What a regression believes, without how sure it is: all that most ways of exploring need.
 
-    Args:
-        gamma, epsilon: see `choice_probabilities`.
+    Attributes:
+        centre: prediction for no features.
+        by_feature: what is added for each.
     """
 
-    regressor: DiagonalBayesianRegressor
-    gamma: float
+    centre: float
+    by_feature: dict[int, float]
+
+    @classmethod
+    def of(cls, regressor: BlockBayesianRegressor) -> "Weights":
+        """Return what a regressor believes now."""
+        return cls(regressor.centre, regressor.weights())
+
+    def predict_many(self, examples: Sequence[Features]) -> list[float]:
+        """Return the predictions, in order."""
+        weight = self.by_feature.get
+        return [self.centre + fsum(map(mul, [weight(index, 0.0) for index in x], x.values())) for x in examples]
+
+
+@dataclass
+class BanditPolicy:
+    """Chooses by what is believed of the candidates' rewards, less what they are said to cost.
+
+    Args:
+        beliefs: a whole regressor where exploring needs to know how sure it is (`thompson`, `bag`).
+        greed: gamma of `squarecb`; what deviations are divided by in `thompson`.
+        epsilon: share of uniform exploration, in (0, 1].
+        cost_weight: reward that one unit of a candidate's cost is worth, >= 0.
+        tenant_share: see `features`.
+    """
+
+    beliefs: Weights | BlockBayesianRegressor
+    exploration: Exploration
+    greed: float
     epsilon: float
+    cost_weight: float = 0.0
+    tenant_share: float = 0.0
     feature_version: int = FEATURE_VERSION
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate]) -> list[float]:
+    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
         """Return the probability of each candidate, in their order."""
-        rewards = [self.regressor.predict_one(features(context, candidate)) for candidate in candidates]
-        return choice_probabilities(rewards, self.gamma, self.epsilon)
+        found = features(context, candidates, tenant, self.tenant_share)
+        costs = self.cost_weight * np.array([candidate.cost or 0.0 for candidate in candidates])
+        means = np.array(self.beliefs.predict_many(found)) - costs
+        if isinstance(self.beliefs, BlockBayesianRegressor):
+            if self.exploration == "bag":
+                chances = bag(self.beliefs.predict_members(found) - costs)
+            else:
+                chances = thompson(means, np.array(self.beliefs.deviations(found)) / self.greed)
+        else:
+            chances = greedy(means) if self.exploration == "epsilon" else squarecb(means, self.greed)
+        return with_floor(chances, self.epsilon)
 
     def to_bytes(self) -> bytes:
         """Return the policy as JSON; equal policies give equal bytes."""
         return orjson.dumps(
             {
+                "exploration": self.exploration,
+                "greed": self.greed,
                 "epsilon": self.epsilon,
-                "gamma": self.gamma,
+                "cost_weight": self.cost_weight,
+                "tenant_share": self.tenant_share,
                 "feature_version": self.feature_version,
-                "regressor": regressor_to_json(self.regressor),
+                "beliefs": _beliefs_to_json(self.beliefs),
             },
             option=orjson.OPT_SORT_KEYS,
         )
@@ -56,29 +100,34 @@ class BanditPolicy:
         try:
             document = orjson.loads(value)
             version = document["feature_version"]
-            regressor = regressor_from_json(document["regressor"])
-            gamma, epsilon = float(document["gamma"]), float(document["epsilon"])
-        except (KeyError, TypeError, zlib.error) as error:
+            if version != FEATURE_VERSION:
+                raise ValueError(f"it reads features of version {version}, this program computes {FEATURE_VERSION}")
+            if document["exploration"] not in get_args(Exploration):
+                raise ValueError(f"unknown exploration {document['exploration']!r}")
+            return cls(
+                _beliefs_from_json(document["beliefs"]),
+                document["exploration"],
+                float(document["greed"]),
+                float(document["epsilon"]),
+                float(document["cost_weight"]),
+                float(document["tenant_share"]),
+            )
+        except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"not a bandit policy: {error!r}") from error
-        if version != FEATURE_VERSION:
-            raise ValueError(f"the policy reads features of version {version}, this program computes {FEATURE_VERSION}")
-        return cls(regressor, gamma, epsilon, version)
 
 
-def regressor_to_json(regressor: DiagonalBayesianRegressor) -> dict[str, Any]:
-    """Return a regressor as JSON; weights are compressed little-endian arrays in base64, exact to the bit."""
-    indices, means, variances = (base64.b64encode(zlib.compress(part)).decode() for part in regressor.weights())
+def _beliefs_to_json(beliefs: Weights | BlockBayesianRegressor) -> dict[str, Any]:
+    if isinstance(beliefs, BlockBayesianRegressor):
+        return {"regressor": regressor_to_json(beliefs)}
     return {
-        "noise_variance": regressor.noise_variance,
-        "prior_variance": regressor.prior_variance,
-        "indices": indices,
-        "means": means,
-        "variances": variances,
+        "centre": beliefs.centre,
+        "features": packed(list(beliefs.by_feature), "<u4"),
+        "weights": packed(list(beliefs.by_feature.values()), "<f8"),
     }
 
 
-def regressor_from_json(document: dict[str, Any]) -> DiagonalBayesianRegressor:
-    """Return the regressor that `regressor_to_json` wrote."""
-    regressor = DiagonalBayesianRegressor(document["noise_variance"], document["prior_variance"])
-    regressor.load(*(zlib.decompress(base64.b64decode(document[part])) for part in ("indices", "means", "variances")))
-    return regressor
+def _beliefs_from_json(document: dict[str, Any]) -> Weights | BlockBayesianRegressor:
+    if "regressor" in document:
+        return regressor_from_json(document["regressor"])
+    indices, weights = unpacked(document["features"], "<u4").tolist(), finite(document["weights"]).tolist()
+    return Weights(float(document["centre"]), dict(zip(indices, weights, strict=True)))

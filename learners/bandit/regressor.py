@@ -1,109 +1,351 @@
-"""Bayesian linear regression with a diagonal posterior, as a River regressor on sparse features."""
+"""Bayesian linear regression that follows change, as a River regressor on sparse features."""
 
-from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import accumulate
+from math import exp, factorial, fsum, isfinite
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from river import base
 
-from learners.bandit.features import BIAS
+from learners.bandit.features import Features
 
-_BIAS_VARIANCE = 1.0
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+LEAST_NOISE = 1e-4
+CENTRE_RATE = 0.005
+ERROR_RATE = 0.02
+EVIDENCE_KEPT = 0.99
+LOOSE = -1
+UNMET = 0
+FIRST_ROOM = 64
 
 
-class DiagonalBayesianRegressor(base.Regressor):
-    """Online linear regression on sparse features with a Gaussian belief per weight.
+@dataclass(frozen=True)
+class RegressorConfig:
+    """How a `BlockBayesianRegressor` believes.
 
-    The exact posterior of Bayesian linear regression (Bishop, Pattern Recognition and Machine Learning, 3.3) with its
-    covariance kept diagonal after each step, which is one Kalman update per example at the cost of its non-zeros.
-
-    All arithmetic is plain IEEE additions, multiplications and divisions in a fixed order, so the same examples give
-    the same weights bit for bit on every machine.
-
-    Args:
-        noise_variance: of the reward around its mean, > 0.
+    Attributes:
         prior_variance: of each weight before it is seen, > 0.
+        noise_share: the reward's noise as a share of the recent squared error, > 0.
+        forgetting: one member each: the share by which a weight's variance returns to the prior whenever it is met.
+            Small ones remember, large ones follow; more than one, and those that predict well have the say.
+        block: most features that share one covariance, >= 1.
+        dense: most features in blocks altogether; all others have a variance only.
+        bootstrap: whether each member learns a random sample of the lessons of its own (online bagging; Oza & Russell,
+            AISTATS 2001): each lesson counts Poisson(1) times.
+    """
+
+    prior_variance: float = 0.5
+    noise_share: float = 0.7
+    forgetting: tuple[float, ...] = (1e-5, 2e-3)
+    block: int = 96
+    dense: int = 768
+    bootstrap: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prior_variance <= 0 or self.noise_share <= 0:
+            raise ValueError(f"variances must be positive, got {self.prior_variance} and {self.noise_share}")
+        if not self.forgetting or not all(0.0 < share < 1.0 for share in self.forgetting):
+            raise ValueError(f"forgetting must be between 0 and 1, got {self.forgetting}")
+        if self.block < 1 or self.dense < 0:
+            raise ValueError(f"block must be at least 1 and dense at least 0, got {self.block} and {self.dense}")
+
+
+class Block:
+    """The covariance of weights that were met together; E members.
+
+    Attributes:
+        slots: of its weights, in the order of rows and columns.
+        covariances: shape (E, room, room), room >= number of slots; zero beyond them.
+    """
+
+    __slots__ = ("covariances", "slots")
+
+    def __init__(self, members: int) -> None:
+        self.slots: Integers = np.empty(0, dtype=np.int64)
+        self.covariances: Floats = np.zeros((members, FIRST_ROOM, FIRST_ROOM))
+
+    @property
+    def width(self) -> int:
+        """How many weights it has."""
+        return len(self.slots)
+
+    @property
+    def filled(self) -> Floats:
+        """Return the covariances without the empty room, shape (E, width, width); a view."""
+        return self.covariances[:, : self.width, : self.width]
+
+    def append(self, slots: Sequence[int] | Integers, covariances: Floats) -> None:
+        """Add weights that are independent of those here; covariances of shape (E, n, n)."""
+        old, new = self.width, self.width + len(slots)
+        if new > self.covariances.shape[1]:
+            room = max(new, 2 * self.covariances.shape[1])
+            wide = np.zeros((len(self.covariances), room, room))
+            wide[:, :old, :old] = self.filled
+            self.covariances = wide
+        self.slots = np.concatenate([self.slots, np.asarray(slots, dtype=np.int64)])
+        self.covariances[:, old:new, old:new] = covariances
+
+
+class BlockBayesianRegressor(base.Regressor):
+    """Online linear regression on sparse features with a Gaussian belief about the weights.
+
+    Each lesson is one step of a Kalman filter (Bishop, Pattern Recognition and Machine Learning, 3.3), with a full
+    covariance within blocks of features that occur together and none between them; what finds no room in a block has a
+    variance only. Variances creep back to the prior, so that old lessons count less and no weight is ever settled for
+    good. Members that do so at different rates are averaged by how well each has predicted lately (dynamic model
+    averaging; Raftery, Kárný & Ettler, Technometrics 2010): the regression follows a change without being told of it.
+
+    Lessons are taken in with plain IEEE arithmetic in a fixed order, without BLAS, so the same lessons give the same
+    weights bit for bit. Beliefs for choosing may differ in the last bit: they are logged with the decision.
+
+    Attributes:
+        lessons: how many there were.
+        centre: running mean of what was learned, which the weights explain the differences from.
+        energy: mean squared norm of the features; the prior is for features of norm 1.
+        errors: each member's recent squared error.
+        evidence: each member's recent log-likelihood.
+        features: the feature of each slot; slot 0 stands for all that were never met.
+        means, variances: shape (E, room); variances of weights in no block.
+        home, place: shape (room,); block of each slot, or -1, and its row there.
 
     Examples:
-        >>> model = DiagonalBayesianRegressor()
+        >>> model = BlockBayesianRegressor()
         >>> for _ in range(50):
         ...     _ = model.learn_one({1: 1.0}, 1.0).learn_one({2: 1.0}, 0.0)
         >>> model.predict_one({1: 1.0}) > 0.9 > 0.1 > model.predict_one({2: 1.0})
         True
     """
 
-    def __init__(self, noise_variance: float = 0.05, prior_variance: float = 0.1) -> None:
-        if noise_variance <= 0 or prior_variance <= 0:
-            raise ValueError(f"variances must be positive, got {noise_variance} and {prior_variance}")
-        self.noise_variance = noise_variance
-        self.prior_variance = prior_variance
-        self.means: dict[int, float] = {}
-        self.variances: dict[int, float] = {}
+    def __init__(self, config: RegressorConfig | None = None) -> None:
+        self.config = config or RegressorConfig()
+        members = len(self.config.forgetting)
+        self.lessons = 0
+        self.centre = 0.5
+        self.energy = 1.0
+        self.errors: Floats = np.full(members, 0.1)
+        self.evidence: Floats = np.zeros(members)
+        self.features: list[int] = [-1]
+        self.slot_of: dict[int, int] = {}
+        self.means: Floats = np.zeros((members, FIRST_ROOM))
+        self.variances: Floats = np.zeros((members, FIRST_ROOM))
+        self.home: Integers = np.full(FIRST_ROOM, LOOSE)
+        self.place: Integers = np.zeros(FIRST_ROOM, dtype=np.int64)
+        self.blocks: dict[int, Block] = {}
+        self.in_blocks = 0
+        self._forgets: Floats = np.array(self.config.forgetting)[:, None]
+
+    @property
+    def prior(self) -> float:
+        """Variance of a weight that was never met."""
+        return self.config.prior_variance / self.energy
+
+    @property
+    def shares(self) -> Floats:
+        """How much say each member has, shape (E,); they sum to 1."""
+        odds = [exp(odd) for odd in (self.evidence - np.max(self.evidence)).tolist()]
+        return np.array(odds) / fsum(odds)
+
+    def weights(self) -> dict[int, float]:
+        """Return each feature's weight: the members' means, by their shares."""
+        met = len(self.features)
+        means = (self.shares @ self.means[:, 1:met]).tolist()
+        return dict(zip(self.features[1:], means, strict=True))
 
     def predict_one(self, x: dict[Any, float]) -> float:
         """Return the mean of the prediction."""
-        total = 0.0
-        for index, value in x.items():
-            total += self.means.get(index, 0.0) * value
-        return total
+        return self.predict_many([x])[0]
 
-    def variance_one(self, x: dict[Any, float]) -> float:
-        """Return the variance of the prediction's mean (without the reward's own noise)."""
-        total = 0.0
-        for index, value in x.items():
-            total += self._variance(index) * value * value
-        return total
+    def predict_many(self, examples: Sequence[Features]) -> list[float]:
+        """Return the means of the predictions, in order."""
+        counts = [len(x) for x in examples]
+        if not all(counts):
+            return [self.predict_many([x])[0] if x else self.centre for x in examples]
+        slots = [self.slot_of.get(index, UNMET) for x in examples for index in x]
+        values = np.array([value for x in examples for value in x.values()])
+        starts = np.cumsum([0, *counts[:-1]])
+        weighted = self.shares @ (self.means[:, slots] * values)
+        predicted: list[float] = (self.centre + np.add.reduceat(weighted, starts)).tolist()
+        return predicted
 
-    def learn_one(self, x: dict[Any, float], y: float) -> "DiagonalBayesianRegressor":
-        """Take in one example and return self."""
-        error = y - self.predict_one(x)
-        spread = self.noise_variance + self.variance_one(x)
-        for index, value in x.items():
-            variance = self._variance(index)
-            gain = variance * value / spread
-            self.means[index] = self.means.get(index, 0.0) + gain * error
-            self.variances[index] = variance - gain * variance * value
-        return self
+    def predict_members(self, examples: Sequence[Features]) -> Floats:
+        """Return what each member predicts, shape (E, K)."""
+        predicted = [
+            self.centre + (self.means[:, [self.slot_of.get(index, UNMET) for index in x]] @ np.array(list(x.values())))
+            for x in examples
+        ]
+        return np.stack(predicted, axis=1)
 
-    def _variance(self, index: int) -> float:
-        return self.variances.get(index, _BIAS_VARIANCE if index == BIAS else self.prior_variance)
+    def deviations(self, examples: Sequence[Features]) -> list[float]:
+        """Return the standard deviations of the predictions' means, without the reward's noise."""
+        shares = self.shares
+        found = []
+        for x in examples:
+            slots = np.array([self.slot_of.get(index, UNMET) for index in x], dtype=np.int64)
+            values = np.array(list(x.values()))
+            unmet = float((values[slots == UNMET] ** 2).sum()) * self.prior
+            variances = (self.variances[:, slots] * values**2).sum(axis=1) + unmet
+            for block_id in set(self.home[slots].tolist()) - {LOOSE}:
+                here = self.home[slots] == block_id
+                places, block = self.place[slots[here]], self.blocks[block_id]
+                sub = block.covariances[:, places[:, None], places]
+                variances += values[here] @ sub @ values[here]
+            found.append(float(shares @ np.sqrt(np.maximum(variances, 0.0))))
+        return found
 
-    def weights(self) -> tuple[bytes, bytes, bytes]:
-        """Return indices (uint32), means and variances (float64) in little-endian order, sorted by index."""
-        indices = sorted(self.means)
-        return (
-            _bytes("I", indices),
-            _bytes("d", [self.means[index] for index in indices]),
-            _bytes("d", [self.variances[index] for index in indices]),
-        )
+    def learn_one(self, x: dict[Any, float], y: float, w: float = 1.0) -> "BlockBayesianRegressor":
+        """Take in one example and return self.
 
-    def load(self, indices: bytes, means: bytes, variances: bytes) -> None:
-        """Take over what `weights` returned.
+        Args:
+            w: how much it counts, > 0; 2 is about as if it came twice.
 
         Raises:
-            ValueError: the three differ in length, or hold a number that is not finite.
+            ValueError: a number is not finite, or w is not positive; nothing was learned.
         """
-        keys, values, spreads = _numbers("I", indices), _numbers("d", means), _numbers("d", variances)
-        if not len(keys) == len(values) == len(spreads):
-            raise ValueError(f"{len(keys)} indices, {len(values)} means, {len(spreads)} variances")
-        if any(value != value or abs(value) == float("inf") for value in (*values, *spreads)):
-            raise ValueError("weights are not finite")
-        self.means = dict(zip(keys, values, strict=True))
-        self.variances = dict(zip(keys, spreads, strict=True))
+        values = np.array(list(x.values()), dtype=float)
+        energy = float(_total(values * values))
+        if not isfinite(energy + y) or w <= 0:
+            raise ValueError(f"features and target must be finite and the weight positive, got {x}, {y}, {w}")
+        self.lessons += 1
+        self.centre += max(CENTRE_RATE, 1.0 / (self.lessons + 2)) * (y - self.centre)
+        if not x:
+            return self
+        self.energy += (max(1e-9, energy) - self.energy) / self.lessons
+        slots = self._slots(x)
+        means = _total(self.means[:, slots] * values)
+        homes = self.home[slots]
+        loose, loose_values = slots[homes == LOOSE], values[homes == LOOSE]
+        self.variances[:, loose] += self._forgets * (self.prior - self.variances[:, loose])
+        loose_gains = self.variances[:, loose] * loose_values
+        variances = _total(loose_gains * loose_values)
+        gains: dict[int, Floats] = {}
+        for block_id in dict.fromkeys(homes.tolist()):
+            if block_id != LOOSE:
+                here, places = values[homes == block_id], self.place[slots[homes == block_id]]
+                gains[block_id] = self._gains(self.blocks[block_id], places, here)
+                variances += _total(gains[block_id][:, places] * here)
+        errors = y - self.centre - means
+        noise = np.maximum(LEAST_NOISE, self.config.noise_share * self.errors) / w
+        if self.config.bootstrap:
+            noise = noise / np.maximum(_poisson(self.lessons, len(noise)), 1e-9)
+        spreads = (noise + np.maximum(variances, 0.0))[:, None]
+        steps = errors[:, None] / spreads
+        self.means[:, loose] += loose_gains * steps
+        self.variances[:, loose] -= loose_gains * loose_gains / spreads
+        for block_id, gain in gains.items():
+            block = self.blocks[block_id]
+            self.means[:, block.slots] += gain * steps
+            scaled = gain / np.sqrt(spreads)  # the square of one array is symmetric to the last bit
+            covariances = block.filled
+            covariances -= scaled[:, :, None] * scaled[:, None, :]
+        squared = errors * errors
+        self.evidence = EVIDENCE_KEPT * self.evidence - squared / (2.0 * max(float(self.errors[0]), LEAST_NOISE))
+        self.errors += max(ERROR_RATE, 1.0 / (self.lessons + 5)) * (squared - self.errors)
+        return self
+
+    def loosen(self, share: float) -> None:
+        """Let all variances return to the prior by a share in [0, 1], as after a change of the world."""
+        self.variances[:, 1 : len(self.features)] += share * np.where(
+            self.home[1 : len(self.features)] == LOOSE,
+            self.prior - self.variances[:, 1 : len(self.features)],
+            0.0,
+        )
+        for block in self.blocks.values():
+            diagonal = np.einsum("eii->ei", block.filled)
+            diagonal += share * np.maximum(self.prior - diagonal, 0.0)
+
+    def _gains(self, block: Block, places: Integers, values: Floats) -> Floats:
+        """Let a block's variances creep back to the prior; return covariance times features, shape (E, width)."""
+        covariances = block.filled
+        diagonal = np.einsum("eii->ei", covariances)
+        diagonal += self._forgets * np.maximum(self.prior - diagonal, 0.0)  # never less, or it would be no covariance
+        gains: Floats = np.add.accumulate(covariances[:, places] * values[:, None], axis=1)[:, -1]
+        return gains
+
+    def _slots(self, x: Features) -> Integers:
+        """Return the slots of features; new ones get one, and blocks that turn out to belong together are joined."""
+        slots = [self.slot_of.get(index, UNMET) for index in x]
+        if UNMET in slots:
+            homes = self._homes(slots)
+            new = [index for index in x if index not in self.slot_of]
+            for index in new:
+                self.slot_of[index] = len(self.features)
+                self.features.append(index)
+            self._make_room()
+            slots = [self.slot_of[index] for index in x]
+            first = self.slot_of[new[0]]
+            self._house(range(first, first + len(new)), homes[0] if homes else max(self.blocks, default=-1) + 1)
+        found = np.array(slots, dtype=np.int64)
+        homes = self._homes(slots)
+        for other in homes[1:]:
+            if self.blocks[homes[0]].width + self.blocks[other].width <= self.config.block:
+                self._into(homes[0], self.blocks[other].slots, self.blocks.pop(other).filled)
+        return found
+
+    def _homes(self, slots: Sequence[int]) -> list[int]:
+        """Return the blocks that some slots lie in, in the order they are met."""
+        return [home for home in dict.fromkeys(self.home[slots].tolist()) if home != LOOSE]
+
+    def _house(self, slots: Sequence[int], block_id: int) -> None:
+        """Put new weights into a block, as far as there is room."""
+        taken = self.blocks[block_id].width if block_id in self.blocks else 0
+        room = max(0, min(self.config.block - taken, self.config.dense - self.in_blocks, len(slots)))
+        self.variances[:, slots] = self.prior
+        if not room:
+            return
+        self.in_blocks += room
+        members = len(self.config.forgetting)
+        self._into(block_id, slots[:room], np.broadcast_to(np.eye(room) * self.prior, (members, room, room)))
+
+    def _into(self, block_id: int, slots: Sequence[int] | Integers, covariances: Floats) -> None:
+        block = self.blocks.setdefault(block_id, Block(len(self.config.forgetting)))
+        self.home[slots] = block_id
+        self.place[slots] = np.arange(block.width, block.width + len(slots))
+        self.variances[:, slots] = 0.0
+        block.append(slots, covariances)
+
+    def _make_room(self) -> None:
+        """Double the arrays until each feature has its slot."""
+        while len(self.home) < len(self.features):
+            self.means = np.concatenate([self.means, np.zeros_like(self.means)], axis=1)
+            self.variances = np.concatenate([self.variances, np.zeros_like(self.variances)], axis=1)
+            self.home = np.concatenate([self.home, np.full_like(self.home, LOOSE)])
+            self.place = np.concatenate([self.place, np.zeros_like(self.place)])
+
+    def restore(self, features: Sequence[int], means: Floats, variances: Floats) -> None:
+        """Take over weights as they were, in no block yet; arrays of shape (E, n)."""
+        self.features += features
+        self.slot_of = {index: slot for slot, index in enumerate(self.features) if slot != UNMET}
+        self._make_room()
+        self.means[:, 1 : len(self.features)], self.variances[:, 1 : len(self.features)] = means, variances
+
+    def restore_block(self, block_id: int, slots: Sequence[int], covariances: Floats) -> None:
+        """Take over a block as it was; covariances of shape (E, n, n)."""
+        self.in_blocks += len(slots)
+        self._into(block_id, slots, covariances)
 
 
-def _bytes(code: str, numbers: list[Any]) -> bytes:
-    packed = array(code, numbers)
-    if _BIG_ENDIAN:
-        packed.byteswap()
-    return packed.tobytes()
+def _poisson(lesson: int, members: int) -> Floats:
+    """Return how often a lesson counts for each member: Poisson(1), always the same for the same lesson."""
+    counts = []
+    for member in range(members):
+        digest = blake2b(lesson.to_bytes(8) + member.to_bytes(2), digest_size=8).digest()
+        counts.append(bisect_right(_POISSON, int.from_bytes(digest) / 2**64))
+    return np.array(counts, dtype=float)
 
 
-def _numbers(code: str, value: bytes) -> list[Any]:
-    packed = array(code)
-    packed.frombytes(value)
-    if _BIG_ENDIAN:
-        packed.byteswap()
-    return packed.tolist()
+_POISSON = tuple(accumulate(exp(-1.0) / factorial(count) for count in range(12)))
 
 
-_BIG_ENDIAN = array("H", [1]).tobytes() == b"\x00\x01"
+def _total(terms: Floats) -> Floats:
+    """Return the sum over the last axis, added up from first to last: the order is part of the result."""
+    if not terms.shape[-1]:
+        return np.zeros(terms.shape[:-1])
+    total: Floats = np.add.accumulate(terms, axis=-1)[..., -1]
+    return total

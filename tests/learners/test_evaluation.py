@@ -34,7 +34,7 @@ class Fixed:
     def __init__(self, *probabilities: float) -> None:
         self._probabilities = list(probabilities)
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate]) -> list[float]:
+    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
         return self._probabilities
 
 

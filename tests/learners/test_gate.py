@@ -20,7 +20,7 @@ class Prefers:
         self._index = index
         self._chance = chance
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate]) -> list[float]:
+    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
         others = (1 - self._chance) / (len(candidates) - 1)
         return [self._chance if index == self._index else others for index in range(len(candidates))]
 

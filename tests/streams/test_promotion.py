@@ -5,7 +5,8 @@ from typing import Any
 
 from learners.bandit import MEDIA_TYPE, BanditPolicy
 from learners.bandit.features import features
-from learners.bandit.regressor import DiagonalBayesianRegressor
+from learners.bandit.policy import Weights
+from learners.bandit.regressor import BlockBayesianRegressor
 from learners.gate import GateConfig
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, CheckpointState
 from schemas.decisions import Candidate
@@ -26,11 +27,11 @@ GOOD, BAD = "the effect was significant", "nothing is known"
 
 def policy(good_reward: float) -> bytes:
     """Return a policy that believes in the good text that much more than in the bad one."""
-    regressor = DiagonalBayesianRegressor()
+    regressor = BlockBayesianRegressor()
+    good, bad = features("which is best?", [Candidate(text=GOOD), Candidate(text=BAD)])
     for _ in range(40):
-        regressor.learn_one(features("which is best?", Candidate(text=GOOD)), good_reward)
-        regressor.learn_one(features("which is best?", Candidate(text=BAD)), 1 - good_reward)
-    return BanditPolicy(regressor, 200.0, 0.03).to_bytes()
+        regressor.learn_one(good, good_reward).learn_one(bad, 1 - good_reward)
+    return BanditPolicy(Weights.of(regressor), "squarecb", 200.0, 0.03).to_bytes()
 
 
 def held_out(count: int) -> list[ExampleEvent]:

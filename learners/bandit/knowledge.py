@@ -1,0 +1,126 @@
+"""What the bandit has learned from rewarded decisions, and how one more is taken in."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+from river.drift import ADWIN
+
+from learners.bandit.config import BanditConfig
+from learners.bandit.features import Features
+from learners.bandit.regressor import BlockBayesianRegressor
+from learners.bandit.serialization import finite, packed, regressor_from_json, regressor_to_json, unpacked
+
+ERRORS_WATCHED = 2000
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A decision with what it earned.
+
+    Attributes:
+        decision_id: event id of the decision.
+        x: features of the choice.
+        propensity: probability that the choice had.
+        slate: how many candidates there were.
+        value: what was earned, in units of reward.
+    """
+
+    decision_id: str
+    x: Features
+    propensity: float
+    slate: int
+    value: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON, exact to the bit."""
+        return asdict(self) | {"x": [packed(list(self.x), "<u4"), packed(list(self.x.values()), "<f8")]}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Lesson":
+        """Return the lesson that `to_json` wrote."""
+        indices, values = document["x"]
+        x = dict(zip(unpacked(indices, "<u4").tolist(), finite(values).tolist(), strict=True))
+        return cls(**document | {"x": x})
+
+
+@dataclass
+class Knowledge:
+    """What all lessons so far have come to.
+
+    Attributes:
+        lessons: rewarded decisions learned from.
+        value_total: of all lessons.
+        squared_error: of the predictions before each lesson, exponentially weighted.
+        drifts: how often the predictions have turned worse for good, as ADWIN finds.
+        errors: absolute errors that ADWIN has seen since it began anew.
+    """
+
+    regressor: BlockBayesianRegressor
+    lessons: int = 0
+    value_total: float = 0.0
+    squared_error: float = 0.0
+    drifts: int = 0
+    errors: list[float] = field(default_factory=list)
+    _detector: ADWIN | None = None
+
+    def learn(self, lesson: Lesson, config: BanditConfig) -> None:
+        """Take in one lesson."""
+        believed = self.regressor.predict_one(lesson.x)
+        error = lesson.value - believed
+        recent = max(1.0 - 0.5 ** (1.0 / config.error_halflife), 1.0 / (self.lessons + 1))
+        self.squared_error += recent * (error * error - self.squared_error)
+        self.value_total += lesson.value
+        self.lessons += 1
+        self._watch(abs(error), config)
+        match config.update:
+            case "direct":
+                self.regressor.learn_one(lesson.x, lesson.value)
+            case "importance":
+                weight = min(1.0 / (lesson.slate * lesson.propensity), config.most_weight)
+                self.regressor.learn_one(lesson.x, lesson.value, weight)
+            case "doubly-robust":  # of those not chosen the estimate is what is believed: there is nothing to learn
+                surprise = error * min(1.0 / lesson.propensity, config.most_weight)
+                self.regressor.learn_one(lesson.x, believed + surprise)
+
+    def _watch(self, error: float, config: BanditConfig) -> None:
+        """Tell ADWIN (Bifet & Gavaldà, SDM 2007) an error; where it finds them risen, loosen what is believed.
+
+        The detector can only be stored as what it has seen, so it begins anew now and then: with the newer half of
+        its errors when there are many, with none after an alarm.
+        """
+        if self._detector is None:
+            self._detector = ADWIN(delta=config.drift_delta)
+            for seen in self.errors:
+                self._detector.update(seen)
+        before = self._detector.estimation
+        self._detector.update(error)
+        self.errors.append(error)
+        if self._detector.drift_detected:
+            if self._detector.estimation > before:
+                self.drifts += 1
+                self.regressor.loosen(config.drift_reaction)
+            self.errors, self._detector = [], None
+        elif len(self.errors) >= ERRORS_WATCHED:
+            self.errors, self._detector = self.errors[ERRORS_WATCHED // 2 :], None
+
+    def to_bytes(self) -> bytes:
+        """Return it as JSON, exact to the bit."""
+        return orjson.dumps(
+            {
+                "regressor": regressor_to_json(self.regressor),
+                "lessons": self.lessons,
+                "value_total": self.value_total,
+                "squared_error": self.squared_error,
+                "drifts": self.drifts,
+                "errors": packed(self.errors, "<f8"),
+            },
+            option=orjson.OPT_SORT_KEYS,
+        )
+
+    @classmethod
+    def from_bytes(cls, value: bytes) -> "Knowledge":
+        """Return what `to_bytes` wrote."""
+        document = orjson.loads(value)
+        regressor, errors = regressor_from_json(document["regressor"]), finite(document["errors"]).tolist()
+        return cls(**document | {"regressor": regressor, "errors": errors})

@@ -1,0 +1,87 @@
+"""A regressor as JSON, exact to the bit: arrays are little-endian and in base64."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
+
+
+def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
+    """Return everything that a regressor knows; equal ones give equal documents.
+
+    Covariances are symmetric, so their upper triangles are all there is.
+    """
+    met = len(regressor.features)
+    return {
+        "config": asdict(regressor.config),
+        "lessons": regressor.lessons,
+        "centre": regressor.centre,
+        "energy": regressor.energy,
+        "errors": regressor.errors.tolist(),
+        "evidence": regressor.evidence.tolist(),
+        "features": packed(regressor.features[1:], "<u4"),
+        "means": packed(regressor.means[:, 1:met], "<f8"),
+        "variances": packed(regressor.variances[:, 1:met], "<f8"),
+        "blocks": [
+            {
+                "id": block_id,
+                "slots": packed(block.slots, "<u4"),
+                "covariances": packed(block.filled[:, *np.triu_indices(block.width)], "<f8"),
+            }
+            for block_id, block in regressor.blocks.items()
+        ],
+    }
+
+
+def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
+    """Return the regressor that `regressor_to_json` wrote.
+
+    Raises:
+        ValueError: the document is damaged, or holds a number that is not finite.
+        KeyError, TypeError: it is something else.
+    """
+    config = document["config"]
+    regressor = BlockBayesianRegressor(RegressorConfig(**config | {"forgetting": tuple(config["forgetting"])}))
+    members = len(regressor.config.forgetting)
+    regressor.lessons = int(document["lessons"])
+    regressor.centre, regressor.energy = float(document["centre"]), float(document["energy"])
+    regressor.errors = np.array(document["errors"], dtype=float).reshape(members)
+    regressor.evidence = np.array(document["evidence"], dtype=float).reshape(members)
+    features = unpacked(document["features"], "<u4").tolist()
+    shape = (members, len(features))
+    regressor.restore(features, finite(document["means"]).reshape(shape), finite(document["variances"]).reshape(shape))
+    for block in document["blocks"]:
+        slots = unpacked(block["slots"], "<u4").tolist()
+        rows, columns = np.triu_indices(len(slots))
+        covariances = np.zeros((members, len(slots), len(slots)))
+        covariances[:, rows, columns] = finite(block["covariances"]).reshape(members, len(rows))
+        covariances[:, columns, rows] = covariances[:, rows, columns]
+        regressor.restore_block(int(block["id"]), slots, covariances)
+    return regressor
+
+
+def packed(numbers: Sequence[Any] | NDArray[Any], kind: str) -> str:
+    """Return numbers as an array in base64."""
+    return base64.b64encode(np.asarray(numbers, dtype=kind).tobytes()).decode()
+
+
+def unpacked(text: str, kind: str) -> NDArray[Any]:
+    """Return the array that `packed` wrote."""
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype=kind)
+
+
+def finite(text: str) -> NDArray[np.float64]:
+    """Return an array of float64.
+
+    Raises:
+        ValueError: one of its numbers is not finite.
+    """
+    numbers = unpacked(text, "<f8").astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError("weights are not finite")
+    return numbers
