@@ -23,6 +23,7 @@ from infra.processes.routes import RANDOM_POLICY
 from infra.processes.supervisor import Supervisor
 from infra.progress import wait_until_drained
 from infra.topology import all_processors, learning_processors
+from learners.gate import GateConfig
 from schemas.topics import DECISIONS, ROLLOUTS, SPANS, TOPICS
 from streams.log import Log
 from streams.replay import live_state
@@ -30,6 +31,8 @@ from streams.replay import live_state
 LEARNED, RANDOM = "learned", "random"
 DRAIN_TIMEOUT_S = 120.0
 PARALLEL = 4
+DEMO_GATE = GateConfig(confidence=0.8, tolerance=0.1, canary_share=0.0)
+"""A demonstration has some hundred rewards to go by; the gate's defaults want some hundred more to be sure."""
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from learners.bandit.features import Features, features
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
+from learners.betting import FRACTIONS
 from learners.contract import Policy, distribution
+from learners.policies import UNIFORM_VERSION
 from schemas.decisions import Decision
 
 Floats = NDArray[np.float64]
-
-FRACTIONS: Floats = np.geomspace(0.002, 0.95, 32)
-"""How boldly is bet: shares of what could be lost. The mixture over them does nearly as well as the best one."""
 
 BISECTIONS = 50
 FOLDS = 5
@@ -150,10 +149,6 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
 def compare(policy: Policy, against: Policy, log: Sequence[Logged], confidence: float = 0.95) -> Comparison:
     """Return how much more a policy would have earned than another, on the same logged decisions.
 
-    The bet is on w r + v (1 - r) - 1, where w and v are the weights of the two policies and r is the reward: its mean
-    is the difference, since that of v is 1, and it is never below -1, whatever the weights. Where `against` made the
-    log, v is 1 and it is (w - 1) r.
-
     Raises:
         ValueError: there are fewer than two decisions.
     """
@@ -168,8 +163,8 @@ def compare(policy: Policy, against: Policy, log: Sequence[Logged], confidence: 
     return Comparison(
         float((modelled + (new - old) * (rewards - model.chosen)).mean()),
         Interval(
-            lower_bound(_bets(new, old, rewards), -1.0, tail),
-            -lower_bound(_bets(old, new, rewards), -1.0, tail),
+            lower_bound(*_bets(new, old, log), tail),
+            -lower_bound(*_bets(old, new, log), tail),
         ),
     )
 
@@ -179,25 +174,30 @@ def gain_is_sure(policy: Policy, against: Policy, log: Sequence[Logged], error: 
 
     Asked again and again as the log grows, it says so wrongly with probability `error` at most.
     """
+    return difference_bound(policy, against, log, error) > -tolerance
+
+
+def difference_bound(policy: Policy, against: Policy, log: Sequence[Logged], error: float) -> float:
+    """Return what a policy surely earns more than another; wrong at some length of the log with probability `error`."""
     new, old = (_chances(of, log)[0] / _propensities(log) for of in (policy, against))
-    return lower_bound(_bets(new, old, _rewards(log)), -1.0, error) > -tolerance
+    return lower_bound(*_bets(new, old, log), error)
 
 
-def lower_bound(values: Floats, least: float, error: float) -> float:
+def lower_bound(values: Floats, least: Floats | float, error: float) -> float:
     """Return a lower bound of the mean of `values` that holds, with probability 1 - error, for all their prefixes.
 
-    A gambler who bets on every value being above m, in a game that is fair if the mean is m, multiplies his stake by
-    1/error at some time with probability `error` at most (Ville, 1939). Means at which he has done so are ruled out.
+    The means are ruled out against which a gambler has won at some time (`learners.betting`).
 
     Args:
         values: shape (n,), in order, each with the same mean given those before it.
-        least: no value is below it.
+        least: no value is below it; one for all, or shape (n,), each known before its value.
         error: in (0, 1).
 
     Returns:
-        The bound; at least `least`.
+        The bound; at least the greatest of `least`.
     """
-    low, high = least, max(float(np.max(values)), least + 1.0)
+    low = float(np.max(least))
+    high = max(float(np.max(values)), low + 1.0)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         if _ruled_out(values, least, middle, error):
@@ -234,16 +234,28 @@ def decisions_needed(difference: float, deviation: float, error: float = 0.05, p
 def difference_deviation(policy: Policy, against: Policy, log: Sequence[Logged]) -> float:
     """Return the standard deviation of what one decision says of the difference of two policies."""
     new, old = (_chances(of, log)[0] / _propensities(log) for of in (policy, against))
-    return float(_bets(new, old, _rewards(log)).std())
+    return float(_bets(new, old, log)[0].std())
 
 
-def _bets(new: Floats, old: Floats, rewards: Floats) -> Floats:
-    return new * rewards + old * (1.0 - rewards) - 1.0
+def _bets(new: Floats, old: Floats, log: Sequence[Logged]) -> tuple[Floats, Floats]:
+    """Return what each decision says of the difference of two policies, and how little it could have said.
+
+    All have the difference as their mean. With weights w and v and reward r, it is w r + v (1 - r) - 1 >= -1, whatever
+    the weights. Where the uniform baseline chose among K at most, weights are known to be at most K, so that a constant
+    can be taken from the reward that its mean before suggests, which makes it vary far less: (w - v) (r - mean).
+    """
+    rewards = _rewards(log)
+    before = (0.5 + np.concatenate([[0.0], np.cumsum(rewards)[:-1]])) / np.arange(1, len(rewards) + 1)
+    uniform = np.array([item.decision.policy_version == UNIFORM_VERSION for item in log])
+    most = max((len(item.decision.candidates) for item in log), default=1)
+    values = np.where(uniform, (new - old) * (rewards - before), new * rewards + old * (1.0 - rewards) - 1.0)
+    least = np.where(uniform, -most * np.maximum(before, 1.0 - before), -1.0)
+    return values, np.minimum(least, -1.0)
 
 
-def _ruled_out(values: Floats, least: float, mean: float, error: float) -> bool:
+def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float) -> bool:
     """Return whether the gambler's stake has reached 1/error at some time, had the mean been this."""
-    if mean <= least:
+    if mean <= np.max(least):
         return True
     odds = (values - mean) / (mean - least)
     stakes = np.cumsum(np.log1p(np.outer(FRACTIONS, odds)), axis=1)

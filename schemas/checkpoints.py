@@ -25,7 +25,7 @@ TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
     CheckpointState.EVALUATED: frozenset({CheckpointState.CANARY, CheckpointState.PROMOTED, CheckpointState.REJECTED}),
     CheckpointState.CANARY: frozenset({CheckpointState.PROMOTED, CheckpointState.ROLLED_BACK}),
     CheckpointState.PROMOTED: frozenset({CheckpointState.RETIRED, CheckpointState.ROLLED_BACK}),
-    CheckpointState.RETIRED: frozenset(),
+    CheckpointState.RETIRED: frozenset({CheckpointState.PROMOTED}),  # when its successor is rolled back
     CheckpointState.REJECTED: frozenset(),
     CheckpointState.ROLLED_BACK: frozenset(),
 }

@@ -76,8 +76,11 @@ def decision(rollout_id: str, texts: list[str], choice: int) -> DecisionEvent:
 
 
 def lesson(texts: list[str], choice: int, value: float, **more: Any) -> ExampleEvent:
-    """Return a bandit lesson."""
+    """Return a bandit lesson from a decision of `version`."""
     event = decision("r", texts, choice)
+    event = event.model_copy(
+        update={"payload": event.payload.model_copy(update={"policy_version": more.pop("version", "uniform")})}
+    )
     example = Example(
         target="supervisor-policy",
         reward=value,

@@ -26,6 +26,7 @@ from infra.config import (
 from infra.logs import open_log
 from infra.processes.running import StartError, running
 from infra.progress import lag
+from learners.gate import GateConfig
 
 if TYPE_CHECKING:
     from infra.demo import DemoResult
@@ -106,7 +107,7 @@ def demo(
     from agents.tasks import load_tasks
     from infra.analytics.page import write_report
     from infra.cli.looking import print_report
-    from infra.demo import DemoOptions, run_demo
+    from infra.demo import DEMO_GATE, DemoOptions, run_demo
 
     if log not in ("embedded", "kafka"):
         raise ConfigError(f"--log is {log!r}; it must be `embedded` or `kafka`")
@@ -119,6 +120,7 @@ def demo(
             "gateway": GatewaySettings(**base.gateway.model_dump() | {"port": 0, "keys": "optional"}),
             "simulator": SimulatorSettings(**base.simulator.model_dump() | {"port": 0}),
             "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
+            "gate": DEMO_GATE if base.gate == GateConfig() else base.gate,
         }
     )
     with progress_bar() as progress, _own_log(settings, log) as settings:

@@ -157,6 +157,7 @@ class Supervisor:
             "EVERLOOP_DATA_DIR": str(self._settings.data_dir.absolute()),
             "EVERLOOP_LOG": self._settings.log or f"sqlite:///{self._settings.log_path.absolute()}",
             "EVERLOOP_ANALYTICS__DSN": self._settings.analytics_dsn,
+            "EVERLOOP_GATE": self._settings.gate.model_dump_json(),
             "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
         }
         for name in ("learner", "worker", "analytics", "gateway", "simulator"):

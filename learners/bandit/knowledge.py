@@ -1,15 +1,17 @@
 """What the bandit has learned from rewarded decisions, and how one more is taken in."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from river.drift import ADWIN
 
 from learners.bandit.config import BanditConfig
 from learners.bandit.features import Features
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.bandit.serialization import finite, packed, regressor_from_json, regressor_to_json, unpacked
+
+if TYPE_CHECKING:
+    from river.drift import ADWIN
 
 ERRORS_WATCHED = 2000
 
@@ -62,7 +64,7 @@ class Knowledge:
     squared_error: float = 0.0
     drifts: int = 0
     errors: list[float] = field(default_factory=list)
-    _detector: ADWIN | None = None
+    _detector: "ADWIN | None" = None
 
     def learn(self, lesson: Lesson, config: BanditConfig) -> None:
         """Take in one lesson."""
@@ -89,6 +91,8 @@ class Knowledge:
         The detector can only be stored as what it has seen, so it begins anew now and then: with the newer half of
         its errors when there are many, with none after an alarm.
         """
+        from river.drift import ADWIN  # takes seconds to import, in every process that reads settings
+
         if self._detector is None:
             self._detector = ADWIN(delta=config.drift_delta)
             for seen in self.errors:

@@ -1,5 +1,6 @@
 """The bandit learner: folds rewarded decisions, undoes rewards that are corrected, and announces policies."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import fsum, sqrt
@@ -13,6 +14,19 @@ from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.contract import NewCheckpoint
 from schemas.examples import BanditExample, Example, ExampleEvent
+
+
+def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
+    """Return the policy that follows from what is known, and goes on to follow from it as more is learned."""
+    squarecb = config.exploration == "squarecb"
+    return BanditPolicy(
+        beliefs=knowledge.regressor,
+        exploration=config.exploration,
+        greed=config.gamma_scale * sqrt(knowledge.lessons + 1) if squarecb else config.thompson_greed,
+        epsilon=config.epsilon,
+        cost_weight=config.cost_weight,
+        tenant_share=config.tenant_share,
+    )
 
 
 @dataclass
@@ -100,19 +114,11 @@ class BanditLearner:
         )
 
     def policy(self, state: BanditState) -> BanditPolicy:
-        """Return the policy that follows from what is known."""
-        config, regressor = self.config, state.knowledge.regressor
-        greed = config.thompson_greed
-        if config.exploration == "squarecb":
-            greed = config.gamma_scale * sqrt(state.lessons)
-        return BanditPolicy(
-            beliefs=regressor if config.exploration in ("thompson", "bag") else Weights.of(regressor),
-            exploration=config.exploration,
-            greed=greed,
-            epsilon=config.epsilon,
-            cost_weight=config.cost_weight,
-            tenant_share=config.tenant_share,
-        )
+        """Return the policy that follows from what is known; it does not change when more is learned."""
+        live = policy_of(state.knowledge, self.config)
+        if self.config.exploration in ("thompson", "bag"):
+            return replace(live, beliefs=deepcopy(state.knowledge.regressor))
+        return replace(live, beliefs=Weights.of(state.knowledge.regressor))
 
     def encode(self, state: BanditState) -> bytes:
         """Return the state as JSON, exact to the bit."""

@@ -66,13 +66,16 @@ class BanditPolicy:
         found = features(context, candidates, tenant, self.tenant_share)
         costs = self.cost_weight * np.array([candidate.cost or 0.0 for candidate in candidates])
         means = np.array(self.beliefs.predict_many(found)) - costs
-        if isinstance(self.beliefs, BlockBayesianRegressor):
+        if self.exploration == "squarecb":
+            chances = squarecb(means, self.greed)
+        elif self.exploration == "epsilon":
+            chances = greedy(means)
+        else:
+            assert isinstance(self.beliefs, BlockBayesianRegressor)  # noqa: S101 - `from_bytes` has seen to it
             if self.exploration == "bag":
                 chances = bag(self.beliefs.predict_members(found) - costs)
             else:
                 chances = thompson(means, np.array(self.beliefs.deviations(found)) / self.greed)
-        else:
-            chances = greedy(means) if self.exploration == "epsilon" else squarecb(means, self.greed)
         return with_floor(chances, self.epsilon)
 
     def to_bytes(self) -> bytes:
@@ -104,8 +107,11 @@ class BanditPolicy:
                 raise ValueError(f"it reads features of version {version}, this program computes {FEATURE_VERSION}")
             if document["exploration"] not in get_args(Exploration):
                 raise ValueError(f"unknown exploration {document['exploration']!r}")
+            beliefs = _beliefs_from_json(document["beliefs"])
+            if document["exploration"] in ("thompson", "bag") and isinstance(beliefs, Weights):
+                raise ValueError(f"{document['exploration']} needs to know how sure the beliefs are; it has weights alone")
             return cls(
-                _beliefs_from_json(document["beliefs"]),
+                beliefs,
                 document["exploration"],
                 float(document["greed"]),
                 float(document["epsilon"]),

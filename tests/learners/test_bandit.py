@@ -351,6 +351,8 @@ def test_a_policy_for_other_features_is_refused() -> None:
     policy = BanditPolicy(Weights(0.5, {}), "squarecb", 1.0, 0.1, feature_version=99)
     with pytest.raises(ValueError, match="version 99"):
         BanditPolicy.from_bytes(policy.to_bytes())
+    with pytest.raises(ValueError, match="weights alone"):
+        BanditPolicy.from_bytes(BanditPolicy(Weights(0.5, {}), "thompson", 1.0, 0.1).to_bytes())
     with pytest.raises(ValueError, match="not a bandit policy"):
         BanditPolicy.from_bytes(b"{}")
     with pytest.raises(ValueError, match="no policy reads 'text/plain'"):

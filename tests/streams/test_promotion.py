@@ -1,5 +1,6 @@
 """Candidates pass the gate on held-out decisions, or are rejected with a reason."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, Checkpoin
 from schemas.decisions import Candidate
 from schemas.envelope import AnyEvent
 from schemas.examples import ExampleEvent
+from schemas.routes import RouteEvent
 from schemas.serialization import decode
 from schemas.topics import CHECKPOINTS, DEAD_LETTERS, ROUTES
 from streams.artifacts import ArtifactStore
@@ -23,6 +25,8 @@ from tests import events
 
 TARGET = "supervisor-policy"
 GOOD, BAD = "the effect was significant", "nothing is known"
+AT_ONCE = GateConfig(canary_share=0.0, tolerance=0.2)
+ON_TRIAL = GateConfig(canary_share=0.25)
 
 
 def policy(good_reward: float) -> bytes:
@@ -41,17 +45,28 @@ def held_out(count: int) -> list[ExampleEvent]:
     ]
 
 
+def rewarded(version: str, value: float, count: int) -> list[ExampleEvent]:
+    """Return training decisions of a version that all earned the same."""
+    return [events.lesson([GOOD, BAD], 0, value, version=version) for _ in range(count)]
+
+
+def alternating(*of: Sequence[AnyEvent]) -> list[AnyEvent]:
+    return [event for together in zip(*of, strict=True) for event in together]
+
+
 def candidate(store: ArtifactStore, version: str, content: bytes, kind: Any = "policy") -> CheckpointEvent:
     artifact = store.put(content, MEDIA_TYPE)
     payload = Checkpoint(name=TARGET, version=version, kind=kind, state=CheckpointState.CANDIDATE, artifact=artifact)
     return CheckpointEvent(time=events.START, payload=payload)
 
 
-def promoted(log: EmbeddedLog, store: ArtifactStore, *sequence: AnyEvent) -> list[tuple[str, str, str]]:
+def promoted(
+    log: EmbeddedLog, store: ArtifactStore, *sequence: AnyEvent, config: GateConfig = AT_ONCE
+) -> list[tuple[str, str, str]]:
     """Run promotion over events; return version, state and reason of every change, in order."""
     for event in sequence:
         log.append([events.new_record(event, TARGET)])
-        runner = EmbeddedRunner(log, Promotion(GateConfig(), store), "t")
+        runner = EmbeddedRunner(log, Promotion(config, store), "t")
         while runner.run_once():
             pass
         runner.close()
@@ -98,6 +113,68 @@ def test_without_evidence_nothing_is_promoted(log: EmbeddedLog, tmp_path: Path) 
     changes = promoted(log, store, train_only, *held_out(3), candidate(store, "v1", policy(0.9)))
     assert changes[-1] == ("v1", "rejected", "3 held-out decisions, 12 needed")
     assert served(log) == []
+
+
+def weights(log: EmbeddedLog) -> list[dict[str, float]]:
+    """Return what was served, route by route, by version."""
+    routes = [decode(RouteEvent, record.value).payload for record in read_all(log, ROUTES.name)]
+    return [{target.version: target.weight for target in route.targets} for route in routes]
+
+
+def test_on_trial_a_version_serves_its_share_until_it_is_surely_no_worse(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    trial = alternating(rewarded("uniform", 0.5, 60), rewarded("v1", 0.9, 60))
+    changes = promoted(log, store, *held_out(40), candidate(store, "v1", policy(0.9)), *trial, config=ON_TRIAL)
+    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary", "promoted"]
+    assert "surely no worse than uniform" in changes[-1][2]
+    assert weights(log) == [{"uniform": 0.75, "v1": 0.25}, {"v1": 1.0}]
+
+
+def test_on_trial_a_worse_version_is_rolled_back_and_the_newest_that_waited_is_judged(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    trial = alternating(rewarded("uniform", 0.8, 60), rewarded("v1", 0.2, 60))
+    waiting = [candidate(store, version, policy(0.9 + number / 100)) for number, version in enumerate(["v2", "v3"])]
+    before: list[AnyEvent] = [*held_out(40), candidate(store, "v1", policy(0.9)), *waiting]
+    changes = promoted(log, store, *before, *trial, config=ON_TRIAL)
+    assert [(version, state) for version, state, _ in changes][3:] == [
+        ("v2", "candidate"),
+        ("v3", "candidate"),
+        ("v2", "rejected"),
+        ("v1", "rolled-back"),
+        ("v3", "evaluated"),
+        ("v3", "canary"),
+    ]
+    assert weights(log) == [{"uniform": 0.75, "v1": 0.25}, {"uniform": 1.0}, {"uniform": 0.75, "v3": 0.25}]
+
+
+def test_a_version_that_drops_after_its_promotion_is_taken_back(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    changes = promoted(
+        log,
+        store,
+        *held_out(40),
+        candidate(store, "v1", policy(0.9)),
+        *rewarded("v1", 0.9, 100),
+        candidate(store, "v2", policy(0.95)),
+        *rewarded("v2", 0.1, 60),
+    )
+    assert [(version, state) for version, state, _ in changes][-3:] == [
+        ("v2", "promoted"),
+        ("v2", "rolled-back"),
+        ("v1", "promoted"),
+    ]
+    assert "surely less than v1" in changes[-2][2]
+    assert served(log) == ["v1", "v2", "v1"]
+
+
+def test_a_person_who_takes_the_route_over_ends_the_trial(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    by_hand = RouteEvent(payload=baseline_route(TARGET).model_copy(update={"held": True}))
+    before: list[AnyEvent] = [*held_out(40), candidate(store, "v1", policy(0.9))]
+    changes = promoted(log, store, *before, by_hand, *rewarded("v1", 0.0, 60), config=ON_TRIAL)
+    assert changes[-1] == ("v1", "rolled-back", "a person took over the route")
 
 
 def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import SGDClassifier
 from vowpalwabbit import Workspace
 
-from learners.bandit import BanditConfig, BanditLearner, OnlineBandit, benchmark_policy
+from learners.bandit import BanditConfig, OnlineBandit, benchmark_policy
 from learners.bandit.exploration import squarecb, with_floor
 from learners.bandit.features import Features, features
-from learners.bandit.knowledge import Lesson
+from learners.bandit.knowledge import Knowledge, Lesson
+from learners.bandit.learner import policy_of
 from learners.bandit.online import EPSILON, GAMMA_SCALE, Plain
-from learners.bandit.regressor import RegressorConfig
+from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
 from schemas.decisions import Candidate as Shown
 from tests.benchmarks.bandits.problems import Candidate
 
@@ -148,19 +149,18 @@ class Variant:
 
     def __init__(self, seed: int, config: BanditConfig) -> None:
         self._config = config
-        self._learner = BanditLearner("variant", config)
-        self._state = self._learner.initial()
+        self._knowledge = Knowledge(BlockBayesianRegressor(config.regressor()))
         self._random = Random(seed)
 
     def choose(self, candidates: Sequence[Candidate]) -> tuple[int, float]:
         plain = [Shown(text=c) if isinstance(c, str) else Shown(numbers=c) for c in candidates]
-        chances = self._learner.policy(self._state).probabilities("", plain)
+        chances = policy_of(self._knowledge, self._config).probabilities("", plain)
         (index,) = self._random.choices(range(len(chances)), chances)
         return index, chances[index]
 
     def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
         found = _features(candidates)
-        self._state.knowledge.learn(Lesson("", found[index], propensity, len(found), reward), self._config)
+        self._knowledge.learn(Lesson("", found[index], propensity, len(found), reward), self._config)
 
 
 def _features(candidates: Sequence[Candidate]) -> list[Features]:
