@@ -26,7 +26,7 @@ from pydantic_settings import (
 from infra.gateway.redaction import RedactionConfig
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
-from schemas.routes import Endpoint
+from schemas.routes import Choice, Endpoint
 from schemas.serialization import readable
 from streams.adapter import AdapterConfig
 from streams.batching import BatchConfig
@@ -238,6 +238,8 @@ class Settings(BaseSettings):
     Attributes:
         data_dir: folder for everything Everloop writes; relative paths below are relative to it.
         log: `sqlite:///path` (embedded) or `kafka://host:port[,host:port]`. None is `log.db` in the data folder.
+        choices: logical model name to the policy that chooses who answers, and among what; such a policy is learned
+            like those of `bandit.targets`.
         models: logical model name to the OpenAI-compatible endpoint behind it. Names that a role calls and that are
             missing here are played by the simulator.
         roles: role of the research society to logical model name.
@@ -254,6 +256,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".everloop")
     log: str | None = None
     models: dict[str, ModelSettings] = {}
+    choices: dict[str, Choice] = {}
     roles: dict[str, str] = ROLES
     gateway: GatewaySettings = GatewaySettings()
     simulator: SimulatorSettings = SimulatorSettings()
@@ -310,6 +313,22 @@ class Settings(BaseSettings):
         if self.implicit.enabled and reader is not None and reader not in self.models:
             raise ValueError(f"implicit.model is {reader!r}, and there is no models.{reader}")
         return self
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Self:
+        known = {*self.models, *self.simulated_models}
+        for name, choice in self.choices.items():
+            if name in self.models:
+                raise ValueError(f"{name} is a model and a choice; give one of them another name")
+            if missing := [option.model for option in choice.options if option.model not in known]:
+                raise ValueError(f"choices.{name} leads to {', '.join(missing)}, and there is no such model")
+        return self
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Logical names of the policies that are learned."""
+        chosen = [choice.policy for choice in self.choices.values()]
+        return tuple(dict.fromkeys([*self.bandit.targets, *chosen]))
 
     @model_validator(mode="after")
     def _known_log(self) -> Self:
@@ -374,7 +393,7 @@ class Settings(BaseSettings):
     def simulated_models(self) -> list[str]:
         """Logical models that some role or the judge calls and that have no endpoint."""
         called = set(self.roles.values()) | ({self.judge.model} if self.judge.model else set())
-        return sorted(called - set(self.models))
+        return sorted(called - set(self.models) - set(self.choices))
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

@@ -35,7 +35,7 @@ def learning_processors(settings: Settings) -> list[Learning[Any]]:
     """Return the online learners, one for each thing to be learned."""
     artifacts = ArtifactStore(settings.artifacts_dir)
     config = settings.bandit.learner_config()
-    return [Learning(BanditLearner(target, config), artifacts) for target in settings.bandit.targets]
+    return [Learning(BanditLearner(target, config), artifacts) for target in settings.policies]
 
 
 def all_processors(settings: Settings) -> list[Processor[Any]]:

@@ -57,6 +57,7 @@ class Api:
         operation: `gen_ai.operation.name` of its spans.
         path: below the base URL.
         messages: a request's messages in OpenAI's chat format; None where it has none.
+        instructed: a request with instructions before everything else it says; unchanged where it has no place for any.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Api:
     request: type[Asked]
     answer: type[Answer]
     messages: Callable[[dict[str, Any]], Messages | None]
+    instructed: Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 def _prompts(body: dict[str, Any]) -> Messages | None:
@@ -101,9 +103,49 @@ def _content(content: Any) -> Any:
     return "".join(texts) if len(texts) == len(content) else content
 
 
-CHAT = Api("chat_completions", "chat", "/chat/completions", ChatRequest, ChoicesAnswer, lambda body: body["messages"])
-COMPLETIONS = Api("completions", "text_completion", "/completions", CompletionRequest, ChoicesAnswer, _prompts)
-RESPONSES = Api("responses", "chat", "/responses", ResponsesRequest, ResponsesAnswer, _items)
-EMBEDDINGS = Api("embeddings", "embeddings", "/embeddings", EmbeddingsRequest, EmbeddingsAnswer, lambda _: None)
+def _instructed_chat(body: dict[str, Any], text: str) -> dict[str, Any]:
+    return {**body, "messages": [{"role": "system", "content": text}, *body["messages"]]}
+
+
+def _instructed_completion(body: dict[str, Any], text: str) -> dict[str, Any]:
+    prompt = body["prompt"]
+    if isinstance(prompt, str):
+        return {**body, "prompt": f"{text}\n\n{prompt}"}
+    return {**body, "prompt": [f"{text}\n\n{one}" if isinstance(one, str) else one for one in prompt]}
+
+
+def _instructed_response(body: dict[str, Any], text: str) -> dict[str, Any]:
+    own = body.get("instructions")
+    return {**body, "instructions": f"{text}\n\n{own}" if isinstance(own, str) else text}
+
+
+CHAT = Api(
+    "chat_completions",
+    "chat",
+    "/chat/completions",
+    ChatRequest,
+    ChoicesAnswer,
+    lambda body: body["messages"],
+    _instructed_chat,
+)
+COMPLETIONS = Api(
+    "completions",
+    "text_completion",
+    "/completions",
+    CompletionRequest,
+    ChoicesAnswer,
+    _prompts,
+    _instructed_completion,
+)
+RESPONSES = Api("responses", "chat", "/responses", ResponsesRequest, ResponsesAnswer, _items, _instructed_response)
+EMBEDDINGS = Api(
+    "embeddings",
+    "embeddings",
+    "/embeddings",
+    EmbeddingsRequest,
+    EmbeddingsAnswer,
+    lambda _: None,
+    lambda body, _: body,
+)
 
 APIS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)

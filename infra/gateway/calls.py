@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.background import BackgroundTask
 
 from infra.gateway.apis import Api
+from infra.gateway.choosing import chosen
 from infra.gateway.context import CHECKPOINT_HEADER, ROLLOUT_HEADER, SPAN_HEADER, CallContext
 from infra.gateway.conversations import AGENT, Conversation
 from infra.gateway.model_spans import ModelCall
@@ -21,7 +22,7 @@ from infra.gateway.services import Services
 from infra.gateway.upstream import Reply, UpstreamError
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import readable
-from schemas.topics import ROLLOUTS, SPANS
+from schemas.topics import DECISIONS, ROLLOUTS, SPANS
 
 SENT_ON = ("accept", "openai-beta", "openai-organization", "openai-project", "x-request-id")
 """Headers of a request that a model server gets; above all not the caller's key."""
@@ -79,7 +80,11 @@ async def serve(
         )
         rollout_id = conversation.rollout_id
     key = call.key(rollout_id)
+    choice, taken = services.routing.choice(model) if resolved is None else None, None
     try:
+        if choice is not None:
+            taken = chosen(services, api, call, rollout_id, choice, body)
+            model, body = taken.option.model, taken.body
         target, route = resolved or services.routing.resolve(model, "model", key)
     except ProblemError:
         if conversation is not None:
@@ -97,6 +102,8 @@ async def serve(
             ),
         )
         announce(services, began)
+    if taken is not None:
+        services.record(DECISIONS, taken.decision)
     model_call = ModelCall(api, call, rollout_id, services.routing.group(key), body, target)
     finish = _Finish(services, model_call, conversation, observer)
     if observer is not None:

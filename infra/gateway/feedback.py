@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from infra.gateway.access import Agent, Caller, Feedback
 from infra.gateway.bodies import BoundedRoute
+from infra.gateway.choosing import decided
 from infra.gateway.context import call_context
-from infra.gateway.routing import unit_draw
 from infra.gateway.services import Shared
 from schemas.clock import from_milliseconds
-from schemas.decisions import Candidate, Decision, DecisionEvent
-from schemas.envelope import EventId, Name, SpanId, UnitInterval, rollout_key
+from schemas.decisions import Candidate
+from schemas.envelope import EventId, Name, SpanId, UnitInterval
 from schemas.identifiers import derived_event_id
 from schemas.rewards import Reward, RewardEvent, RewardSource
 from schemas.topics import DECISIONS, REWARDS
@@ -114,46 +114,15 @@ async def decide(new: NewDecision, request: Request, services: Shared, caller: A
     The draw depends on rollout, policy and context only: asked again, the same policy chooses the same.
     """
     call = call_context(request, caller)
-    key = rollout_key(caller.tenant, new.rollout_id)
-    target, _ = services.routing.resolve(new.policy, "policy", key)
-    assert target.policy is not None  # noqa: S101 - routes of kind policy have one
-    context, candidates = services.redactor.text(new.context), services.redactor.candidates(new.candidates)
-    probabilities = target.policy.probabilities(context, candidates, caller.tenant)
-    choice = _drawn(probabilities, unit_draw(new.policy, key, context))
-    payload = Decision(
-        policy=new.policy,
-        policy_version=target.version,
-        feature_version=target.policy.feature_version,
-        tenant=caller.tenant,
-        context=context,
-        candidates=candidates,
-        probabilities=probabilities,
-        choice=choice,
-        propensity=probabilities[choice],
-    )
-    event = DecisionEvent(
-        tenant=caller.tenant,
-        rollout_id=new.rollout_id,
-        trace_id=call.trace_id,
-        span_id=call.parent_span_id,
-        payload=payload,
-    )
+    event = decided(services, call, new.rollout_id, new.policy, new.context, new.candidates)
     await services.record_durably(DECISIONS, event)
+    made = event.payload
     return JSONResponse(
         {
             "decision_id": event.event_id,
-            "choice": choice,
-            "propensity": probabilities[choice],
-            "probabilities": probabilities,
-            "policy_version": target.version,
+            "choice": made.choice,
+            "propensity": made.propensity,
+            "probabilities": made.probabilities,
+            "policy_version": made.policy_version,
         }
     )
-
-
-def _drawn(probabilities: list[float], draw: float) -> int:
-    """Return the index into which a number in [0, 1) falls."""
-    for index, probability in enumerate(probabilities):
-        draw -= probability
-        if draw < 0:
-            return index
-    return max(range(len(probabilities)), key=probabilities.__getitem__)

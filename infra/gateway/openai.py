@@ -26,7 +26,7 @@ def _body_of(api: Api) -> dict[str, Any]:
 @router.get("/v1/models")
 async def models(services: Shared, _: Agent) -> JSONResponse:
     """List the logical models."""
-    names = sorted(route.name for route in services.routing.routes.values() if route.kind == "model")
+    names = sorted(route.name for route in services.routing.routes.values() if route.kind in ("model", "choice"))
     return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
 
@@ -34,7 +34,7 @@ async def models(services: Shared, _: Agent) -> JSONResponse:
 async def model(name: str, services: Shared, _: Agent) -> JSONResponse:
     """Return one logical model."""
     route = services.routing.routes.get(name)
-    if route is None or route.kind != "model":
+    if route is None or route.kind not in ("model", "choice"):
         raise ProblemError(404, "Unknown model", f"there is no model {name[:200]!r}; see /v1/models")
     return JSONResponse(_model(name))
 

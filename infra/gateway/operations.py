@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.gateway.access import Admin, Agent, Caller
 from infra.gateway.bodies import BoundedRoute
@@ -18,7 +18,8 @@ from infra.gateway.services import Services, Shared
 from infra.logs import open_log
 from infra.operating import OperatingError, canary, drain, promote, release, roll_back, set_route
 from schemas.envelope import Name
-from schemas.routes import Route, RouteTarget
+from schemas.routes import Choice, Route, RouteTarget
+from schemas.serialization import readable
 from streams.log import Log
 
 router = APIRouter(route_class=BoundedRoute)
@@ -47,8 +48,9 @@ class CanaryAsked(VersionAsked):
 class WantedRoute(Asked):
     """A whole route; see `schemas.routes.Route`."""
 
-    kind: Literal["model", "policy"]
+    kind: Literal["model", "policy", "choice"]
     targets: list[RouteTarget] = Field(min_length=1, max_length=100)
+    choice: Choice | None = None
     fallbacks: list[RouteTarget] = Field(default=[], max_length=10)
     shadows: list[RouteTarget] = Field(default=[], max_length=10)
 
@@ -97,7 +99,10 @@ async def put_route(name: str, wanted: WantedRoute, services: Shared, caller: Ad
     for target in (*wanted.targets, *wanted.fallbacks, *wanted.shadows):
         _check(name, wanted.kind, target)
     given = wanted.model_dump(exclude={"reason"})
-    route = Route.model_validate({"name": name_of("name", name), **given})
+    try:
+        route = Route.model_validate({"name": name_of("name", name), **given})
+    except ValidationError as error:
+        raise ProblemError(400, "Invalid route", readable(error)) from error
     return await _operate(services, lambda log: set_route(log, _actor(caller), route, wanted.reason))
 
 
@@ -179,6 +184,7 @@ def _shown(services: Services, route: LoadedRoute) -> dict[str, Any]:
         "name": route.name,
         "kind": route.kind,
         "held": route.held,
+        "choice": route.choice.model_dump() if route.choice else None,
         "targets": [shown(target) for target in route.targets],
         "fallbacks": [shown(target) for target in route.fallbacks],
         "shadows": [shown(target) for target in route.shadows],

@@ -14,7 +14,7 @@ from infra.gateway.problems import ProblemError
 from learners.contract import Policy
 from learners.policies import UniformPolicy, load_policy
 from schemas.rollouts import Recorded
-from schemas.routes import Endpoint, Route, RouteTarget
+from schemas.routes import Choice, Endpoint, Route, RouteTarget
 from schemas.topics import DECISIONS, SPANS
 from streams.artifacts import ArtifactReader
 from streams.errors import RejectedRecordError
@@ -44,6 +44,7 @@ class LoadedRoute:
     fallbacks: tuple[Target, ...] = ()
     shadows: tuple[Target, ...] = ()
     held: bool = False
+    choice: Choice | None = None
 
     def target_for(self, rollout: str) -> Target:
         """Return the target of a rollout: always the same one, by weight over many rollouts."""
@@ -105,7 +106,7 @@ class RoutingTable:
                 tuple(self._load(route, target) for target in of)
                 for of in (route.targets, route.fallbacks, route.shadows)
             )
-            loaded = LoadedRoute(route.name, route.kind, targets, fallbacks, shadows, route.held)
+            loaded = LoadedRoute(route.name, route.kind, targets, fallbacks, shadows, route.held, route.choice)
         except (ValueError, RejectedRecordError) as error:
             log_event.error("route refused, the old one serves on", name=route.name, error=str(error))
             return
@@ -186,6 +187,11 @@ class RoutingTable:
             raise ProblemError(404, f"Unknown {kind}", f"there is no {kind} {name[:200]!r}; there are: {names}")
         return target, route
 
+    def choice(self, name: str) -> Choice | None:
+        """Return the choice that a logical name stands for, if it is one."""
+        route = self._routes.get(name)
+        return route.choice if route is not None else None
+
     def pinned(self, name: str) -> Counter[str]:
         """Return how many open rollouts are pinned to each version of a name."""
         with self._lock:
@@ -218,6 +224,8 @@ class RoutingTable:
             else:
                 policy = UniformPolicy()
             return Target(target.version, target.weight, policy=policy)
+        if route.kind == "choice":
+            return Target(target.version, target.weight)
         if target.endpoint is None:
             raise ValueError(f"model {route.name} {target.version} has no endpoint")
         check_address(target.endpoint.base_url)

@@ -1,5 +1,7 @@
 """The first routes of an installation: configured models, simulated ones, and the baseline of each policy."""
 
+from hashlib import sha256
+
 from infra.config import ConfigError, ModelSettings, Settings
 from infra.logs import open_log
 from infra.serving.simulator.app import MODEL
@@ -31,8 +33,8 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
         raise ConfigError(f"no endpoint for {missing}; set models.NAME.base_url and models.NAME.model")
     with open_log(settings) as log:
         served = _served(log)
-        wanted = [*_model_routes(settings, simulator_url)]
-        wanted += [baseline_route(name) for name in (*settings.bandit.targets, RANDOM_POLICY) if name not in served]
+        wanted = [*_model_routes(settings, simulator_url), *_choice_routes(settings)]
+        wanted += [baseline_route(name) for name in (*settings.policies, RANDOM_POLICY) if name not in served]
         held = {name for name, route in served.items() if route.held}
         changed = [route for route in wanted if route.name not in held and served.get(route.name) != route]
         log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record() for route in changed])
@@ -52,6 +54,19 @@ def _model_routes(settings: Settings, simulator_url: str | None) -> list[Route]:
             reason="configuration",
         )
         for name, model in models.items()
+    ]
+
+
+def _choice_routes(settings: Settings) -> list[Route]:
+    return [
+        Route(
+            name=name,
+            kind="choice",
+            targets=[RouteTarget(version=f"configured:{sha256(choice.model_dump_json().encode()).hexdigest()[:12]}")],
+            choice=choice,
+            reason="configuration",
+        )
+        for name, choice in settings.choices.items()
     ]
 
 

@@ -109,7 +109,7 @@ class BanditPolicy:
                 raise ValueError(f"unknown exploration {document['exploration']!r}")
             beliefs = _beliefs_from_json(document["beliefs"])
             if document["exploration"] in ("thompson", "bag") and isinstance(beliefs, Weights):
-                raise ValueError(f"{document['exploration']} needs to know how sure the beliefs are; it has weights alone")
+                raise ValueError(f"{document['exploration']} must know how sure the beliefs are; it has weights alone")
             return cls(
                 beliefs,
                 document["exploration"],
