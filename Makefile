@@ -8,13 +8,14 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNCED := $(VENV)/.synced
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo test lint format bench bench-gateway soak faults schemas clean
+.PHONY: help setup demo test lint format bench bench-bandit bench-gateway soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
 	@echo "make test    run the tests, with their coverage"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   measure, and write the figures to bench-results.json"
+	@echo "make bench-bandit  the bandit beside Vowpal Wabbit, and whether its evaluation and gate tell the truth"
 	@echo "make bench-gateway  the gateway beside its peers, each in an environment of its own"
 	@echo "make soak    half an hour of everything at once at the gateway, with its memory curve"
 	@echo "make faults  kill 120 processes under load, stop Kafka for two minutes; takes a quarter of an hour"
@@ -49,6 +50,9 @@ format: setup
 
 bench: setup
 	$(RUN)/python -m tests.benchmarks --out bench-results.json
+
+bench-bandit: setup
+	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.bandits --out bench-bandit.json --chart bench-bandit.png
 
 bench-gateway: setup
 	$(RUN)/python -m tests.benchmarks --only gateway switches decisions --out bench-gateway.json

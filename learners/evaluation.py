@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 BISECTIONS = 50
 FOLDS = 5
 SWITCH_ABOVE = 20.0
-MODEL = RegressorConfig(forgetting=(1e-5,), dense=0)
+MODEL = RegressorConfig(prior_variance=0.5, forgetting=(1e-5,), dense=0)
 """The regression of the direct method: without covariances, because it is fitted once for each fold."""
 
 
@@ -169,6 +169,50 @@ def compare(policy: Policy, against: Policy, log: Sequence[Logged], confidence: 
     )
 
 
+@dataclass(frozen=True)
+class Arm:
+    """What always choosing one candidate would have earned, of those it stands among.
+
+    Attributes:
+        offered, chosen: decisions.
+        value: self-normalised estimate of the mean reward where it is offered; None where it was never chosen.
+    """
+
+    offered: int
+    chosen: int
+    value: float | None
+
+
+def arms(log: Sequence[Logged]) -> dict[str, Arm]:
+    """Return the value of each candidate by its id, or by its text where it has no id."""
+    found: dict[str, list[tuple[Logged, bool]]] = {}
+    for item in log:
+        for index, candidate in enumerate(item.decision.candidates):
+            name = candidate.id or candidate.text
+            found.setdefault(name, []).append((item, index == item.decision.choice))
+    return {name: _arm(of) for name, of in found.items()}
+
+
+def _arm(of: Sequence[tuple[Logged, bool]]) -> Arm:
+    weights = [1.0 / item.decision.propensity for item, chosen in of if chosen]
+    rewards = [item.reward for item, chosen in of if chosen]
+    total = sum(weights)
+    value = sum(w * reward for w, reward in zip(weights, rewards, strict=True)) / total if total else None
+    return Arm(len(of), len(weights), value)
+
+
+def regrets(log: Sequence[Logged]) -> Floats:
+    """Return how much more the best candidate of each decision would have earned, as the direct method tells.
+
+    Each decision's rewards are modelled from the others; the best of several noisy estimates flatters, so this is
+    rather too much than too little.
+
+    Returns:
+        Shape (n,), in [0, 1].
+    """
+    return _ModelledRewards(log).regrets
+
+
 def gain_is_sure(policy: Policy, against: Policy, log: Sequence[Logged], error: float, tolerance: float = 0.0) -> bool:
     """Return whether a policy surely earns more than another, less a tolerance.
 
@@ -269,6 +313,7 @@ class _ModelledRewards:
 
     Attributes:
         chosen: shape (n,), of the candidates that were chosen.
+        regrets: shape (n,), how much better the best candidate is.
     """
 
     def __init__(self, log: Sequence[Logged]) -> None:
@@ -281,6 +326,7 @@ class _ModelledRewards:
         self.chosen: Floats = np.array(
             [modelled[item.decision.choice] for modelled, item in zip(self._all, log, strict=True)]
         )
+        self.regrets: Floats = np.array([np.max(modelled) for modelled in self._all]) - self.chosen
 
     def values(self, distributions: Sequence[Floats]) -> Floats:
         """Return what each decision would earn in expectation."""

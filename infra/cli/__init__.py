@@ -5,7 +5,7 @@ import sys
 import typer
 
 from agents.tasks import TaskFileError
-from infra.cli import dead_letters, evaluating, kafka, learning, looking, operating, running, topics
+from infra.cli import dead_letters, evaluating, explaining, kafka, learning, looking, operating, running, topics
 from infra.cli.options import app
 from infra.config import ConfigError
 from infra.logging import configure_logging
@@ -18,6 +18,7 @@ __all__ = [
     "app",
     "dead_letters",
     "evaluating",
+    "explaining",
     "kafka",
     "learning",
     "looking",

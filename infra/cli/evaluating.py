@@ -47,7 +47,7 @@ def ope(
     name = name or settings.bandit.targets[0]
     splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
     with existing_log(settings) as log:
-        decisions = list(_decisions(log, name, splits, _time(since)))
+        decisions = list(logged_decisions(log, name, splits, _time(since)))
         first, second = (_policy(settings, log, name, version) for version in (policy, against))
     if len(decisions) < 2:
         raise ConfigError(f"{len(decisions)} rewarded decisions of {name} on {', '.join(splits)} tasks; two are needed")
@@ -84,7 +84,7 @@ def ope(
     console.print(f"To tell a gain of {gain:g}: about {needed if needed else 'any number of'} decisions.")
 
 
-def _decisions(log: Log, name: str, splits: tuple[Split, ...], since: datetime | None) -> Iterator["Logged"]:
+def logged_decisions(log: Log, name: str, splits: tuple[Split, ...], since: datetime | None) -> Iterator["Logged"]:
     """Yield the decisions of a policy with their newest rewards, in the order they were first rewarded."""
     from learners.evaluation import Logged
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,11 +21,27 @@ BEGINNING = "beginning"
 def replay_command(
     learner: Annotated[str, typer.Option(help="Which learner: `bandit`, or the name of what it learns.")] = "bandit",
     start: Annotated[str, typer.Option("--from", help="`beginning`, an offset, or a time (ISO 8601).")] = BEGINNING,
+    reward: Annotated[
+        str | None, typer.Option(help="What if the reward were this? `module:function`, from a lesson to [0, 1].")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="What if the bandit were so configured? A TOML file, its table `bandit`.")
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="Picture of a what-if (default: data folder).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fold the log again, beside the live learner, and compare the weights. Exits 1 if they differ."""
+    """Fold the log again, beside the live learner, and compare the weights. Exits 1 if they differ.
+
+    With --reward or --config it is a what-if: history is learned as it was and otherwise, and both are compared on
+    held-out decisions, off-policy.
+    """
     settings = load_settings()
     processor = _learning(settings, learner)
+    if reward is not None or config is not None:
+        from infra.cli.what_if import what_if
+
+        what_if(settings, processor.learner.target, reward, config, chart, as_json)
+        return
     with existing_log(settings) as log:
         begin = _start(log, processor, start)
         topic = processor.topics[0].name

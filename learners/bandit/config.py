@@ -24,7 +24,7 @@ class BanditConfig(BaseModel):
         update: what a lesson teaches: the reward of the choice (`direct`), weighted by one over its propensity
             (`importance`), or its doubly robust estimate (`doubly-robust`; Dudík, Langford & Li, ICML 2011).
         most_weight: largest importance weight.
-        prior_variance, noise_share, forgetting, block, dense: see `RegressorConfig`.
+        prior_mean, prior_variance, noise_share, forgetting, block, dense: see `RegressorConfig`.
         criteria: where given, a lesson's reward is the mean of the scores by these criteria, so weighted, as far as it
             has them.
         cost_weight: reward that one unit of money is worth. A candidate's stated cost counts when it is chosen; where
@@ -47,7 +47,8 @@ class BanditConfig(BaseModel):
     epsilon: float = Field(default=0.03, gt=0.0, le=1.0)
     update: Literal["direct", "importance", "doubly-robust"] = "direct"
     most_weight: float = Field(default=20.0, ge=1.0)
-    prior_variance: Positive = 0.5
+    prior_mean: float = Field(default=0.5, ge=-1e6, le=1e6)
+    prior_variance: Positive = 0.25
     noise_share: Positive = 0.7
     forgetting: tuple[Share, ...] = Field(default=(1e-5, 2e-3), min_length=1, max_length=16)
     block: int = Field(default=96, ge=1, le=1024)
@@ -64,6 +65,7 @@ class BanditConfig(BaseModel):
         """Return what the regression is configured by."""
         bagged = self.exploration == "bag"
         return RegressorConfig(
+            prior_mean=self.prior_mean,
             prior_variance=self.prior_variance,
             noise_share=self.noise_share,
             forgetting=self.forgetting[:1] * self.bags if bagged else self.forgetting,

@@ -11,7 +11,7 @@ from learners.bandit.exploration import squarecb, with_floor
 from learners.bandit.features import Features, features
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
 
-EPSILON = 0.01
+EPSILON = 0.005
 GAMMA_SCALE = 200.0
 
 
@@ -27,7 +27,7 @@ class OnlineBandit:
 
     Args:
         seed: of the draws.
-        epsilon: share of uniform exploration; 0.01 earns most, 0.03 and more serves off-policy evaluation better.
+        epsilon: share of uniform exploration; 0.005 earns most, 0.03 and more serves off-policy evaluation better.
 
     Examples:
         >>> bandit = OnlineBandit(seed=1)

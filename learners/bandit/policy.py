@@ -33,7 +33,7 @@ class Weights:
     @classmethod
     def of(cls, regressor: BlockBayesianRegressor) -> "Weights":
         """Return what a regressor believes now."""
-        return cls(regressor.centre, regressor.weights())
+        return cls(regressor.config.prior_mean, regressor.weights())
 
     def predict_many(self, examples: Sequence[Features]) -> list[float]:
         """Return the predictions, in order."""

@@ -18,7 +18,6 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 LEAST_NOISE = 1e-4
-CENTRE_RATE = 0.005
 ERROR_RATE = 0.02
 EVIDENCE_KEPT = 0.99
 LOOSE = -1
@@ -31,6 +30,8 @@ class RegressorConfig:
     """How a `BlockBayesianRegressor` believes.
 
     Attributes:
+        prior_mean: what is believed of a target whose features were never met. Not learned: with the mean of what was
+            earned in its place, what was never tried would look as good as what is chosen for being the best.
         prior_variance: of each weight before it is seen, > 0.
         noise_share: the reward's noise as a share of the recent squared error, > 0.
         forgetting: one member each: the share by which a weight's variance returns to the prior whenever it is met.
@@ -41,7 +42,8 @@ class RegressorConfig:
             AISTATS 2001): each lesson counts Poisson(1) times.
     """
 
-    prior_variance: float = 0.5
+    prior_mean: float = 0.5
+    prior_variance: float = 0.25
     noise_share: float = 0.7
     forgetting: tuple[float, ...] = (1e-5, 2e-3)
     block: int = 96
@@ -107,7 +109,6 @@ class BlockBayesianRegressor(base.Regressor):
 
     Attributes:
         lessons: how many there were.
-        centre: running mean of what was learned, which the weights explain the differences from.
         energy: mean squared norm of the features; the prior is for features of norm 1.
         errors: each member's recent squared error.
         evidence: each member's recent log-likelihood.
@@ -127,7 +128,6 @@ class BlockBayesianRegressor(base.Regressor):
         self.config = config or RegressorConfig()
         members = len(self.config.forgetting)
         self.lessons = 0
-        self.centre = 0.5
         self.energy = 1.0
         self.errors: Floats = np.full(members, 0.1)
         self.evidence: Floats = np.zeros(members)
@@ -166,21 +166,21 @@ class BlockBayesianRegressor(base.Regressor):
         """Return the means of the predictions, in order."""
         counts = [len(x) for x in examples]
         if not all(counts):
-            return [self.predict_many([x])[0] if x else self.centre for x in examples]
+            return [self.predict_many([x])[0] if x else self.config.prior_mean for x in examples]
         slots = [self.slot_of.get(index, UNMET) for x in examples for index in x]
         values = np.array([value for x in examples for value in x.values()])
         starts = np.cumsum([0, *counts[:-1]])
         weighted = self.shares @ (self.means[:, slots] * values)
-        predicted: list[float] = (self.centre + np.add.reduceat(weighted, starts)).tolist()
+        predicted: list[float] = (self.config.prior_mean + np.add.reduceat(weighted, starts)).tolist()
         return predicted
 
     def predict_members(self, examples: Sequence[Features]) -> Floats:
         """Return what each member predicts, shape (E, K)."""
         predicted = [
-            self.centre + (self.means[:, [self.slot_of.get(index, UNMET) for index in x]] @ np.array(list(x.values())))
+            self.means[:, [self.slot_of.get(index, UNMET) for index in x]] @ np.array(list(x.values()))
             for x in examples
         ]
-        return np.stack(predicted, axis=1)
+        return self.config.prior_mean + np.stack(predicted, axis=1)
 
     def deviations(self, examples: Sequence[Features]) -> list[float]:
         """Return the standard deviations of the predictions' means, without the reward's noise."""
@@ -213,7 +213,6 @@ class BlockBayesianRegressor(base.Regressor):
         if not isfinite(energy + y) or w <= 0:
             raise ValueError(f"features and target must be finite and the weight positive, got {x}, {y}, {w}")
         self.lessons += 1
-        self.centre += max(CENTRE_RATE, 1.0 / (self.lessons + 2)) * (y - self.centre)
         if not x:
             return self
         self.energy += (max(1e-9, energy) - self.energy) / self.lessons
@@ -230,7 +229,7 @@ class BlockBayesianRegressor(base.Regressor):
                 here, places = values[homes == block_id], self.place[slots[homes == block_id]]
                 gains[block_id] = self._gains(self.blocks[block_id], places, here)
                 variances += _total(gains[block_id][:, places] * here)
-        errors = y - self.centre - means
+        errors = y - self.config.prior_mean - means
         noise = np.maximum(LEAST_NOISE, self.config.noise_share * self.errors) / w
         if self.config.bootstrap:
             noise = noise / np.maximum(_poisson(self.lessons, len(noise)), 1e-9)

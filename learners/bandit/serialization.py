@@ -20,7 +20,6 @@ def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
     return {
         "config": asdict(regressor.config),
         "lessons": regressor.lessons,
-        "centre": regressor.centre,
         "energy": regressor.energy,
         "errors": regressor.errors.tolist(),
         "evidence": regressor.evidence.tolist(),
@@ -49,7 +48,7 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
     regressor = BlockBayesianRegressor(RegressorConfig(**config | {"forgetting": tuple(config["forgetting"])}))
     members = len(regressor.config.forgetting)
     regressor.lessons = int(document["lessons"])
-    regressor.centre, regressor.energy = float(document["centre"]), float(document["energy"])
+    regressor.energy = float(document["energy"])
     regressor.errors = np.array(document["errors"], dtype=float).reshape(members)
     regressor.evidence = np.array(document["evidence"], dtype=float).reshape(members)
     features = unpacked(document["features"], "<u4").tolist()

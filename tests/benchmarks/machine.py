@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("everloop", "fastapi", "faust-streaming", "httpx", "pydantic", "river", "uvicorn")
+PACKAGES = ("everloop", "fastapi", "faust-streaming", "httpx", "pydantic", "river", "uvicorn", "vowpalwabbit")
 
 
 def machine() -> dict[str, Any]:

@@ -259,6 +259,58 @@ def test_a_policy_is_evaluated_on_decisions_that_were_made_anyway(demo: dict[str
     assert "0 rewarded decisions" in too_late.stderr
 
 
+def test_history_is_learned_again_with_another_reward_and_another_configuration(
+    demo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = Path(demo["data_dir"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text(
+        "def complete(example):\n    return example.criteria.get('completeness')\n\ndef wrong(example):\n    return 7\n"
+    )
+    (tmp_path / "bold.toml").write_text("[bandit]\nexploration = 'thompson'\n")
+    chart = tmp_path / "chart.png"
+    found = everloop_json(
+        data_dir, "replay", "--reward", "rewards:complete", "--config", "bold.toml", "--chart", str(chart)
+    )
+    assert chart.stat().st_size > 10_000
+    assert set(found["policies"]) == {"as it is", "what if"}
+    for policy in found["policies"].values():
+        assert policy["lessons"] == demo["policy_updates"]
+        assert 0.0 <= policy["evaluation"]["interval"]["low"] <= policy["evaluation"]["interval"]["high"] <= 1.0
+        assert policy["replay_method"]["matched"] <= policy["replay_method"]["shown"]
+        assert [point["lessons"] for point in policy["curve"]][-1] == policy["lessons"]
+    assert "what if minus as it is" in everloop(data_dir, "replay", "--reward", "rewards:complete").stdout
+    for wrong, says in (
+        (("--reward", "rewards"), "must be module:function"),
+        (("--reward", "rewards:missing"), "has no attribute 'missing'"),
+        (("--reward", "rewards:wrong"), "returned 7"),
+        (("--config", "rewards.py"), "rewards.py"),
+        (("--config", "nowhere.toml"), "No such file"),
+    ):
+        assert_one_line(everloop(data_dir, "replay", *wrong), says)
+
+
+def test_decisions_and_policies_are_explained(demo: dict[str, Any]) -> None:
+    data_dir = Path(demo["data_dir"])
+    version = demo["checkpoints"][-1]["version"]
+    (decision,) = everloop_json(data_dir, "explain", "decision", "demo-7-00030-learned", "--version", version)
+    assert len(decision["candidates"]) == 3
+    assert sum(candidate["probability"] for candidate in decision["candidates"]) == pytest.approx(1.0)
+    assert all(len(candidate["contributions"]) == 5 for candidate in decision["candidates"])
+    assert "because of" in everloop(
+        data_dir, "explain", "decision", decision["decision_id"], "--version", version
+    ).stdout.replace("\n", " ")
+    policy = everloop_json(data_dir, "explain", "policy", "--top", "3")
+    assert len(policy["importance"]) > 1
+    assert all(len(of) == 3 for of in policy["importance"].values())
+    assert set(policy["candidates"]) == {"geneticist", "pharmacologist", "neurologist"}
+    assert len(policy["regret"]) == 4
+    assert "Missed a decision" in everloop(data_dir, "explain", "policy").stdout
+    assert_one_line(everloop(data_dir, "explain", "decision", "nobody"), "no decision 'nobody'")
+    assert_one_line(everloop(data_dir, "explain", "decision", "demo-7-00000-random"), "chose by chance")
+    assert_one_line(everloop(data_dir, "explain", "policy", "nobody"), "too few to say")
+
+
 def test_keys_and_routes_are_changed_by_hand_and_the_audit_trail_says_so(tmp_path: Path) -> None:
     endpoint = ["--base-url", "http://127.0.0.1:9/v1", "--model"]
     first = everloop_json(tmp_path, "routes", "set", "writer", *endpoint, "one", "--reason", "begin")

@@ -1,5 +1,6 @@
 """Who plays: Everloop's bandit and its variants, Vowpal Wabbit, River, the article's rule, and chance."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from math import sqrt
@@ -72,9 +73,13 @@ class VowpalWabbit:
         self._workspace.learn(lines)
 
 
+_MARKS = re.compile(r"[:|\s]+")
+"""What means something in Vowpal Wabbit's text format."""
+
+
 def _line(candidate: Candidate) -> str:
     if isinstance(candidate, str):
-        return f"|t {candidate}"
+        return f"|t {_MARKS.sub(' ', candidate)}"
     return "|n " + " ".join(f"{name.replace(':', '_')}:{value:.6g}" for name, value in candidate.items())
 
 

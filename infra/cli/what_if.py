@@ -1,0 +1,180 @@
+"""What-if: history learned again with another reward or configuration, compared, and drawn."""
+
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from infra.cli.looking import existing_log
+from infra.cli.options import console, print_json, print_table
+from infra.config import ConfigError, Settings
+from learners.bandit import BanditConfig, BanditLearner
+from learners.what_if import Refitted, Replayed, RewardFunction, RewardFunctionError
+from schemas.examples import ExampleEvent
+from schemas.serialization import decode_all, readable
+from schemas.topics import EXAMPLES
+from streams.log import read_all
+
+POINTS = 10
+SEED = 0
+AS_IT_IS, OTHERWISE = "as it is", "what if"
+
+
+def what_if(
+    settings: Settings, name: str, reward: str | None, config: Path | None, chart: Path | None, as_json: bool
+) -> None:
+    """Refit a policy on its training decisions twice, as it is and otherwise; compare both, and draw.
+
+    Args:
+        reward: `module:function`, see `learners.what_if.RewardFunction`; both are evaluated by it.
+        config: TOML file whose table `bandit`, or top level, holds other settings.
+
+    Raises:
+        ConfigError: there is nothing to compare with, or the function or the file cannot be used.
+    """
+    from learners.evaluation import compare, evaluate
+    from learners.what_if import held_out, refitted, replayed, rewarded_by, weighted_mean
+
+    function = _function(reward) if reward else None
+    settled = settings.bandit.learner_config()
+    learners = {
+        AS_IT_IS: BanditLearner(name, settled),
+        OTHERWISE: BanditLearner(name, _config(settled, config) if config else settled),
+    }
+    logged = _lessons(settings, name)
+    try:
+        otherwise = rewarded_by(logged, function)
+    except RewardFunctionError as error:
+        raise ConfigError(f"--reward {reward}: {error}") from error
+    taught = {AS_IT_IS: logged, OTHERWISE: otherwise}
+    evidence = held_out(otherwise)
+    fitted = {which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()}
+    if len(evidence) < 2 or not all(fitted.values()):
+        lessons = sum(event.payload.split == "train" for event in otherwise)
+        raise ConfigError(
+            f"{lessons} lessons and {len(evidence)} held-out decisions of {name}; one and two at least are needed"
+        )
+    through = {which: replayed(learner, taught[which], SEED) for which, learner in learners.items()}
+    curves = {
+        which: [(point.lessons, weighted_mean(point.policy, evidence)) for point in points]
+        for which, points in fitted.items()
+    }
+    picture = _draw(curves, through, chart or settings.data_dir / "what-if.png")
+    document: dict[str, Any] = {
+        "name": name,
+        "reward": reward,
+        "config": str(config) if config else None,
+        "held_out": len(evidence),
+        "policies": {
+            which: {
+                "lessons": points[-1].lessons,
+                "evaluation": asdict(evaluate(points[-1].policy, evidence)),
+                "curve": [{"lessons": lessons, "value": value} for lessons, value in curves[which]],
+                "replay_method": _replay_method(through[which]),
+            }
+            for which, points in fitted.items()
+        },
+        "difference": asdict(compare(fitted[OTHERWISE][-1].policy, fitted[AS_IT_IS][-1].policy, evidence)),
+        "chart": str(picture),
+    }
+    if as_json:
+        print_json(document)
+    else:
+        _print(document, fitted)
+
+
+def _print(document: dict[str, Any], fitted: dict[str, list[Refitted]]) -> None:
+    rows = []
+    for which, found in document["policies"].items():
+        estimates, replay = found["evaluation"], found["replay_method"]
+        interval = estimates["interval"]
+        rows.append(
+            (
+                which,
+                fitted[which][-1].lessons,
+                estimates["snips"],
+                estimates["doubly_robust"],
+                f"{interval['low']:.3f} to {interval['high']:.3f}",
+                "–" if replay["mean"] is None else f"{replay['mean']:.3f} of {replay['matched']}",
+            )
+        )
+    columns = ("learned", "lessons", "SNIPS", "DR", "95% at any time", "replay method")
+    print_table(f"{document['name']}: mean reward on {document['held_out']} held-out decisions", columns, rows)
+    difference = document["difference"]
+    low, high = difference["interval"]["low"], difference["interval"]["high"]
+    console.print(f"what if minus as it is: {difference['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}")
+    console.print(f"Picture: [bold]{document['chart']}[/]")
+
+
+def _lessons(settings: Settings, name: str) -> list[ExampleEvent]:
+    with existing_log(settings) as log:
+        return [
+            event
+            for record in read_all(log, EXAMPLES.name)
+            for event in decode_all(ExampleEvent, record.value)
+            if event.payload.target == name
+        ]
+
+
+def _function(named: str) -> RewardFunction:
+    module, _, function = named.partition(":")
+    if not module or not function:
+        raise ConfigError(f"--reward is {named!r}; it must be module:function")
+    sys.path.insert(0, str(Path.cwd()))  # where one who tries something keeps it
+    try:
+        found: RewardFunction = getattr(import_module(module), function)
+    except Exception as error:  # an import runs somebody else's code
+        raise ConfigError(f"--reward {named}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise ConfigError(f"--reward {named}: it is no function")
+    return found
+
+
+def _config(base: BanditConfig, file: Path) -> BanditConfig:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        return BanditConfig.model_validate(base.model_dump() | document.get("bandit", document))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {file}: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"--config {file}: {readable(error)}") from error
+
+
+def _replay_method(found: Replayed) -> dict[str, Any]:
+    matched = len(found.rewards)
+    return {"shown": found.shown, "matched": matched, "mean": sum(found.rewards) / matched if matched else None}
+
+
+def _draw(curves: dict[str, list[tuple[int, float]]], through: dict[str, Replayed], path: Path) -> Path:
+    """Draw what policies after ever more lessons would earn, and what a learner would have earned on the way."""
+    from matplotlib.figure import Figure
+
+    from infra.analytics.charts import COLOURS
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for colour, (which, points) in zip(COLOURS, curves.items(), strict=False):
+        left.plot([lessons for lessons, _ in points], [value for _, value in points], "o-", color=colour, label=which)
+        means = _running(through[which].rewards)
+        right.plot(range(1, len(means) + 1), means, color=colour, label=which)
+    left.set(title="held-out value by lessons (SNIPS)", xlabel="lessons", ylabel="mean reward", ylim=(0, 1.05))
+    right.set(title="replay method, mean so far", xlabel="matched decisions", ylim=(0, 1.05))
+    left.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _running(rewards: Sequence[float]) -> list[float]:
+    total, means = 0.0, []
+    for number, reward in enumerate(rewards, start=1):
+        total += reward
+        means.append(total / number)
+    return means

@@ -1,0 +1,71 @@
+"""Why: the features behind a decision, what a policy looks at, and what choosing otherwise would have brought."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from learners.bandit.features import Features, features, names_of
+from learners.bandit.policy import BanditPolicy, Weights
+from schemas.decisions import Decision
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What a policy thinks of one candidate.
+
+    Attributes:
+        believed: reward that it expects, less a stated cost.
+        probability: with which it chooses the candidate.
+        contributions: feature by name to what it adds to the belief, beyond what it adds to that of the slate's mean
+            candidate; the greatest first. They sum to `believed` less the slate's mean.
+    """
+
+    believed: float
+    probability: float
+    contributions: dict[str, float]
+
+
+def reasons(policy: BanditPolicy, decision: Decision) -> list[Reasons]:
+    """Return why a policy would choose as it would, for each candidate of a decision.
+
+    Beliefs are linear in the features, so a feature's share is its weight times its value: nothing is approximated.
+    """
+    found, weights = _features(policy, decision), _weights(policy)
+    names = names_of(decision.context, decision.candidates, decision.tenant)
+    terms = [{index: weights.by_feature.get(index, 0.0) * value for index, value in x.items()} for x in found]
+    mean = {index: sum(of.get(index, 0.0) for of in terms) / len(terms) for of in terms for index in of}
+    chances = policy.probabilities(decision.context, decision.candidates, decision.tenant)
+    explained = []
+    for candidate, of, probability in zip(decision.candidates, terms, chances, strict=True):
+        beyond = {index: of.get(index, 0.0) - mean[index] for index in mean}
+        ranked = sorted(beyond.items(), key=lambda item: (-abs(item[1]), item[0]))
+        cost = policy.cost_weight * (candidate.cost or 0.0)
+        explained.append(
+            Reasons(
+                weights.centre + sum(of.values()) - cost,
+                probability,
+                {names.get(index, f"feature {index}"): value for index, value in ranked if value != 0.0},
+            )
+        )
+    return explained
+
+
+def importance(policy: BanditPolicy, decisions: Sequence[Decision]) -> dict[str, float]:
+    """Return by how much each feature moves beliefs within a slate, on average over decisions; the greatest first.
+
+    Per decision and feature it is the mean over candidates of the absolute contribution (see `Reasons`).
+    """
+    totals: dict[str, float] = {}
+    for decision in decisions:
+        for explained in reasons(policy, decision):
+            for name, value in explained.contributions.items():
+                totals[name] = totals.get(name, 0.0) + abs(value) / len(decision.candidates)
+    ranked = sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+    return {name: total / len(decisions) for name, total in ranked}
+
+
+def _features(policy: BanditPolicy, decision: Decision) -> list[Features]:
+    return features(decision.context, decision.candidates, decision.tenant, policy.tenant_share)
+
+
+def _weights(policy: BanditPolicy) -> Weights:
+    return policy.beliefs if isinstance(policy.beliefs, Weights) else Weights.of(policy.beliefs)
