@@ -54,7 +54,7 @@ class Example(Model):
         reward: the rollout's reward.
         reward_revision: 1 for the first reward; higher for a correction of a lesson already given.
         criteria: the scores that the reward was made of, by criterion.
-        cost: of the rollout's model calls, in the unit of the endpoints' prices.
+        cost: of the model call it is about, or of all the rollout's, in the unit of the endpoints' prices.
         source_event_ids: the events it was made from (trajectory first).
     """
 

@@ -44,7 +44,6 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
     task = trajectory.rollout.task
     counted = rewards_that_count(trajectory.rewards).get("")
     criteria = next((e.payload.criteria for e in trajectory.rewards if counted and e.event_id == counted[0]), {})
-    cost = fsum(_cost(span) for span in trajectory.spans)
     return [
         Example(
             target=target,
@@ -54,44 +53,52 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
             reward=reward,
             reward_revision=max(1, trajectory.reward_revision),
             criteria=criteria,
-            cost=cost,
+            cost=_cost(trajectory, span_id),
             source_event_ids=[event.event_id, source],
             body=body,
         )
-        for target, source, reward, body in _bodies(event, config)
+        for target, source, span_id, reward, body in _bodies(event, config)
         if reward is not None
     ]
 
 
-def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[tuple[str, str, float | None, Body]]:
-    """Yield target, source event id, reward and body of each lesson."""
+Lesson = tuple[str, str, str | None, float | None, Body]
+"""Target, source event id, the span it is about, reward and body."""
+
+
+def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Lesson]:
+    """Yield the lessons."""
     trajectory = event.payload
     calls = _model_calls(trajectory.spans)
     for target, nodes in config.sft.items():
         for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
-            yield target, span.event_id, _reward(trajectory, span), _conversation(span)
+            yield target, span.event_id, span.span_id, _reward(trajectory, span.span_id), _conversation(span)
         yield from _demonstrations(trajectory, target, nodes)
     for target, nodes in config.rl.items():
         for span in calls:
             if _node(span) in nodes:
-                yield target, span.event_id, _reward(trajectory, span), _sample(span)
+                yield target, span.event_id, span.span_id, _reward(trajectory, span.span_id), _sample(span)
     for decision in trajectory.decisions:
         body = BanditExample(decision_id=decision.event_id, decision=decision.payload)
-        yield decision.payload.policy, decision.event_id, trajectory.reward, body
+        about = decision.span_id
+        yield decision.payload.policy, decision.event_id, about, _reward(trajectory, about), body
 
 
-def _cost(event: SpanEvent) -> float:
-    cost = event.payload.attributes.get(Attribute.COST)
-    return float(cost) if isinstance(cost, int | float) else 0.0
+def _cost(trajectory: Trajectory, span_id: str | None) -> float:
+    """Return what a model call cost; of all of them where the span is none, or none is named."""
+    costs = {
+        span.span_id: float(cost)
+        for span in trajectory.spans
+        if isinstance(cost := span.payload.attributes.get(Attribute.COST), int | float)
+    }
+    return costs[span_id] if span_id in costs else fsum(costs.values())
 
 
-def _reward(trajectory: Trajectory, span: SpanEvent) -> float | None:
-    return trajectory.span_rewards.get(span.span_id, trajectory.reward)
+def _reward(trajectory: Trajectory, span_id: str | None) -> float | None:
+    return trajectory.span_rewards.get(span_id or "", trajectory.reward)
 
 
-def _demonstrations(
-    trajectory: Trajectory, target: str, nodes: frozenset[str]
-) -> Iterator[tuple[str, str, float | None, Body]]:
+def _demonstrations(trajectory: Trajectory, target: str, nodes: frozenset[str]) -> Iterator[Lesson]:
     """Yield the answers of these nodes as people said they should have been."""
     superseded = {event.payload.supersedes for event in trajectory.rewards}
     spans = {span.span_id: span for span in trajectory.spans}
@@ -102,7 +109,7 @@ def _demonstrations(
         message = edit if isinstance(edit, dict) else {"content": str(edit)}
         messages = [*_messages(span, "input"), {"role": "assistant", **message}]
         body = SftExample(node=_node(span), messages=messages, tools=_tools(span))
-        yield target, event.event_id, 1.0, body
+        yield target, event.event_id, span.span_id, 1.0, body
 
 
 def _credited(event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[str]) -> frozenset[str]:

@@ -82,6 +82,7 @@ def chosen(
     ]
     context = _last_said(api, body)[:CONTEXT_CHARACTERS]
     decision = decided(services, call, rollout_id, choice.policy, context, candidates)
+    decision = decision.model_copy(update={"span_id": call.span_id})  # whose reward and cost are the decision's
     option = choice.options[decision.payload.choice]
     sent = {**body, "model": option.model}
     if option.instructions is not None:

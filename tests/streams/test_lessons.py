@@ -6,6 +6,7 @@ from typing import Any
 from schemas.envelope import AnyEvent
 from schemas.examples import BanditExample, RlExample, SftExample
 from schemas.rollouts import RolloutState
+from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import TrajectoryEvent
 from streams.adapter import AdapterConfig, examples_of
 from streams.routing import LessonRouter
@@ -59,6 +60,30 @@ def test_each_head_takes_what_is_its_own() -> None:
     assert (bandit.target, bandit.body.decision) == ("supervisor-policy", event.payload.decisions[0].payload)
     assert {example.reward for example in (sft, first_rl, second_rl, bandit)} == {0.75}
     assert bandit.source_event_ids == [event.event_id, event.payload.decisions[0].event_id]
+
+
+def priced(span_id: str, cost: float) -> SpanEvent:
+    span = events.model_span("r", "assistant", "answer", span_id)
+    attributes = span.payload.attributes | {Attribute.COST.value: cost}
+    return span.model_copy(update={"payload": span.payload.model_copy(update={"attributes": attributes})})
+
+
+def test_a_decision_has_the_reward_and_the_cost_of_the_call_it_was_made_for() -> None:
+    first, second = "00f067aa0ba902b1", "00f067aa0ba902b2"
+    made_for_first = events.decision("r", ["small", "large"], 0).model_copy(update={"span_id": first})
+    made_for_all = events.decision("r", ["small", "large"], 1)
+    event = trajectory(
+        priced(first, 0.25),
+        priced(second, 0.5),
+        made_for_first,
+        made_for_all,
+        events.reward("r", 0.75, criteria={"clarity": 0.5}),
+        events.reward("r", 0.25, target_span_id=first),
+    )
+    one, every = examples_of(event, AdapterConfig())
+    assert (one.reward, one.cost) == (0.25, 0.25)
+    assert (every.reward, every.cost) == (0.75, 0.75)
+    assert every.criteria == {"clarity": 0.5}
 
 
 def test_a_rejected_proposal_earns_no_credit_unless_asked_for() -> None:
