@@ -1,7 +1,7 @@
 """From a context and candidates to sparse features, by the hashing trick (Weinberger et al., ICML 2009)."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise, product
 from math import sqrt
@@ -72,7 +72,7 @@ def features(
             scale = 1.0 / sqrt(len(distinct))
             _add(of, [(_index("word", word), scale) for word in distinct])
             scale *= PAIR_WEIGHT
-            _add(of, [(_index("pair", first, second), scale) for first, second in sorted(set(pairwise(words)))])
+            _add(of, [(_pair(pair), scale) for pair in sorted(set(pairwise(words)))])
         if own:
             scale = 1.0 / sqrt(len(own))
             _add(of, [(_index("number", name), value * scale) for name, value in own.items()])
@@ -105,7 +105,12 @@ def names_of(context: str, candidates: Sequence[Described], tenant: str = "") ->
     return {_cross(own, index): f"{name} for {tenant}" for index, name in names.items()} | names
 
 
-def _add(found: Features, terms: Iterable[tuple[int, float]]) -> None:
+def _add(found: Features, terms: Sequence[tuple[int, float]]) -> None:
+    if not found:
+        found.update(terms)
+        if len(found) == len(terms):  # nearly always
+            return
+        found.clear()
     for index, value in terms:
         found[index] = found.get(index, 0.0) + value
 
@@ -148,6 +153,11 @@ def _longest(context: str) -> list[str]:
 def _words(text: str) -> list[str]:
     """Return lower-case words; every number is the same word, because which number it is says little."""
     return ["0" if _NUMBER.match(word) else word for word in _WORD.findall(text.lower())]
+
+
+@lru_cache(maxsize=1 << 16)
+def _pair(words: tuple[str, str]) -> int:
+    return _index("pair", *words)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -5,8 +5,6 @@ from math import sqrt
 from random import Random
 from typing import NamedTuple
 
-import numpy as np
-
 from learners.bandit.exploration import squarecb, with_floor
 from learners.bandit.features import Features, features
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
@@ -68,7 +66,7 @@ class OnlineBandit:
         self.regressor.learn_one((found if last == list(candidates) else _features(candidates))[index], reward)
 
     def _chances(self, found: Sequence[Features]) -> list[float]:
-        means = np.array(self.regressor.predict_many(found))
+        means = self.regressor.predict_many(found)
         return with_floor(squarecb(means, GAMMA_SCALE * sqrt(self.regressor.lessons + 1)), self._epsilon)
 
 

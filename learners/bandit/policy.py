@@ -64,8 +64,8 @@ class BanditPolicy:
     def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
         """Return the probability of each candidate, in their order."""
         found = features(context, candidates, tenant, self.tenant_share)
-        costs = self.cost_weight * np.array([candidate.cost or 0.0 for candidate in candidates])
-        means = np.array(self.beliefs.predict_many(found)) - costs
+        costs = [self.cost_weight * (candidate.cost or 0.0) for candidate in candidates]
+        means = [mean - cost for mean, cost in zip(self.beliefs.predict_many(found), costs, strict=True)]
         if self.exploration == "squarecb":
             chances = squarecb(means, self.greed)
         elif self.exploration == "epsilon":
@@ -73,9 +73,9 @@ class BanditPolicy:
         else:
             assert isinstance(self.beliefs, BlockBayesianRegressor)  # noqa: S101 - `from_bytes` has seen to it
             if self.exploration == "bag":
-                chances = bag(self.beliefs.predict_members(found) - costs)
+                chances = bag(self.beliefs.predict_members(found) - np.array(costs))
             else:
-                chances = thompson(means, np.array(self.beliefs.deviations(found)) / self.greed)
+                chances = thompson(np.array(means), np.array(self.beliefs.deviations(found)) / self.greed)
         return with_floor(chances, self.epsilon)
 
     def to_bytes(self) -> bytes:

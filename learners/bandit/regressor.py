@@ -112,6 +112,7 @@ class BlockBayesianRegressor(base.Regressor):
         energy: mean squared norm of the features; the prior is for features of norm 1.
         errors: each member's recent squared error.
         evidence: each member's recent log-likelihood.
+        shares: how much say each member has, shape (E,), for that; they sum to 1.
         features: the feature of each slot; slot 0 stands for all that were never met.
         means, variances: shape (E, room); variances of weights in no block.
         home, place: shape (room,); block of each slot, or -1, and its row there.
@@ -139,18 +140,13 @@ class BlockBayesianRegressor(base.Regressor):
         self.place: Integers = np.zeros(FIRST_ROOM, dtype=np.int64)
         self.blocks: dict[int, Block] = {}
         self.in_blocks = 0
+        self.shares: Floats = np.full(members, 1.0 / members)
         self._forgets: Floats = np.array(self.config.forgetting)[:, None]
 
     @property
     def prior(self) -> float:
         """Variance of a weight that was never met."""
         return self.config.prior_variance / self.energy
-
-    @property
-    def shares(self) -> Floats:
-        """How much say each member has, shape (E,); they sum to 1."""
-        odds = [exp(odd) for odd in (self.evidence - np.max(self.evidence)).tolist()]
-        return np.array(odds) / fsum(odds)
 
     def weights(self) -> dict[int, float]:
         """Return each feature's weight: the members' means, by their shares."""
@@ -220,8 +216,8 @@ class BlockBayesianRegressor(base.Regressor):
         means = _total(self.means[:, slots] * values)
         homes = self.home[slots]
         loose, loose_values = slots[homes == LOOSE], values[homes == LOOSE]
-        self.variances[:, loose] += self._forgets * (self.prior - self.variances[:, loose])
-        loose_gains = self.variances[:, loose] * loose_values
+        loosened = self.variances[:, loose] + self._forgets * (self.prior - self.variances[:, loose])
+        loose_gains = loosened * loose_values
         variances = _total(loose_gains * loose_values)
         gains: dict[int, Floats] = {}
         for block_id in dict.fromkeys(homes.tolist()):
@@ -236,7 +232,7 @@ class BlockBayesianRegressor(base.Regressor):
         spreads = (noise + np.maximum(variances, 0.0))[:, None]
         steps = errors[:, None] / spreads
         self.means[:, loose] += loose_gains * steps
-        self.variances[:, loose] -= loose_gains * loose_gains / spreads
+        self.variances[:, loose] = loosened - loose_gains * loose_gains / spreads
         for block_id, gain in gains.items():
             block = self.blocks[block_id]
             self.means[:, block.slots] += gain * steps
@@ -246,7 +242,13 @@ class BlockBayesianRegressor(base.Regressor):
         squared = errors * errors
         self.evidence = EVIDENCE_KEPT * self.evidence - squared / (2.0 * max(float(self.errors[0]), LEAST_NOISE))
         self.errors += max(ERROR_RATE, 1.0 / (self.lessons + 5)) * (squared - self.errors)
+        self.heed()
         return self
+
+    def heed(self) -> None:
+        """Let members have the say that their evidence gives them."""
+        odds = [exp(odd) for odd in (self.evidence - np.max(self.evidence)).tolist()]
+        self.shares = np.array(odds) / fsum(odds)
 
     def loosen(self, share: float) -> None:
         """Let all variances return to the prior by a share in [0, 1], as after a change of the world."""

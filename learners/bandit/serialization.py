@@ -51,6 +51,7 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
     regressor.energy = float(document["energy"])
     regressor.errors = np.array(document["errors"], dtype=float).reshape(members)
     regressor.evidence = np.array(document["evidence"], dtype=float).reshape(members)
+    regressor.heed()
     features = unpacked(document["features"], "<u4").tolist()
     shape = (members, len(features))
     regressor.restore(features, finite(document["means"]).reshape(shape), finite(document["variances"]).reshape(shape))

@@ -249,7 +249,7 @@ values = st.lists(st.floats(-5, 5), min_size=1, max_size=10)
 @given(values, st.floats(0, 1e6), st.floats(1e-3, 1))
 def test_exploration_prefers_what_is_believed_better(rewards: list[float], gamma: float, epsilon: float) -> None:
     means = np.array(rewards)
-    for chances in (squarecb(means, gamma), thompson(means, np.full(len(means), 0.1)), greedy(means)):
+    for chances in (squarecb(rewards, gamma), thompson(means, np.full(len(means), 0.1)), greedy(rewards)):
         floored = with_floor(chances, epsilon)
         assert sum(floored) == pytest.approx(1.0, abs=1e-9)
         for (first, p), (second, q) in itertools.combinations(zip(rewards, floored, strict=True), 2):
@@ -267,7 +267,7 @@ def test_thompson_sampling_is_integrated_exactly() -> None:
 @pytest.mark.parametrize(("rewards", "epsilon"), [([], 0.1), ([1.0], 0.0), ([1.0], 1.5)])
 def test_impossible_exploration_is_refused(rewards: list[float], epsilon: float) -> None:
     with pytest.raises(ValueError, match=r"choose from|epsilon"):
-        with_floor(np.array(rewards), epsilon)
+        with_floor(rewards, epsilon)
 
 
 numbers = st.dictionaries(st.text(max_size=5), st.floats(-1, 1), max_size=3)

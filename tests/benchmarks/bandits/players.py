@@ -139,7 +139,7 @@ class RiverRegression:
         self._lessons = 0
 
     def choose(self, candidates: Sequence[Candidate]) -> tuple[int, float]:
-        means = np.array([self._regression.predict_one(x) for x in _features(candidates)])
+        means = [self._regression.predict_one(x) for x in _features(candidates)]
         chances = with_floor(squarecb(means, GAMMA_SCALE * sqrt(self._lessons + 1)), EPSILON)
         (index,) = self._random.choices(range(len(chances)), chances)
         return index, chances[index]
