@@ -52,6 +52,8 @@ def compared() -> dict[str, Any]:
         shown: {p: [float(played[name, p, seed].mean()) for seed in seeds[name]] for p in PROBLEMS}
         for name, shown in named.items()
     }
+    for shown in (OURS, TUNED):  # for comparison with those that played fewer
+        means[f"{shown}, {len(FEW_SEEDS)} seeds"] = {p: of[: len(FEW_SEEDS)] for p, of in means[shown].items()}
     return {
         "rounds": ROUNDS,
         "seeds": {"everloop and Vowpal Wabbit": len(SEEDS), "others": len(FEW_SEEDS)},
