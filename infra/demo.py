@@ -31,7 +31,7 @@ from streams.replay import live_state
 LEARNED, RANDOM = "learned", "random"
 DRAIN_TIMEOUT_S = 120.0
 PARALLEL = 4
-DEMO_GATE = GateConfig(confidence=0.8, tolerance=0.1, canary_share=0.0)
+DEMO_GATE = GateConfig(confidence=0.75, tolerance=0.15, canary_share=0.0)
 """A demonstration has some hundred rewards to go by; the gate's defaults want some hundred more to be sure."""
 
 
