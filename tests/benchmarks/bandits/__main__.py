@@ -15,7 +15,7 @@ from tests.benchmarks.machine import machine
 
 TASKS = Path(__file__).parents[3].parent / "shared" / "data" / "pubmedqa" / "ori_pqal.json"
 PARTS = ("comparison", "pubmedqa", "simulation", "stability")
-TUNED = "squarecb 200, rate 5.0"
+TUNED = "softmax 20, rate 5.0"
 """What did best of Vowpal Wabbit when the comparison was last run; used where it is not run."""
 
 
