@@ -26,7 +26,8 @@ from pydantic_settings import (
 from infra.gateway.redaction import RedactionConfig
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
-from schemas.routes import Choice, Endpoint
+from schemas.endpoints import Endpoint
+from schemas.routes import Choice
 from schemas.serialization import readable
 from streams.adapter import AdapterConfig
 from streams.batching import BatchConfig

@@ -42,6 +42,7 @@ def merged(known: Checkpoint, change: Checkpoint) -> Checkpoint:
     return change.model_copy(
         update={
             "artifact": change.artifact or known.artifact,
+            "endpoint": change.endpoint or known.endpoint,
             "lineage": change.lineage or known.lineage,
             "metrics": known.metrics | change.metrics,
         }

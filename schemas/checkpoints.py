@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from schemas.endpoints import Endpoint
 from schemas.envelope import Event, Model, Name
 
 
@@ -81,6 +82,7 @@ class Checkpoint(Model):
     Attributes:
         name: logical name, such as `supervisor-policy`.
         version: unique within the name; ends in the start of the artifact's hash.
+        endpoint: where a model or an adapter is served already, so that it can be tried.
         metrics: measured numbers, by name.
         reason: why it changed state.
     """
@@ -90,6 +92,7 @@ class Checkpoint(Model):
     kind: Kind
     state: CheckpointState
     artifact: Artifact | None = None
+    endpoint: Endpoint | None = None
     lineage: Lineage | None = None
     metrics: dict[str, float] = {}
     reason: str = ""

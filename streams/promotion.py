@@ -7,13 +7,13 @@ from pydantic import BaseModel, Field
 
 from learners.contract import Policy
 from learners.evaluation import Logged
-from learners.gate import GateConfig, Tally, Trial, Watch, judge
+from learners.gate import GateConfig, Tally, Trial, Verdict, Watch, judge
 from learners.policies import UNIFORM_VERSION, UniformPolicy, load_policy
 from learners.registry import IllegalTransitionError, Registry
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.decisions import Decision
 from schemas.envelope import AnyEvent
-from schemas.examples import BanditExample, Example, ExampleEvent
+from schemas.examples import BanditExample, Example, ExampleEvent, RlExample
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import CHECKPOINTS, EXAMPLES, ROUTES, Topic
 from streams.artifacts import ArtifactReader
@@ -41,7 +41,9 @@ class PromotionState(BaseModel):
         trial: the canary that is under way.
         waiting: version of the newest candidate that was announced meanwhile.
         watch: over what was promoted last.
-        own: ids of the events written here that have not come back on the topic yet.
+        stable: what is served, or beside a trial was served before it; None where no route is known.
+        replaced: what was served before the version that is watched.
+        own: ids of the events written here that have not come back on their topics yet.
         held: whether a person decides what is served.
     """
 
@@ -51,6 +53,8 @@ class PromotionState(BaseModel):
     trial: Trial | None = None
     waiting: str | None = None
     watch: Watch | None = None
+    stable: Route | None = None
+    replaced: Route | None = None
     own: list[str] = Field(default_factory=list)
     held: bool = False
 
@@ -80,8 +84,9 @@ class Promotion(Processor[PromotionState]):
     of new rollouts until a sequential test has told whether it is surely no worse than the champion, or worse. What is
     promoted is watched: where it surely earns less than what it replaced, that is served again.
 
-    Other kinds of checkpoint than policies stay candidates until they are promoted by hand: nothing here can tell
-    whether they are good. While a person holds the route, what passes is evaluated only.
+    A model or an adapter cannot be judged off-policy; where its checkpoint says what serves it, it goes on trial at
+    once, and the rewards of its answers decide. Whatever cannot be tried stays a candidate until it is promoted by
+    hand. While a person holds the route, what passes is evaluated only.
     """
 
     name = "promotion"
@@ -94,13 +99,13 @@ class Promotion(Processor[PromotionState]):
     def handle(self, state: PromotionState | None, event: AnyEvent, source: Record) -> Outcome[PromotionState]:
         """Take in a reward or a change made by hand, or judge a candidate."""
         state = state or PromotionState()
-        if isinstance(event, ExampleEvent):
+        if event.event_id in state.own:
+            state.own.remove(event.event_id)
+            ruling = Ruling()
+        elif isinstance(event, ExampleEvent):
             ruling = self._rewarded(state, event.payload)
         elif isinstance(event, RouteEvent):
             ruling = self._routed(state, event.payload)
-        elif event.event_id in state.own:
-            state.own.remove(event.event_id)
-            ruling = Ruling()
         else:
             assert isinstance(event, CheckpointEvent)  # noqa: S101 - the topics hold nothing else
             ruling = self._announced(state, event.payload)
@@ -115,7 +120,7 @@ class Promotion(Processor[PromotionState]):
                 + [(ROUTES, RouteEvent, route) for route in ruling.routes]
             )
         )
-        state.own += [output.event_id for output in outputs if output.topic is CHECKPOINTS]
+        state.own += [output.event_id for output in outputs]
         return Outcome(outputs, _trimmed(state))
 
     def encode_state(self, state: PromotionState) -> bytes:
@@ -127,17 +132,15 @@ class Promotion(Processor[PromotionState]):
         return PromotionState.model_validate_json(value)
 
     def _rewarded(self, state: PromotionState, example: Example) -> Ruling:
-        """Remember what a decision earned, and end the trial or the served version where that is the last straw."""
-        if not isinstance(example.body, BanditExample):
-            return Ruling()
-        if example.split == "validation":
+        """Remember what a version earned, and end the trial or the served version where that is the last straw."""
+        if isinstance(example.body, BanditExample) and example.split == "validation":
             item = Evidence(decision=example.body.decision, reward=example.reward)
             state.evidence[example.body.decision_id] = item
             while len(state.evidence) > self.config.most_evidence:
                 del state.evidence[next(iter(state.evidence))]
-        if example.reward_revision > 1:
-            return Ruling()  # counted when it was first rewarded: a wager cannot be taken back
-        version, ruling = example.body.decision.policy_version, Ruling()
+        version, ruling = _made_by(example), Ruling()
+        if version is None or example.reward_revision > 1:
+            return ruling  # counted when it was first rewarded: a wager cannot be taken back
         state.tallies.setdefault(version, Tally()).take(example.reward)
         if state.trial is not None:
             state.trial.take(version, example.reward)
@@ -158,6 +161,7 @@ class Promotion(Processor[PromotionState]):
                 _change(state, ruling, candidate, CheckpointState.ROLLED_BACK, "a person took over the route")
         if route.held:
             state.trial = state.watch = None
+        state.stable = route
         return ruling
 
     def _announced(self, state: PromotionState, change: Checkpoint) -> Ruling:
@@ -167,7 +171,9 @@ class Promotion(Processor[PromotionState]):
         if known is not None and known.state is change.state:
             return ruling  # a repeat
         _apply(state.registry, change)
-        if change.kind == "policy" and change.state is CheckpointState.CANDIDATE:
+        if change.kind == "policy" and state.stable is None:
+            state.stable = baseline_route(change.name)
+        if change.state is CheckpointState.CANDIDATE and (change.kind == "policy" or self._can_be_tried(state, change)):
             self._judge(state, ruling, change)
         return ruling
 
@@ -180,10 +186,8 @@ class Promotion(Processor[PromotionState]):
                 _change(state, ruling, waiting, CheckpointState.REJECTED, reason)
             state.waiting = candidate.version
             return
-        champion = state.registry.promoted
         try:
-            evidence = [Logged(item.decision, item.reward) for item in state.evidence.values()]
-            verdict = judge(self._policy(candidate), self._policy(champion), evidence, self.config)
+            verdict = self._verdict(state, candidate)
         except (ValueError, RejectedRecordError) as error:
             _change(state, ruling, candidate, CheckpointState.REJECTED, f"cannot be served: {error}")
             return
@@ -192,21 +196,38 @@ class Promotion(Processor[PromotionState]):
         if not verdict.passed:
             _change(state, ruling, candidate, CheckpointState.REJECTED, verdict.reason)
         elif not state.held and self.config.canary_share > 0.0:
-            _change(state, ruling, candidate, CheckpointState.CANARY, verdict.reason)
-            share = self.config.canary_share
-            targets = [_target(champion, 1.0 - share), _target(candidate, share)]
-            ruling.routes.append(Route(name=candidate.name, kind="policy", targets=targets, reason=verdict.reason))
-            state.trial = Trial.of(candidate.version, _version(champion), self.config)
+            self._try(state, ruling, candidate, verdict.reason)
         elif not state.held:
             self._promote(state, ruling, candidate, verdict.reason)
 
+    def _can_be_tried(self, state: PromotionState, candidate: Checkpoint) -> bool:
+        known = state.stable is not None and state.stable.kind == "model"
+        return known and candidate.endpoint is not None and self.config.canary_share > 0.0
+
+    def _verdict(self, state: PromotionState, candidate: Checkpoint) -> Verdict:
+        if candidate.kind != "policy":
+            return Verdict(True, "nothing tells beforehand how good it is, so it is tried", 0)
+        evidence = [Logged(item.decision, item.reward) for item in state.evidence.values()]
+        return judge(self._policy(candidate), self._policy(state.registry.promoted), evidence, self.config)
+
+    def _try(self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str) -> None:
+        """Give a candidate its share of new rollouts beside what is served."""
+        assert state.stable is not None  # noqa: S101 - nothing is judged before it is known what is served
+        _change(state, ruling, candidate, CheckpointState.CANARY, reason)
+        share, total = self.config.canary_share, sum(target.weight for target in state.stable.targets)
+        beside = [t.model_copy(update={"weight": t.weight / total * (1.0 - share)}) for t in state.stable.targets]
+        targets = [*beside, _target(candidate).model_copy(update={"weight": share})]
+        ruling.routes.append(state.stable.model_copy(update={"targets": targets, "reason": reason}))
+        state.trial = Trial.of(candidate.version, _heaviest(state.stable), self.config)
+
     def _promote(self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str) -> None:
-        champion = state.registry.promoted
+        assert state.stable is not None  # noqa: S101 - nothing is judged before it is known what is served
+        champion, state.replaced = state.registry.promoted, state.stable
         if champion is not None:
             _change(state, ruling, champion, CheckpointState.RETIRED, f"replaced by {candidate.version}")
         _change(state, ruling, candidate, CheckpointState.PROMOTED, reason)
-        _serve(ruling, candidate.name, candidate, reason)
-        before = _version(champion)
+        _serve(state, ruling, state.stable.model_copy(update={"targets": [_target(candidate)]}), reason)
+        before = _heaviest(state.replaced)
         state.watch = Watch.of(candidate.version, before, state.tallies.get(before, Tally()), self.config)
 
     def _end_trial(self, state: PromotionState, ruling: Ruling, passed: bool, reason: str) -> None:
@@ -216,8 +237,9 @@ class Promotion(Processor[PromotionState]):
         if passed:
             self._promote(state, ruling, candidate, reason)
         else:
+            assert state.stable is not None  # noqa: S101 - it was there when the trial began
             _change(state, ruling, candidate, CheckpointState.ROLLED_BACK, reason)
-            _serve(ruling, candidate.name, state.registry.promoted, reason)
+            _serve(state, ruling, state.stable, reason)
         waiting, state.waiting = state.checkpoints.get(state.waiting or ""), None
         if waiting is not None:
             self._judge(state, ruling, waiting)
@@ -230,7 +252,8 @@ class Promotion(Processor[PromotionState]):
         _change(state, ruling, dropped, CheckpointState.ROLLED_BACK, reason)
         if before is not None:
             _change(state, ruling, before, CheckpointState.PROMOTED, f"served again: {watch.version} {reason}")
-        _serve(ruling, dropped.name, before, reason)
+        assert state.replaced is not None  # noqa: S101 - noted when the watch began
+        _serve(state, ruling, state.replaced, reason)
         state.watch = None
 
     def _policy(self, checkpoint: Checkpoint | None) -> Policy:
@@ -246,17 +269,31 @@ def baseline_route(name: str) -> Route:
     return Route(name=name, kind="policy", targets=[RouteTarget(version=UNIFORM_VERSION)], reason="nothing learned yet")
 
 
-def _version(checkpoint: Checkpoint | None) -> str:
-    return UNIFORM_VERSION if checkpoint is None else checkpoint.version
+def _made_by(example: Example) -> str | None:
+    """Return the version whose decision or answer a lesson is about, as far as the lesson says."""
+    match example.body:
+        case BanditExample(decision=decision):
+            return decision.policy_version
+        case RlExample(checkpoint=checkpoint):
+            return checkpoint or None
+        case _:
+            return None
 
 
-def _target(checkpoint: Checkpoint | None, weight: float = 1.0) -> RouteTarget:
-    artifact = None if checkpoint is None else checkpoint.artifact
-    return RouteTarget(version=_version(checkpoint), artifact=artifact, weight=weight)
+def _heaviest(route: Route) -> str:
+    """Return the version that serves most."""
+    return max(route.targets, key=lambda target: target.weight).version
 
 
-def _serve(ruling: Ruling, name: str, checkpoint: Checkpoint | None, reason: str) -> None:
-    ruling.routes.append(Route(name=name, kind="policy", targets=[_target(checkpoint)], reason=reason))
+def _target(checkpoint: Checkpoint) -> RouteTarget:
+    artifact = checkpoint.artifact if checkpoint.kind == "policy" else None
+    return RouteTarget(version=checkpoint.version, artifact=artifact, endpoint=checkpoint.endpoint)
+
+
+def _serve(state: PromotionState, ruling: Ruling, route: Route, reason: str) -> None:
+    """Serve a route from now on, with the reason."""
+    state.stable = route.model_copy(update={"reason": reason})
+    ruling.routes.append(state.stable)
 
 
 def _change(
@@ -274,6 +311,7 @@ def _change(
         kind=checkpoint.kind,
         state=to,
         artifact=checkpoint.artifact,
+        endpoint=checkpoint.endpoint,
         metrics=metrics or {},
         reason=reason,
     )
@@ -299,6 +337,7 @@ def _trimmed(state: PromotionState) -> PromotionState:
     ended = [version for version, checkpoint in state.checkpoints.items() if checkpoint.state not in live]
     for version in ended[:-FINISHED_REMEMBERED]:
         del state.checkpoints[version]
-    known = {*state.checkpoints, UNIFORM_VERSION}
+    served = [target.version for route in (state.stable, state.replaced) if route for target in route.targets]
+    known = {*state.checkpoints, *served, UNIFORM_VERSION}
     state.tallies = {version: tally for version, tally in state.tallies.items() if version in known}
     return state

@@ -23,9 +23,10 @@ from infra.operating import (
     set_route,
 )
 from schemas.audit import AuditEvent
+from schemas.endpoints import Endpoint
 from schemas.envelope import DEFAULT_TENANT
 from schemas.keys import ApiKey, Scope
-from schemas.routes import Endpoint, Route, RouteTarget
+from schemas.routes import Route, RouteTarget
 from schemas.serialization import decode_all
 from schemas.topics import AUDIT
 from streams.log import read_all

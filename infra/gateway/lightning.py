@@ -39,6 +39,7 @@ from infra.gateway.problems import ProblemError
 from infra.gateway.routing import LoadedRoute, Target
 from infra.gateway.services import Services, Shared
 from schemas.clock import from_milliseconds
+from schemas.endpoints import Endpoint
 from schemas.envelope import rollout_key
 from schemas.identifiers import derived_event_id, new_trace_id
 from schemas.lightning import (
@@ -54,7 +55,6 @@ from schemas.lightning import (
 )
 from schemas.rewards import Reward, RewardEvent, RewardSource
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState, Task
-from schemas.routes import Endpoint
 from schemas.topics import LIGHTNING, REWARDS, ROLLOUTS
 
 router = APIRouter(tags=["agent lightning"], route_class=BoundedRoute)

@@ -13,8 +13,9 @@ from infra.gateway.egress import check_address
 from infra.gateway.problems import ProblemError
 from learners.contract import Policy
 from learners.policies import UniformPolicy, load_policy
+from schemas.endpoints import Endpoint
 from schemas.rollouts import Recorded
-from schemas.routes import Choice, Endpoint, Route, RouteTarget
+from schemas.routes import Choice, Route, RouteTarget
 from schemas.topics import DECISIONS, SPANS
 from streams.artifacts import ArtifactReader
 from streams.errors import RejectedRecordError

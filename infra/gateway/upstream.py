@@ -21,7 +21,7 @@ from infra.config import UpstreamSettings
 from infra.gateway.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.problems import ProblemError
 from infra.gateway.routing import Target
-from schemas.routes import Endpoint
+from schemas.endpoints import Endpoint
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 MOST_RETRY_AFTER_S = 10.0

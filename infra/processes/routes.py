@@ -5,13 +5,15 @@ from hashlib import sha256
 from infra.config import ConfigError, ModelSettings, Settings
 from infra.logs import open_log
 from infra.serving.simulator.app import MODEL
-from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
+from schemas.endpoints import Endpoint
+from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode
 from schemas.topics import ROUTES
 from streams.log import Log, read_all
 from streams.promotion import baseline_route
 from streams.records import Outgoing
 
+CONFIGURED = "configured:"
 RANDOM_POLICY = "random-policy"
 """A policy that is never learned: the uniform baseline, to compare with."""
 
@@ -19,8 +21,8 @@ RANDOM_POLICY = "random-policy"
 def publish_initial_routes(settings: Settings, simulator_url: str | None) -> None:
     """Write the routes that the configuration asks for, where the log does not say so already.
 
-    A policy that was promoted keeps its route, and so does whatever a person holds: the configuration only says where
-    it begins.
+    What was promoted or is on trial keeps its route, and so does whatever a person holds: the configuration only says
+    where it begins.
 
     Args:
         simulator_url: what plays the models that have no endpoint; None when none does.
@@ -35,7 +37,7 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
         served = _served(log)
         wanted = [*_model_routes(settings, simulator_url), *_choice_routes(settings)]
         wanted += [baseline_route(name) for name in (*settings.policies, RANDOM_POLICY) if name not in served]
-        held = {name for name, route in served.items() if route.held}
+        held = {name for name, route in served.items() if route.held or _learned(route)}
         changed = [route for route in wanted if route.name not in held and served.get(route.name) != route]
         log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record() for route in changed])
 
@@ -62,7 +64,7 @@ def _choice_routes(settings: Settings) -> list[Route]:
         Route(
             name=name,
             kind="choice",
-            targets=[RouteTarget(version=f"configured:{sha256(choice.model_dump_json().encode()).hexdigest()[:12]}")],
+            targets=[RouteTarget(version=f"{CONFIGURED}{sha256(choice.model_dump_json().encode()).hexdigest()[:12]}")],
             choice=choice,
             reason="configuration",
         )
@@ -70,8 +72,13 @@ def _choice_routes(settings: Settings) -> list[Route]:
     ]
 
 
+def _learned(route: Route) -> bool:
+    """Return whether a version serves that the configuration does not name."""
+    return any(not target.version.startswith(CONFIGURED) for target in route.targets)
+
+
 def _target(endpoint: Endpoint) -> RouteTarget:
-    return RouteTarget(version=f"configured:{endpoint.model}", endpoint=endpoint)
+    return RouteTarget(version=f"{CONFIGURED}{endpoint.model}", endpoint=endpoint)
 
 
 def _served(log: Log) -> dict[str, Route]:

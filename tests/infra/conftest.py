@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.config import GatewaySettings, Settings, UpstreamSettings
 from infra.gateway.app import create_app
+from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
-from schemas.routes import Endpoint, Route, RouteEvent, RouteTarget
+from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode_all
 from schemas.topics import ROUTES, Topic
 from streams.embedded.log import EmbeddedLog

@@ -150,6 +150,17 @@ def test_choices_are_configured_and_their_policies_learned(settings: Settings) -
     assert routes["router"]["kind"] == "policy"
 
 
+def test_what_was_learned_serves_on_when_the_installation_starts_again(settings: Settings) -> None:
+    publish_initial_routes(settings, "http://127.0.0.1:9")
+    learned = model_route("supervisor_llm", "http://127.0.0.1:9", "adapter-1")
+    publish(settings.log_path, learned)
+    publish_initial_routes(settings, "http://127.0.0.1:10")
+    with running_gateway(settings) as gateway:
+        routes = {route["name"]: route for route in gateway.http.get("/everloop/v1/routes").json()["routes"]}
+    assert [target["version"] for target in routes["supervisor_llm"]["targets"]] == ["adapter-1"]
+    assert routes["review_board_llm"]["targets"][0]["endpoint"]["base_url"] == "http://127.0.0.1:10/v1"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

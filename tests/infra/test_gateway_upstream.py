@@ -10,8 +10,9 @@ import pytest
 
 from infra.config import GatewaySettings, Settings, UpstreamSettings
 from infra.gateway.upstream import Breaker
+from schemas.endpoints import Endpoint
 from schemas.rollouts import RolloutEvent
-from schemas.routes import Endpoint, RouteTarget
+from schemas.routes import RouteTarget
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
 from tests.conftest import serving

@@ -11,9 +11,10 @@ from learners.bandit.regressor import BlockBayesianRegressor
 from learners.gate import GateConfig
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, CheckpointState
 from schemas.decisions import Candidate
+from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
-from schemas.examples import ExampleEvent
-from schemas.routes import RouteEvent
+from schemas.examples import ExampleEvent, RlExample
+from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode
 from schemas.topics import CHECKPOINTS, DEAD_LETTERS, ROUTES
 from streams.artifacts import ArtifactStore
@@ -186,6 +187,55 @@ def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> 
     rejected = [(version, reason) for version, state, reason in changes if state == "rejected"]
     assert [version for version, _ in rejected] == ["broken", "missing"]
     assert all("cannot be served" in reason for _, reason in rejected)
+
+
+MODEL = Endpoint(base_url="http://127.0.0.1:9/v1", model="base")
+BASE = Route(name=TARGET, kind="model", targets=[RouteTarget(version="configured:base", endpoint=MODEL)])
+
+
+def answered(version: str, value: float, count: int) -> list[ExampleEvent]:
+    """Return lessons of a model's answers that all earned the same."""
+    body = RlExample(node="writer", prompt=[{"role": "user"}], response={"role": "assistant"}, checkpoint=version)
+    example = events.lesson([GOOD], 0, value).payload.model_copy(update={"body": body})
+    return [ExampleEvent(rollout_id=f"{version}-{n}", time=events.START, payload=example) for n in range(count)]
+
+
+def adapter(store: ArtifactStore, version: str) -> CheckpointEvent:
+    """Return an adapter that a server has loaded."""
+    event = candidate(store, version, version.encode(), kind="adapter")
+    tuned = MODEL.model_copy(update={"model": version})
+    return event.model_copy(update={"payload": event.payload.model_copy(update={"endpoint": tuned})})
+
+
+def models(log: EmbeddedLog) -> list[dict[str, str]]:
+    """Return what was served, route by route: version to the server's model."""
+    routes = [decode(RouteEvent, record.value).payload for record in read_all(log, ROUTES.name)]
+    return [{t.version: t.endpoint.model for t in route.targets if t.endpoint} for route in routes]
+
+
+def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_back(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    trial = alternating(answered("configured:base", 0.5, 60), answered("a1", 0.9, 60))
+    changes = promoted(
+        log,
+        store,
+        RouteEvent(payload=BASE),
+        adapter(store, "a1"),
+        *answered("configured:base", 0.8, 100),
+        *trial,
+        *answered("a1", 0.1, 60),
+        config=ON_TRIAL,
+    )
+    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary", "promoted", "rolled-back"]
+    assert "surely less than configured:base" in changes[-1][2]
+    assert models(log)[1:] == [
+        {"configured:base": "base", "a1": "a1"},
+        {"a1": "a1"},
+        {"configured:base": "base"},
+    ]
+    assert weights(log)[1] == {"configured:base": 0.75, "a1": 0.25}
 
 
 def test_other_kinds_wait_for_a_person(log: EmbeddedLog, tmp_path: Path) -> None:

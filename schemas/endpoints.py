@@ -1,0 +1,24 @@
+"""Endpoints: the servers behind logical models."""
+
+from pydantic import Field
+
+from schemas.envelope import Model
+
+
+class Endpoint(Model):
+    """An OpenAI-compatible server.
+
+    Attributes:
+        base_url: up to and including `/v1`.
+        model: the name the server knows the model by.
+        api_key_env: environment variable that holds the key; the key itself is never an event.
+        timeout_s: longest silence; None is the gateway's.
+        input_price, output_price: of a million tokens, in any one unit of money.
+    """
+
+    base_url: str
+    model: str
+    api_key_env: str | None = None
+    timeout_s: float | None = Field(default=None, gt=0)
+    input_price: float = Field(default=0.0, ge=0)
+    output_price: float = Field(default=0.0, ge=0)
