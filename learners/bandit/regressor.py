@@ -105,7 +105,7 @@ class BlockBayesianRegressor(base.Regressor):
     averaging; Raftery, Kárný & Ettler, Technometrics 2010): the regression follows a change without being told of it.
 
     Lessons are taken in with plain IEEE arithmetic in a fixed order, without BLAS, so the same lessons give the same
-    weights bit for bit. Beliefs for choosing may differ in the last bit: they are logged with the decision.
+    weights bit for bit. Only deviations are computed with it: they matter for choosing, and choices are logged.
 
     Attributes:
         lessons: how many there were.
@@ -151,7 +151,7 @@ class BlockBayesianRegressor(base.Regressor):
     def weights(self) -> dict[int, float]:
         """Return each feature's weight: the members' means, by their shares."""
         met = len(self.features)
-        means = (self.shares @ self.means[:, 1:met]).tolist()
+        means = _mixed(self.shares, self.means[:, 1:met]).tolist()
         return dict(zip(self.features[1:], means, strict=True))
 
     def predict_one(self, x: dict[Any, float]) -> float:
@@ -166,7 +166,7 @@ class BlockBayesianRegressor(base.Regressor):
         slots = [self.slot_of.get(index, UNMET) for x in examples for index in x]
         values = np.array([value for x in examples for value in x.values()])
         starts = np.cumsum([0, *counts[:-1]])
-        weighted = self.shares @ (self.means[:, slots] * values)
+        weighted = _mixed(self.shares, self.means[:, slots]) * values
         predicted: list[float] = (self.config.prior_mean + np.add.reduceat(weighted, starts)).tolist()
         return predicted
 
@@ -342,6 +342,12 @@ def _poisson(lesson: int, members: int) -> Floats:
 
 
 _POISSON = tuple(accumulate(exp(-1.0) / factorial(count) for count in range(12)))
+
+
+def _mixed(shares: Floats, means: Floats) -> Floats:
+    """Return the members' means by their shares, added up from first to last."""
+    mixed: Floats = np.add.accumulate(shares[:, None] * means, axis=0)[-1]
+    return mixed
 
 
 def _total(terms: Floats) -> Floats:
