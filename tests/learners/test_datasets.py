@@ -1,0 +1,143 @@
+"""Lessons become rows: what was good enough, once, by task, and never without the events it came from."""
+
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learners.datasets import DatasetConfig, packed, preference_rows, rl_rows, sft_rows
+from schemas.examples import Example, ExampleEvent, RlExample, SftExample
+from schemas.identifiers import new_event_id
+from tests import events
+
+ALL = DatasetConfig(held_out=0.0)
+
+
+def lesson(body: Any, reward: float, *, task: str | None = "t1", at: float = 0.0, **more: Any) -> ExampleEvent:
+    source = more.pop("source", None) or new_event_id()
+    tenant = more.pop("tenant", "default")
+    example = Example(
+        target="writer",
+        task_id=task,
+        reward=reward,
+        reward_revision=more.pop("revision", 1),
+        source_event_ids=[new_event_id(), source],
+        body=body,
+        **more,
+    )
+    return ExampleEvent(rollout_id="r", tenant=tenant, time=events.at(at), payload=example)
+
+
+def said(answer: str, question: str = "why?", node: str = "writer") -> SftExample:
+    return SftExample(
+        node=node, messages=[{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    )
+
+
+def sampled(answer: str, tokens: int = 2, logprobs: int | None = None) -> RlExample:
+    return RlExample(
+        node="writer",
+        prompt=[{"role": "user", "content": "why?"}],
+        response={"role": "assistant", "content": answer},
+        prompt_token_ids=[1, 2, 3],
+        response_token_ids=[4] * tokens,
+        response_logprobs=[-0.5] * (tokens if logprobs is None else logprobs),
+        checkpoint="v1",
+    )
+
+
+def test_what_earned_enough_is_imitated_once_with_all_its_events() -> None:
+    twice = [lesson(said("because"), 0.8), lesson(said("because"), 0.95)]
+    (row,) = sft_rows([*twice, lesson(said("no idea"), 0.79), lesson(sampled("because"), 1.0)], ALL)
+    assert row.messages[-1]["content"] == "because"
+    assert row.reward == 0.95
+    assert set(row.origin.event_ids) == {
+        *(event.event_id for event in twice),
+        *(source for event in twice for source in event.payload.source_event_ids),
+    }
+
+
+def test_a_correction_replaces_what_it_corrects() -> None:
+    source = new_event_id()
+    corrected = [lesson(said("because"), 0.9, source=source), lesson(said("because"), 0.1, source=source, revision=2)]
+    assert sft_rows(corrected, ALL) == []
+
+
+def test_other_nodes_tenants_and_stale_lessons_are_left_out() -> None:
+    lessons = [
+        lesson(said("old"), 1.0, at=0),
+        lesson(said("of another node", node="reviewer"), 1.0, at=100),
+        lesson(said("of another tenant"), 1.0, at=100, tenant="acme"),
+        lesson(said("new"), 1.0, at=100),
+    ]
+    config = DatasetConfig(
+        held_out=0.0,
+        nodes=frozenset({"writer"}),
+        tenants=frozenset({"default"}),
+        stale_after=timedelta(seconds=50),
+    )
+    assert [row.messages[-1]["content"] for row in sft_rows(lessons, config)] == ["new"]
+    assert len(sft_rows(lessons, ALL)) == 4
+
+
+def test_pairs_are_of_one_prompt_and_one_tenant_and_differ_by_the_margin() -> None:
+    lessons = [
+        lesson(sampled("good"), 0.9),
+        lesson(said("middling"), 0.6),
+        lesson(sampled("bad"), 0.1),
+        lesson(sampled("bad"), 0.5),
+        lesson(said("elsewhere", question="how?"), 0.0),
+        lesson(said("of another tenant"), 0.0, tenant="acme"),
+    ]
+    rows = preference_rows(lessons, DatasetConfig(held_out=0.0, margin=0.3, pairs=3))
+    assert [(row.chosen["content"], row.rejected["content"], round(row.margin, 3)) for row in rows] == [
+        ("good", "bad", 0.8),
+        ("middling", "bad", 0.5),
+        ("good", "bad", 0.4),
+    ]
+    assert all(len(row.origin.event_ids) == 6 for row in rows)
+
+
+def test_samples_need_tokens_and_their_probabilities() -> None:
+    lessons = [lesson(sampled("a"), 0.5), lesson(sampled("b"), 0.7), lesson(sampled("c", 2, 1), 0.5)]
+    lessons += [lesson(sampled("d", 0), 0.5), lesson(said("e"), 0.5)]
+    first, second = rl_rows(lessons, ALL)
+    assert first.group == second.group
+    assert (first.prompt_token_ids, first.response_token_ids) == ([1, 2, 3], [4, 4])
+    assert first.response_logprobs == [-0.5, -0.5]
+    assert (first.reward, first.checkpoint, first.origin.task) == (0.5, "v1", "t1")
+
+
+def test_what_is_held_out_is_so_by_task_and_stays_so() -> None:
+    lessons = [lesson(said(f"answer {n}", question=f"{n}?"), 1.0, task=f"task-{n % 50}") for n in range(200)]
+    rows = sft_rows(lessons, DatasetConfig(held_out=0.3))
+    by_task: dict[str, set[bool]] = {}
+    for row in rows:
+        by_task.setdefault(row.origin.task, set()).add(row.origin.held_out)
+    assert all(len(held) == 1 for held in by_task.values())
+    assert 5 <= sum(held == {True} for held in by_task.values()) <= 25
+    assert sft_rows(lessons, DatasetConfig(held_out=0.3)) == rows
+
+
+def test_rollouts_of_a_held_out_split_are_never_trained_on() -> None:
+    same = [lesson(said("because"), 1.0), lesson(said("because"), 1.0, split="validation")]
+    (row,) = sft_rows(same, ALL)
+    assert row.origin.held_out
+    (pair,) = preference_rows([*same[:1], lesson(said("no"), 0.0, split="test")], ALL)
+    assert pair.origin.held_out
+
+
+def test_a_lesson_without_a_task_is_split_by_its_prompt() -> None:
+    first, second = (lesson(said(answer), 1.0, task=None) for answer in ("a", "b"))
+    rows = sft_rows([first, second], ALL)
+    assert rows[0].origin.task == rows[1].origin.task != ""
+
+
+@given(st.lists(st.integers(0, 100), max_size=60), st.integers(1, 100))
+def test_packing_keeps_the_budget_and_every_row_that_fits_once(lengths: list[int], budget: int) -> None:
+    bins = packed(lengths, budget)
+    assert sorted(index for rows in bins for index in rows) == [i for i, n in enumerate(lengths) if n <= budget]
+    assert all(sum(lengths[index] for index in rows) <= budget for rows in bins)
+    fewest = -(-sum(n for n in lengths if n <= budget) // budget)
+    assert len(bins) <= 2 * fewest + 1
