@@ -50,7 +50,7 @@ def thompson(means: Floats, deviations: Floats) -> list[float]:
 
     order = np.lexsort((deviations, means))  # the sums below must not depend on the order of the candidates
     mean, deviation = means[order], np.maximum(deviations[order], 1e-9)
-    grid = np.linspace((mean - REACH * deviation).max(), (mean + REACH * deviation).max(), GRID)
+    grid = np.linspace(np.max(mean - REACH * deviation), np.max(mean + REACH * deviation), GRID)
     below = np.maximum(ndtr((grid - mean[:, None]) / deviation[:, None]), 1e-12)
     others = np.exp(np.log(below).sum(axis=0) - np.log(below))
     best = (np.diff(below, axis=1) * (others[:, 1:] + others[:, :-1])).sum(axis=1) / 2 + below[:, 0] * others[:, 0]

@@ -1,6 +1,7 @@
 """The bandit learns what earns, explores as it says, takes back what was wrong, and is exact to the bit."""
 
 import itertools
+from functools import cache
 from hashlib import sha256
 from random import Random
 from typing import Any
@@ -129,9 +130,9 @@ def test_what_all_candidates_share_is_crossed_with_what_they_do_not() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_the_state_survives_its_bytes_at_every_moment(config: BanditConfig) -> None:
-    learner = BanditLearner("p", config.model_copy(update={"correctable": 20}))
+    learner = BanditLearner("p", config.model_copy(update={"correctable": 8}))
     state, whole = learner.initial(), learner.initial()
-    for event in lessons(60, seed=3):
+    for event in lessons(24, seed=3):
         whole = learner.fold(whole, event)
         state = learner.decode(learner.encode(learner.fold(state, event)))
     assert learner.encode(state) == learner.encode(whole)
@@ -226,13 +227,18 @@ def test_a_lasting_rise_of_the_error_is_an_alarm() -> None:
     assert state.knowledge.drifts >= 1
 
 
+@cache
+def taught(name: str) -> BanditPolicy:
+    learner = BanditLearner("p", next(config for config in CONFIGS if named(config) == name))
+    return learner.policy(fold(learner, 20))
+
+
 @given(texts, st.integers(0, 2**32), st.sampled_from(CONFIGS))
 @settings(deadline=None)
 def test_probabilities_sum_to_one_and_the_order_of_candidates_changes_nothing(
     options: list[str], seed: int, config: BanditConfig
 ) -> None:
-    learner = BanditLearner("p", config)
-    policy = learner.policy(fold(learner, 20))
+    policy = taught(named(config))
     candidates = [Candidate(text=text) for text in options]
     chances = policy.probabilities("context", candidates)
     assert sum(chances) == pytest.approx(1.0, abs=1e-9)
