@@ -1,10 +1,12 @@
 """Which processors run, built from the configuration; the same for both runners."""
 
+from functools import partial
 from typing import Any
 
 from infra.config import Settings
 from infra.grading import configured_grader, configured_reader
 from learners.bandit import BanditLearner
+from learners.bandit.worth import earned
 from streams.artifacts import ArtifactStore
 from streams.batching import Batching
 from streams.implicit import ImplicitFeedback
@@ -25,7 +27,7 @@ def stream_processors(settings: Settings) -> list[Processor[Any]]:
         TrajectoryJoin(settings.join),
         LessonRouter(settings.adapter, settings.join.late_reward_window),
         Judge(configured_grader(settings)),
-        Promotion(settings.gate, artifacts),
+        Promotion(settings.gate, artifacts, partial(earned, config=settings.bandit.learner_config())),
         Batching("sft", settings.adapter.sft, settings.batches),
         Batching("rl", settings.adapter.rl, settings.batches),
     ]

@@ -6,7 +6,7 @@ some time with probability `error` at most (Ville, 1939): where it does, the mea
 
 from math import exp, log, log1p
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 FRACTIONS = tuple(0.002 * (0.95 / 0.002) ** (number / 31) for number in range(32))
 """How boldly is bet: shares of what could be lost. The mixture over them does nearly as well as the best one."""
@@ -22,8 +22,6 @@ class Wager(BaseModel):
         most: the largest logarithm that their mixture has reached.
         values: how many there were.
     """
-
-    model_config = ConfigDict(validate_assignment=False)
 
     mean: float
     least: float

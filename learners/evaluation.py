@@ -218,12 +218,20 @@ def gain_is_sure(policy: Policy, against: Policy, log: Sequence[Logged], error: 
 
     Asked again and again as the log grows, it says so wrongly with probability `error` at most.
     """
-    return difference_bound(policy, against, log, error) > -tolerance
+    return difference_bound(weights_of(policy, log), weights_of(against, log), log, error) > -tolerance
 
 
-def difference_bound(policy: Policy, against: Policy, log: Sequence[Logged], error: float) -> float:
-    """Return what a policy surely earns more than another; wrong at some length of the log with probability `error`."""
-    new, old = (_chances(of, log)[0] / _propensities(log) for of in (policy, against))
+def weights_of(policy: Policy, log: Sequence[Logged]) -> Floats:
+    """Return the policy's probability of each logged choice over its propensity, shape (n,)."""
+    return _chances(policy, log)[0] / _propensities(log)
+
+
+def difference_bound(new: Floats, old: Floats, log: Sequence[Logged], error: float) -> float:
+    """Return what a policy surely earns more than another; wrong at some length of the log with probability `error`.
+
+    Args:
+        new, old: the two policies' weights on the log.
+    """
     return lower_bound(*_bets(new, old, log), error)
 
 
@@ -277,7 +285,7 @@ def decisions_needed(difference: float, deviation: float, error: float = 0.05, p
 
 def difference_deviation(policy: Policy, against: Policy, log: Sequence[Logged]) -> float:
     """Return the standard deviation of what one decision says of the difference of two policies."""
-    new, old = (_chances(of, log)[0] / _propensities(log) for of in (policy, against))
+    new, old = weights_of(policy, log), weights_of(against, log)
     return float(_bets(new, old, log)[0].std())
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, sqrt
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from learners.betting import Wager
-from learners.contract import Policy, distribution
-from learners.evaluation import Logged, difference_bound
+from learners.contract import Policy
+from learners.evaluation import Logged, difference_bound, weights_of
 
 
 class GateConfig(BaseModel):
@@ -80,17 +81,11 @@ def judge(candidate: Policy, champion: Policy, evidence: Sequence[Logged], confi
     count = len(evidence)
     if count < config.least_evidence:
         return Verdict(False, f"{count} held-out decisions, {config.least_evidence} needed", count)
-    mean_reward = sum(item.reward for item in evidence) / count
-    differences, values = [], []
-    for item in evidence:
-        new, old = (
-            distribution(policy, item.decision)[item.decision.choice] / item.decision.propensity
-            for policy in (candidate, champion)
-        )
-        differences.append((new - old) * (item.reward - mean_reward))
-        values.append(new * (item.reward - mean_reward))
-    difference = sum(differences) / count
-    bound = difference_bound(candidate, champion, evidence, config.error)
+    rewards = np.array([item.reward for item in evidence])
+    above = rewards - rewards.mean()
+    new, old = weights_of(candidate, evidence), weights_of(champion, evidence)
+    difference = float(((new - old) * above).mean())
+    bound = difference_bound(new, old, evidence, config.error)
     passed = bound > -config.tolerance
     relation = "above" if passed else "not above"
     found = f"difference {difference:+.3f}, {config.confidence:.0%} lower bound {bound:+.3f}"
@@ -100,7 +95,7 @@ def judge(candidate: Policy, champion: Policy, evidence: Sequence[Logged], confi
         count,
         difference,
         bound,
-        mean_reward + sum(values) / count,
+        float(rewards.mean() + (new * above).mean()),
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from learners.bandit import BanditLearner, BanditPolicy
+from learners.bandit import BanditConfig, BanditLearner, BanditPolicy
+from learners.bandit.worth import earned
 from learners.contract import Policy, distribution
 from learners.evaluation import Logged
 from learners.policies import UNIFORM_VERSION
@@ -88,13 +89,13 @@ def refitted(learner: BanditLearner, events: Sequence[ExampleEvent], points: int
     return found
 
 
-def held_out(events: Iterable[ExampleEvent]) -> list[Logged]:
-    """Return the decisions on held-out tasks, each with its newest reward."""
+def held_out(events: Iterable[ExampleEvent], config: BanditConfig) -> list[Logged]:
+    """Return the decisions on held-out tasks, each with what it earned by its newest reward."""
     newest: dict[str, Logged] = {}
     for event in events:
         body = event.payload.body
         if event.payload.split != "train" and isinstance(body, BanditExample):
-            newest[body.decision_id] = Logged(body.decision, event.payload.reward)
+            newest[body.decision_id] = Logged(body.decision, earned(event.payload, config))
     return list(newest.values())
 
 
@@ -119,7 +120,7 @@ def replayed(learner: BanditLearner, events: Iterable[ExampleEvent], seed: int) 
         shown += 1
         chances = distribution(learner.policy(state), decision)
         if random.choices(range(len(chances)), chances)[0] == decision.choice:
-            rewards.append(example.reward)
+            rewards.append(earned(example, learner.config))
             taught = event.model_copy(update={"payload": example.model_copy(update={"split": "train"})})
             state = learner.fold(state, taught)
     return Replayed(shown, rewards)

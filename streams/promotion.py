@@ -1,5 +1,6 @@
 """Promotion: candidates pass the gate and a trial or are rejected with a reason; what drops is taken back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -77,6 +78,10 @@ class Ruling:
     routes: list[Route] = field(default_factory=list)
 
 
+def _reward(example: Example) -> float:
+    return example.reward
+
+
 class Promotion(Processor[PromotionState]):
     """Lets through what is surely no worse: judged on held-out decisions, then on trial, then watched.
 
@@ -87,14 +92,20 @@ class Promotion(Processor[PromotionState]):
     A model or an adapter cannot be judged off-policy; where its checkpoint says what serves it, it goes on trial at
     once, and the rewards of its answers decide. Whatever cannot be tried stays a candidate until it is promoted by
     hand. While a person holds the route, what passes is evaluated only.
+
+    Args:
+        worth: what versions are compared by, in [0, 1]; the reward, where nothing else is wanted of them.
     """
 
     name = "promotion"
     topics: ClassVar[tuple[Topic, ...]] = (CHECKPOINTS, EXAMPLES, ROUTES)
 
-    def __init__(self, config: GateConfig, artifacts: ArtifactReader) -> None:
+    def __init__(
+        self, config: GateConfig, artifacts: ArtifactReader, worth: Callable[[Example], float] = _reward
+    ) -> None:
         self.config = config
         self._artifacts = artifacts
+        self._worth = worth
 
     def handle(self, state: PromotionState | None, event: AnyEvent, source: Record) -> Outcome[PromotionState]:
         """Take in a reward or a change made by hand, or judge a candidate."""
@@ -133,22 +144,23 @@ class Promotion(Processor[PromotionState]):
 
     def _rewarded(self, state: PromotionState, example: Example) -> Ruling:
         """Remember what a version earned, and end the trial or the served version where that is the last straw."""
+        worth = self._worth(example)
         if isinstance(example.body, BanditExample) and example.split == "validation":
-            item = Evidence(decision=example.body.decision, reward=example.reward)
+            item = Evidence(decision=example.body.decision, reward=worth)
             state.evidence[example.body.decision_id] = item
             while len(state.evidence) > self.config.most_evidence:
                 del state.evidence[next(iter(state.evidence))]
         version, ruling = _made_by(example), Ruling()
         if version is None or example.reward_revision > 1:
             return ruling  # counted when it was first rewarded: a wager cannot be taken back
-        state.tallies.setdefault(version, Tally()).take(example.reward)
+        state.tallies.setdefault(version, Tally()).take(worth)
         if state.trial is not None:
-            state.trial.take(version, example.reward)
+            state.trial.take(version, worth)
             verdict = state.trial.verdict(self.config)
             if verdict is not None:
                 self._end_trial(state, ruling, *verdict)
         watch = state.watch
-        if watch is not None and version == watch.version and watch.dropped(example.reward, self.config):
+        if watch is not None and version == watch.version and watch.dropped(worth, self.config):
             self._take_back(state, ruling, watch)
         return ruling
 
@@ -159,9 +171,10 @@ class Promotion(Processor[PromotionState]):
             candidate = state.checkpoints.get(state.trial.candidate)
             if candidate is not None and candidate.version not in [target.version for target in route.targets]:
                 _change(state, ruling, candidate, CheckpointState.ROLLED_BACK, "a person took over the route")
+        state.stable = route
         if route.held:
             state.trial = state.watch = None
-        state.stable = route
+            self._judge_waiting(state, ruling)
         return ruling
 
     def _announced(self, state: PromotionState, change: Checkpoint) -> Ruling:
@@ -215,6 +228,8 @@ class Promotion(Processor[PromotionState]):
         assert state.stable is not None  # noqa: S101 - nothing is judged before it is known what is served
         _change(state, ruling, candidate, CheckpointState.CANARY, reason)
         share, total = self.config.canary_share, sum(target.weight for target in state.stable.targets)
+        if total <= 0.0:
+            raise RejectedRecordError(f"{candidate.name} serves nothing that {candidate.version} could be tried beside")
         beside = [t.model_copy(update={"weight": t.weight / total * (1.0 - share)}) for t in state.stable.targets]
         targets = [*beside, _target(candidate).model_copy(update={"weight": share})]
         ruling.routes.append(state.stable.model_copy(update={"targets": targets, "reason": reason}))
@@ -240,6 +255,9 @@ class Promotion(Processor[PromotionState]):
             assert state.stable is not None  # noqa: S101 - it was there when the trial began
             _change(state, ruling, candidate, CheckpointState.ROLLED_BACK, reason)
             _serve(state, ruling, state.stable, reason)
+        self._judge_waiting(state, ruling)
+
+    def _judge_waiting(self, state: PromotionState, ruling: Ruling) -> None:
         waiting, state.waiting = state.checkpoints.get(state.waiting or ""), None
         if waiting is not None:
             self._judge(state, ruling, waiting)

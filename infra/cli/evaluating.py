@@ -11,6 +11,7 @@ from infra.cli.looking import existing_log
 from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.config import ConfigError, Settings, load_settings
 from infra.operating import checkpoints_on
+from learners.bandit.worth import earned
 from learners.contract import Policy
 from learners.policies import UNIFORM_VERSION, UniformPolicy, load_policy
 from schemas.clock import from_milliseconds
@@ -47,7 +48,7 @@ def ope(
     name = name or settings.bandit.targets[0]
     splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
     with existing_log(settings) as log:
-        decisions = list(logged_decisions(log, name, splits, _time(since)))
+        decisions = list(logged_decisions(log, settings, name, splits, _time(since)))
         first, second = (_policy(settings, log, name, version) for version in (policy, against))
     if len(decisions) < 2:
         raise ConfigError(f"{len(decisions)} rewarded decisions of {name} on {', '.join(splits)} tasks; two are needed")
@@ -84,18 +85,22 @@ def ope(
     console.print(f"To tell a gain of {gain:g}: about {needed if needed else 'any number of'} decisions.")
 
 
-def logged_decisions(log: Log, name: str, splits: tuple[Split, ...], since: datetime | None) -> Iterator["Logged"]:
-    """Yield the decisions of a policy with their newest rewards, in the order they were first rewarded."""
+def logged_decisions(
+    log: Log, settings: Settings, name: str, splits: tuple[Split, ...], since: datetime | None
+) -> Iterator["Logged"]:
+    """Yield the decisions of a policy with what they earned by their newest rewards, in the order first rewarded."""
     from learners.evaluation import Logged
 
     newest: dict[str, Logged] = {}
+    config = settings.bandit.learner_config()
     for record in read_all(log, EXAMPLES.name):
         if since is not None and from_milliseconds(record.timestamp_ms) < since:
             continue
         for event in decode_all(ExampleEvent, record.value):
             example = event.payload
             if example.target == name and example.split in splits and isinstance(example.body, BanditExample):
-                newest[example.body.decision_id] = Logged(example.body.decision, example.reward)
+                decision = example.body.decision
+                newest[example.body.decision_id] = Logged(decision, earned(example, config))
     yield from newest.values()
 
 

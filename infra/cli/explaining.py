@@ -105,7 +105,7 @@ def explain_policy(
     settings = load_settings()
     name = name or settings.bandit.targets[0]
     with existing_log(settings) as log:
-        rewarded = list(logged_decisions(log, name, (*HELD_OUT, "train"), None))
+        rewarded = list(logged_decisions(log, settings, name, (*HELD_OUT, "train"), None))
         stages = [
             (checkpoint.version, _policy(settings, log, name, checkpoint.version))
             for checkpoint in _stages(checkpoints_on(log, name))

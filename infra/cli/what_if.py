@@ -52,7 +52,7 @@ def what_if(
     except RewardFunctionError as error:
         raise ConfigError(f"--reward {reward}: {error}") from error
     taught = {AS_IT_IS: logged, OTHERWISE: otherwise}
-    evidence = held_out(otherwise)
+    evidence = held_out(otherwise, learners[OTHERWISE].config)
     fitted = {which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()}
     if len(evidence) < 2 or not all(fitted.values()):
         lessons = sum(event.payload.split == "train" for event in otherwise)

@@ -3,7 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from math import fsum, sqrt
+from math import sqrt
 
 import orjson
 
@@ -12,8 +12,9 @@ from learners.bandit.features import FEATURE_VERSION, features
 from learners.bandit.knowledge import Knowledge, Lesson
 from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
 from learners.bandit.regressor import BlockBayesianRegressor
+from learners.bandit.worth import taught
 from learners.contract import NewCheckpoint
-from schemas.examples import BanditExample, Example, ExampleEvent
+from schemas.examples import BanditExample, ExampleEvent
 
 
 def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
@@ -80,7 +81,7 @@ class BanditLearner:
         if not isinstance(example.body, BanditExample) or example.split != "train":
             return state
         if example.reward_revision > 1:
-            return self._corrected(state, example.body.decision_id, self._value(example, example.body))
+            return self._corrected(state, example.body.decision_id, taught(example, self.config))
         lesson = self._lesson(event, example.body)
         state.knowledge.learn(lesson, self.config)
         state.recent.append(lesson)
@@ -148,18 +149,8 @@ class BanditLearner:
             x=found[decision.choice],
             propensity=decision.propensity,
             slate=len(found),
-            value=self._value(event.payload, body),
+            value=taught(event.payload, config),
         )
-
-    def _value(self, example: Example, body: BanditExample) -> float:
-        """Return what a decision earned: the reward, or what the criteria say, less the measured cost."""
-        weights = {name: weight for name, weight in self.config.criteria.items() if name in example.criteria}
-        value = example.reward
-        if weights:
-            scores = [weight * example.criteria[name] for name, weight in sorted(weights.items())]
-            value = fsum(scores) / fsum([weights[name] for name in sorted(weights)])
-        stated = body.decision.candidates[body.decision.choice].cost is not None
-        return value if stated else value - self.config.cost_weight * example.cost
 
     def _corrected(self, state: BanditState, decision_id: str, value: float) -> BanditState:
         """Learn the recent lessons again with what the decision has earned after all."""

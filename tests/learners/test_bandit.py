@@ -17,9 +17,11 @@ from learners.bandit.exploration import greedy, squarecb, thompson, with_floor
 from learners.bandit.features import features, names_of
 from learners.bandit.policy import Weights
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
+from learners.bandit.worth import earned
+from learners.bandit.worth import taught as taught_value
 from learners.policies import UniformPolicy, load_policy
 from schemas.decisions import Candidate
-from schemas.examples import ExampleEvent
+from schemas.examples import BanditExample, ExampleEvent
 from tests import events
 
 texts = st.lists(st.text("abc de%9.", max_size=20), min_size=1, max_size=6)
@@ -202,6 +204,21 @@ def test_a_measured_cost_is_learned_and_a_stated_one_is_minded_when_choosing() -
     assert chances[1] > 0.9
     even = BanditPolicy(Weights(0.5, {}), "squarecb", 100.0, 0.03, cost_weight=0.5)
     assert even.probabilities("", [Candidate(text="large", cost=1.0), Candidate(text="small", cost=0.1)])[1] > 0.9
+
+
+def test_policies_are_compared_by_what_they_were_taught() -> None:
+    """Else the gate would turn down whoever is as good for less money."""
+    config = BanditConfig(cost_weight=0.5, criteria={"clarity": 1.0})
+    measured = events.lesson(["large", "small"], 0, 0.9, cost=0.4, criteria={"clarity": 0.8}).payload
+    assert earned(measured, config) == taught_value(measured, config) == pytest.approx(0.6)
+    body = measured.body
+    assert isinstance(body, BanditExample)
+    dear = [candidate.model_copy(update={"cost": 1.0}) for candidate in body.decision.candidates]
+    decision = body.decision.model_copy(update={"candidates": dear})
+    stated = measured.model_copy(update={"body": body.model_copy(update={"decision": decision})})
+    assert earned(stated, config) == pytest.approx(0.3)
+    assert taught_value(stated, config) == 0.8
+    assert earned(stated, BanditConfig(cost_weight=2.0)) == 0.0
 
 
 def test_a_tenant_differs_where_it_has_taught_and_nowhere_else() -> None:

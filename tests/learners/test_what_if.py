@@ -43,7 +43,7 @@ def test_another_reward_makes_another_policy_and_both_are_told_apart_on_held_out
     as_it_is = refitted(BanditLearner("p"), logged, 5)
     what_if = refitted(BanditLearner("p"), otherwise, 5)
     assert [point.lessons for point in as_it_is] == [64, 128, 192, 256, 320]
-    evidence = held_out(otherwise)
+    evidence = held_out(otherwise, BanditConfig())
     assert len(evidence) == 80
     assert weighted_mean(what_if[-1].policy, evidence) == pytest.approx(0.9, abs=0.03)
     assert weighted_mean(as_it_is[-1].policy, evidence) == pytest.approx(0.3, abs=0.03)

@@ -178,6 +178,25 @@ def test_a_person_who_takes_the_route_over_ends_the_trial(log: EmbeddedLog, tmp_
     assert changes[-1] == ("v1", "rolled-back", "a person took over the route")
 
 
+def test_a_person_who_takes_the_route_over_leaves_nobody_waiting(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    by_hand = RouteEvent(payload=baseline_route(TARGET).model_copy(update={"held": True}))
+    versions = [candidate(store, version, policy(reward)) for version, reward in (("v1", 0.9), ("v2", 0.95))]
+    changes = promoted(log, store, *held_out(40), *versions, by_hand, config=ON_TRIAL)
+    assert [(version, state) for version, state, _ in changes][-2:] == [("v1", "rolled-back"), ("v2", "evaluated")]
+    assert "held by hand" in changes[-1][2]
+
+
+def test_where_costs_matter_versions_are_compared_by_what_is_left(log: EmbeddedLog, tmp_path: Path) -> None:
+    """The good text earns more and costs more than that is worth."""
+    processor = Promotion(AT_ONCE, ArtifactStore(tmp_path), lambda example: example.reward * 0.5)
+    lesson = held_out(1)[0]
+    state = processor.handle(None, lesson, events.record(lesson, 0, TARGET)).state
+    assert state is not None
+    assert [item.reward for item in state.evidence.values()] == [0.5]
+    assert [tally.mean for tally in state.tallies.values()] == [0.5]
+
+
 def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     missing = candidate(store, "missing", b"")
