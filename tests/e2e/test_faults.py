@@ -46,7 +46,7 @@ POLICY = "supervisor-policy"
 VICTIMS = ("worker", "learner", "gateway", "worker", "broker")
 DRAIN_S = 300.0
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600 + 20 * KILLS)]
+pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600 + 20 * KILLS)]
 
 
 @dataclass

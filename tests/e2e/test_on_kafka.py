@@ -28,7 +28,7 @@ from tests import events
 from tests.e2e.installation import Part, everloop_json
 from tests.kafka import declare_afresh
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROLLOUTS = 200
 KILLS = 4

@@ -24,13 +24,12 @@ from tests.infra.conftest import (
     model_route,
     publish,
     running_gateway,
-    settings,
     upstream,
     upstream_url,
 )
 from tests.infra.upstream import Upstream
 
-__all__ = ["gateway", "settings", "upstream", "upstream_url"]
+__all__ = ["gateway", "upstream", "upstream_url"]
 pytestmark = pytest.mark.slow  # their environments have a Python of their own
 PEERS = Path(__file__).parents[1] / "peers"
 
@@ -40,6 +39,12 @@ def environment_of(*packages: str) -> str:
         return environment("3.12", *packages)
     except UnavailableError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Conversations that stay open however slowly an agent goes on with them."""
+    return Settings(data_dir=tmp_path / "data", gateway=GatewaySettings(conversation_idle_s=300))
 
 
 def run(python: str, script: str, *arguments: str) -> str:

@@ -25,7 +25,7 @@ from tests.e2e.installation import Part, everloop
 from tests.e2e.test_on_kafka import feed
 from tests.kafka import local_cluster
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PASSWORDS = {"acme": "correct-horse-acme", "globex": "battery-staple-globex"}
 ROLLOUTS_FED = 20

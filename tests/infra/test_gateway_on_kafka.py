@@ -29,6 +29,7 @@ OUTAGE_S = float(os.environ.get("TEST_OUTAGE_S", "3"))
 """How long Kafka stays away; `make faults` makes it two minutes."""
 
 
+@pytest.mark.kafka
 @pytest.mark.timeout(300 + 4 * OUTAGE_S)
 def test_calls_are_served_and_events_kept_while_kafka_is_away(
     tmp_path: Path, record_property: Callable[[str, object], None]

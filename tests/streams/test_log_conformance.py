@@ -25,7 +25,7 @@ PLACE = (TOPIC, PARTITION)
 Open = Callable[[], Log]
 
 
-@pytest.fixture(params=["embedded", "kafka"])
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Return what opens another connection to one fresh log."""
     if request.param == "embedded":

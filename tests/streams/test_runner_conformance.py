@@ -87,7 +87,7 @@ class Place:
         return {key: list(values.values()) for key, values in found.items()}
 
 
-@pytest.fixture(params=["embedded", "kafka"])
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "embedded":
         with EmbeddedLog(tmp_path / "log.db") as log:
