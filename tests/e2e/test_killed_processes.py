@@ -21,14 +21,14 @@ from streams.log import read_all
 from streams.records import NewRecord
 from streams.replay import live_state, replay
 from tests.e2e.installation import Part, everloop_json, started
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 RAW = (ROLLOUTS.name, SPANS.name, DECISIONS.name)
 """What only the gateway writes; all else follows from it."""
 CHUNK = 40
-DRAIN_S = 120.0
+DRAIN_S = PATIENCE_S
 
 
 def raw_records(log: EmbeddedLog) -> list[NewRecord]:
@@ -84,7 +84,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, obje
         time.sleep(random.uniform(0.5, 3.0))
         killed = json.loads(run_file.read_text())["processes"][name]["pid"]
         os.kill(killed, signal.SIGKILL)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
     return run_file.parent, json.loads(output)
 

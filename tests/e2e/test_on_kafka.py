@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.slow, pytest.mark.
 
 ROLLOUTS = 200
 KILLS = 4
-DRAIN_S = 120.0
+DRAIN_S = 240.0
 
 
 def feed(log: Log, number: int, random: Random) -> None:
