@@ -10,15 +10,17 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNCED := $(VENV)/.synced
 RUN := $(VENV)/bin
+LEARN := $(VENV)-learn
 
 # Which tests run, as pytest's -m takes it. Those on Kafka run after the others, alone: they wait for what must not starve.
 ONLY ?= (slow or not slow)
 
-.PHONY: help setup demo test lint format bench bench-bandit bench-gateway soak faults schemas clean
+.PHONY: help setup learn demo test test-core test-learn lint format bench bench-bandit bench-gateway soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
-	@echo "make test    run the tests, with their coverage"
+	@echo "make test    run the tests, with their coverage (test-core, then test-learn)"
+	@echo "make learn   set up .venv-learn, which has what trains models (6 GB)"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   measure, and write the figures to bench-results.json"
 	@echo "make bench-bandit  the bandit beside Vowpal Wabbit, and whether its evaluation and gate tell the truth"
@@ -38,12 +40,24 @@ $(SYNCED): pyproject.toml uv.lock | $(UV)
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.9"
 
+learn: $(LEARN)/.synced
+
+# What trains has an environment of its own: the core must work without it.
+$(LEARN)/.synced: pyproject.toml uv.lock | $(UV)
+	UV_PROJECT_ENVIRONMENT=$(LEARN) $(UV) sync --locked --extra learn --python $(PYTHON)
+	@touch $@
+
 demo: setup
 	$(RUN)/everloop demo
 
-test: setup
+test: test-core test-learn
+
+test-core: setup
 	$(RUN)/pytest -n 2 --dist loadfile -m "not kafka and $(ONLY)" --cov --cov-report= --cov-fail-under=0
-	$(RUN)/pytest -m "kafka and $(ONLY)" --cov --cov-append --cov-report=term
+	$(RUN)/pytest -m "kafka and $(ONLY)" --cov --cov-append --cov-report= --cov-fail-under=0
+
+test-learn: $(LEARN)/.synced
+	$(LEARN)/bin/pytest tests/training --cov --cov-append --cov-report=term
 
 lint: setup
 	$(RUN)/ruff check .
@@ -76,4 +90,4 @@ schemas: setup
 	$(RUN)/python -m schemas.export
 
 clean:
-	rm -rf $(VENV) .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(LEARN) .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from infra.gateway.redaction import RedactionConfig
+from infra.training.settings import TrainingSettings
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
 from schemas.endpoints import Endpoint
@@ -270,6 +271,7 @@ class Settings(BaseSettings):
     batches: BatchConfig = BatchConfig()
     gate: GateConfig = GateConfig()
     join: JoinConfig = JoinConfig()
+    training: TrainingSettings = TrainingSettings()
     adapter: AdapterConfig = AdapterConfig(
         sft={"junior_researcher_llm": frozenset({"geneticist", "pharmacologist", "neurologist"})},
         rl={"senior_researcher_llm": frozenset({"hypothesis_refiner", "protocol_designer"})},

@@ -102,6 +102,20 @@ class RlRow:
 
 
 @dataclass(frozen=True)
+class PromptRow:
+    """A prompt to be answered anew and graded.
+
+    Attributes:
+        expected: the task's label, or else the answer that earned most, where one earned enough; None without either.
+    """
+
+    prompt: Messages
+    tools: list[dict[str, Any]]
+    expected: Any
+    origin: Origin
+
+
+@dataclass(frozen=True)
 class _Answer:
     """What a lesson says of an answer, whichever head it is of."""
 
@@ -168,6 +182,25 @@ def rl_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[RlRo
                 body.checkpoint,
                 answer.origin,
             )
+        )
+    return rows
+
+
+def prompt_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[PromptRow]:
+    """Return each prompt once, with what its answers are graded against."""
+    by_prompt: dict[str, list[_Answer]] = {}
+    for answer in _answers(lessons, config):
+        by_prompt.setdefault(_hash([answer.origin.tenant, answer.prompt, answer.tools]), []).append(answer)
+    rows = []
+    for answers in by_prompt.values():
+        best = max(answers, key=lambda answer: answer.event.payload.reward)
+        enough = best.event.payload.reward >= config.least_reward
+        label = best.event.payload.expected
+        expected = label if label is not None else best.response if enough else None
+        ids = tuple(dict.fromkeys(event_id for answer in answers for event_id in answer.origin.event_ids))
+        held_out = any(answer.origin.held_out for answer in answers)
+        rows.append(
+            PromptRow(best.prompt, best.tools, expected, replace(best.origin, held_out=held_out, event_ids=ids))
         )
     return rows
 

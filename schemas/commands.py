@@ -13,10 +13,11 @@ class Command(Model):
 
     Attributes:
         manifest: what to train on; None leaves it to whoever collects the batch.
+        arguments: of `train`, `method` where several learn from the same lessons; of `cancel`, `job`.
     """
 
     target: Name
-    action: Literal["train", "pause", "resume", "rewind"]
+    action: Literal["train", "cancel", "pause", "resume", "rewind"]
     manifest: Manifest | None = None
     arguments: dict[str, JsonValue] = {}
     reason: str = ""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from schemas.decisions import Decision
 from schemas.envelope import Event, EventId, Model, Name, UnitInterval
@@ -54,6 +54,7 @@ class Example(Model):
         reward: the rollout's reward.
         reward_revision: 1 for the first reward; higher for a correction of a lesson already given.
         criteria: the scores that the reward was made of, by criterion.
+        expected: the task's label, where one is known.
         cost: of the model call it is about, or of all the rollout's, in the unit of the endpoints' prices.
         source_event_ids: the events it was made from (trajectory first).
     """
@@ -65,6 +66,7 @@ class Example(Model):
     reward: UnitInterval
     reward_revision: int = Field(ge=1)
     criteria: dict[str, UnitInterval] = {}
+    expected: JsonValue = None
     cost: float = Field(default=0.0, ge=0.0)
     source_event_ids: list[EventId] = Field(min_length=1)
     body: Annotated[SftExample | RlExample | BanditExample, Field(discriminator="head")]

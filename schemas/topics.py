@@ -22,6 +22,7 @@ from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.routes import RouteEvent
 from schemas.spans import SpanEvent
+from schemas.trainings import TrainingEvent
 from schemas.trajectories import TrajectoryEvent
 
 PREFIX = "everloop."
@@ -61,6 +62,7 @@ EXAMPLES = Topic(PREFIX + "examples", ExampleEvent, "logical name", NAME_PARTITI
 CHECKPOINTS = Topic(PREFIX + "checkpoints", CheckpointEvent, "logical name", NAME_PARTITIONS)
 ROUTES = Topic(PREFIX + "routes", RouteEvent, "logical name", NAME_PARTITIONS, cleanup="compact")
 COMMANDS = Topic(PREFIX + "commands", CommandEvent, "logical name", NAME_PARTITIONS)
+TRAININGS = Topic(PREFIX + "trainings", TrainingEvent, "logical name", NAME_PARTITIONS)
 DEAD_LETTERS = Topic(PREFIX + "dead-letters", DeadLetterEvent, "source topic", 1)
 KEYS = Topic(PREFIX + "keys", KeyEvent, "key id", 1, cleanup="compact")
 USAGE = Topic(PREFIX + "usage", UsageEvent, "counter", 1, cleanup="compact")
@@ -79,6 +81,7 @@ TOPICS: dict[str, Topic] = {
         CHECKPOINTS,
         ROUTES,
         COMMANDS,
+        TRAININGS,
         DEAD_LETTERS,
         KEYS,
         USAGE,

@@ -53,6 +53,7 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
             reward=reward,
             reward_revision=max(1, trajectory.reward_revision),
             criteria=criteria,
+            expected=task.expected if task else None,
             cost=_cost(trajectory, span_id),
             source_event_ids=[event.event_id, source],
             body=body,

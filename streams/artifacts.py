@@ -1,14 +1,20 @@
 """The artifact store: bytes addressed by their SHA-256, written once and never changed."""
 
 import os
+import shutil
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Protocol
 
+import orjson
+
 from schemas.checkpoints import Artifact
 from streams.errors import RejectedRecordError
+
+FOLDER_TYPE = "application/vnd.everloop.folder+json"
+"""A list of files by path, hash and size."""
 
 
 class ArtifactReader(Protocol):
@@ -58,5 +64,56 @@ class ArtifactStore:
             raise RejectedRecordError(f"artifact {path} is damaged: its hash is not its name")
         return content
 
+    def put_folder(self, folder: Path) -> Artifact:
+        """Store a folder: each file by its own hash, and a list of them, whose reference is returned."""
+        files = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest = self._keep(path)
+            files.append({"path": path.relative_to(folder).as_posix(), "sha256": digest, "size": path.stat().st_size})
+        return self.put(orjson.dumps({"files": files}, option=orjson.OPT_SORT_KEYS), FOLDER_TYPE)
+
+    def get_folder(self, artifact: Artifact, folder: Path) -> Path:
+        """Lay a stored folder out, and return it; one that is there already was laid out whole.
+
+        Raises:
+            RejectedRecordError: it is no folder, or a file of it is missing or damaged.
+        """
+        if folder.exists():
+            return folder
+        if artifact.media_type != FOLDER_TYPE:
+            raise RejectedRecordError(f"artifact {artifact.sha256} is {artifact.media_type}, not a folder")
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        for file in orjson.loads(self.get(artifact))["files"]:
+            source, copy = self._path(file["sha256"]), partial / file["path"]
+            if not source.exists() or _digest(source) != file["sha256"]:
+                raise RejectedRecordError(f"{file['path']} of artifact {artifact.sha256} is missing or damaged")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                copy.hardlink_to(source)
+            except OSError:  # another file system
+                shutil.copyfile(source, copy)
+        partial.rename(folder)
+        return folder
+
+    def _keep(self, path: Path) -> str:
+        """Copy a file to where its hash says, in bounded memory."""
+        digest = _digest(path)
+        kept = self._path(digest)
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_name(f"{digest}.{os.getpid()}.partial")
+            shutil.copyfile(path, partial)
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            partial.chmod(0o444)  # folders that are laid out share it
+            partial.replace(kept)
+        return digest
+
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest[2:]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return file_digest(content, "sha256").hexdigest()

@@ -18,7 +18,8 @@ from schemas.envelope import AnyEvent
 from schemas.rewards import RewardEvent
 from schemas.routes import RouteEvent
 from schemas.spans import Attribute, SpanEvent
-from schemas.topics import CHECKPOINTS, DEAD_LETTERS, DECISIONS, REWARDS, ROUTES, SPANS, TRAJECTORIES, Topic
+from schemas.topics import CHECKPOINTS, DEAD_LETTERS, DECISIONS, REWARDS, ROUTES, SPANS, TRAININGS, TRAJECTORIES, Topic
+from schemas.trainings import TrainingEvent
 from schemas.trajectories import TrajectoryEvent
 from streams.records import Record
 
@@ -156,6 +157,23 @@ def _checkpoint(event: CheckpointEvent) -> list[Any]:
     ]
 
 
+def _training(event: TrainingEvent) -> list[Any]:
+    training = event.payload
+    return [
+        training.job,
+        training.target,
+        training.method,
+        str(training.state),
+        training.parent or "",
+        training.manifest.lessons,
+        training.step,
+        training.steps,
+        dict(training.metrics),
+        training.version or "",
+        training.reason,
+    ]
+
+
 def _route(event: RouteEvent) -> list[Any]:
     route = event.payload
     return [route.name, route.kind, [target.version for target in route.targets], route.reason]
@@ -258,6 +276,25 @@ TABLES: tuple[Table, ...] = (
         ),
         _checkpoint,
         "name, version",
+    ),
+    Table(
+        "trainings",
+        TRAININGS,
+        (
+            ("job", "String"),
+            ("target", _NAME),
+            ("method", _NAME),
+            ("state", _NAME),
+            ("parent", "String"),
+            ("lessons", "UInt32"),
+            ("step", "UInt32"),
+            ("steps", "UInt32"),
+            ("metrics", "Map(String, Float64)"),
+            ("version", "String"),
+            ("reason", "String"),
+        ),
+        _training,
+        "job, step",
     ),
     Table(
         "routes",

@@ -5,7 +5,18 @@ import sys
 import typer
 
 from agents.tasks import TaskFileError
-from infra.cli import dead_letters, evaluating, explaining, kafka, learning, looking, operating, running, topics
+from infra.cli import (
+    dead_letters,
+    evaluating,
+    explaining,
+    kafka,
+    learning,
+    looking,
+    operating,
+    running,
+    topics,
+    training,
+)
 from infra.cli.options import app
 from infra.config import ConfigError
 from infra.logging import configure_logging
@@ -26,6 +37,7 @@ __all__ = [
     "operating",
     "running",
     "topics",
+    "training",
 ]
 
 USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, OperatingError)

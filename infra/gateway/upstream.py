@@ -269,7 +269,7 @@ class Upstreams:
 def _content(body: dict[str, Any], endpoint: Endpoint) -> bytes:
     try:
         check_address(endpoint.base_url)
-        return orjson.dumps({**body, "model": endpoint.model})
+        return orjson.dumps({**_asking_for_tokens(body, endpoint), "model": endpoint.model})
     except EndpointRefusedError as error:
         raise ProblemError(503, "Model not configured", str(error)) from error
     except orjson.JSONEncodeError as error:
@@ -283,3 +283,14 @@ def _authorization(endpoint: Endpoint) -> dict[str, str]:
     if not key:
         raise ProblemError(503, "Model not configured", f"the environment variable {endpoint.api_key_env} holds no key")
     return {"authorization": f"Bearer {key}"}
+
+
+def _asking_for_tokens(body: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:
+    """Return a body that asks for token ids and log-probabilities, where the server says them."""
+    if not endpoint.tokens:
+        return body
+    if "messages" in body:
+        return {"return_token_ids": True, **body, "logprobs": True}
+    if "prompt" in body:
+        return {"return_token_ids": True, "logprobs": 1, **body}
+    return body

@@ -16,7 +16,7 @@ from streams.embedded.worker import Worker
 from streams.errors import StreamError
 from streams.processor import Processor
 
-NAMES = ("routes", "gateway", "simulator", "worker", "learner", "analytics")
+NAMES = ("routes", "gateway", "simulator", "worker", "learner", "trainer", "analytics")
 """The processes. `routes` writes the first routes and ends; gateway, simulator and analytics listen on a socket."""
 
 
@@ -42,8 +42,22 @@ def _run(name: str, settings: Settings, fd: int | None) -> None:
         _work(settings, stream_processors(settings))
     elif name == "learner":
         _work(settings, list(learning_processors(settings)))
+    elif name == "trainer":
+        _train(settings)
     else:
         _serve(name, settings, fd)
+
+
+def _train(settings: Settings) -> None:
+    """Run what trains models and serves them."""
+    from infra.logs import open_log
+    from infra.training.trainer import Trainer
+
+    with open_log(settings) as log:
+        trainer = Trainer(settings, log)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: trainer.stop())
+        trainer.run()
 
 
 def _work(settings: Settings, processors: list[Processor[Any]]) -> None:

@@ -160,8 +160,10 @@ class Supervisor:
             "EVERLOOP_GATE": self._settings.gate.model_dump_json(),
             "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
         }
-        for name in ("learner", "worker", "analytics", "gateway", "simulator"):
+        for name in ("trainer", "learner", "worker", "analytics", "gateway", "simulator"):
             listener = self._listeners.get(name)
+            if name == "trainer" and not self._settings.training.models:
+                continue
             if name == "simulator" and listener is None:
                 continue
             command = [sys.executable, "-m", "infra.processes.entry", name]

@@ -1,0 +1,170 @@
+"""Commands about training: run one by hand, and look at those that ran."""
+
+import time
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from infra.cli.looking import existing_log
+from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
+from infra.config import ConfigError, Settings, load_settings
+from infra.training.jobs import FAILURE, JOB, OUTPUT, RESULT, Job, JobFolder, started
+from learners.training.config import HEADS, AnyConfig, Method
+from schemas.checkpoints import OffsetRange
+from schemas.commands import Command, CommandEvent
+from schemas.manifests import Manifest
+from schemas.serialization import decode_all, readable
+from schemas.topics import COMMANDS, EXAMPLES, TRAININGS
+from schemas.trainings import TrainingEvent
+from streams.batching import lessons_of
+from streams.log import Log, read_all
+from streams.records import Outgoing
+
+BEGINNING, NOW = "beginning", "now"
+POLL_S = 0.2
+
+
+@app.command()
+def train(
+    method: Annotated[Method, typer.Argument(help="How to learn.")],
+    target: Annotated[str | None, typer.Option(help="Logical name; by default the only one that learns so.")] = None,
+    start: Annotated[str, typer.Option("--from", help="`beginning`, or a time (ISO 8601).")] = BEGINNING,
+    end: Annotated[str, typer.Option("--to", help="`now`, or a time (ISO 8601).")] = NOW,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with settings of the method, over those of training.models.")
+    ] = None,
+    parent: Annotated[
+        Path | None, typer.Option(help="Folder of the weights to begin with (default: the base).")
+    ] = None,
+    order: Annotated[
+        bool, typer.Option("--order", help="Let the running trainer do it, which serves, checks and announces it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on the lessons of a time span, here and now, and leave weights, rows, card and lineage in a folder."""
+    settings = load_settings()
+    target, trained = _config(settings, method, target, config)
+    with existing_log(settings) as log:
+        manifest = _manifest(log, target, method, start, end)
+        if order:
+            command = Command(
+                target=target, action="train", manifest=manifest, arguments={"method": method}, reason="by hand"
+            )
+            log.append([Outgoing.of(COMMANDS, target, CommandEvent(payload=command)).record()])
+            console.print(f"ordered: {method} of {target} on {manifest.lessons} lessons; see `everloop trainings`")
+            return
+    job = Job(target=target, config=trained, manifest=manifest, parent=parent and parent.name, parent_folder=parent)
+    folder = JobFolder(settings.data_dir / "trainings" / job.id)
+    for name in (RESULT, FAILURE):
+        (folder.folder / name).unlink(missing_ok=True)
+    folder.write(JOB, job)
+    _run(settings, folder)
+    if folder.failure is not None:
+        raise ConfigError(f"{job.id} failed: {folder.failure.reason}")
+    if folder.result is None:
+        raise ConfigError(f"{job.id} ended without saying why; see {folder.folder / OUTPUT}")
+    document = {"job": job.id, "folder": str(folder.folder / "model"), "lessons": manifest.lessons}
+    document |= {"metrics": folder.result.metrics}
+    if as_json:
+        print_json(document)
+        return
+    print_table(job.id, ["metric", "value"], [(name, f"{value:.6g}") for name, value in folder.result.metrics.items()])
+    console.print(f"weights in {document['folder']}")
+
+
+@app.command()
+def trainings(as_json: AsJson = False) -> None:
+    """List the runs of batch learners: what they learn, how far they are, and what came of them."""
+    newest: dict[str, Any] = {}
+    with existing_log(load_settings()) as log:
+        for record in read_all(log, TRAININGS.name):
+            for event in decode_all(TrainingEvent, record.value):
+                newest[event.payload.job] = event.payload
+    if as_json:
+        print_json([training.model_dump(mode="json") for training in newest.values()])
+        return
+    print_table(
+        "trainings",
+        ["job", "target", "state", "lessons", "step", "loss", "version", "reason"],
+        [
+            (t.job, t.target, t.state, t.manifest.lessons, f"{t.step}/{t.steps}", _loss(t.metrics), t.version, t.reason)
+            for t in newest.values()
+        ],
+    )
+
+
+def _loss(metrics: dict[str, float]) -> str:
+    found = next((metrics[name] for name in ("loss", "train_loss", "actor/pg_loss") if name in metrics), None)
+    return "" if found is None else f"{found:.4g}"
+
+
+def _config(settings: Settings, method: Method, target: str | None, file: Path | None) -> tuple[str, AnyConfig]:
+    """Return what learns, and how: the configured way, with a file's settings over it."""
+    known = {name: c for name, ways in settings.training.models.items() for c in ways if c.method == method}
+    if target is None:
+        if len(known) != 1:
+            raise ConfigError(
+                f"--target is needed: {', '.join(known) or 'nothing in training.models'} learns by {method}"
+            )
+        (target,) = known
+    base: dict[str, Any] = known[target].model_dump() if target in known else {"method": method}
+    if file is not None:
+        try:
+            base |= tomllib.loads(file.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"--config {file}: {error}") from error
+    try:
+        return target, TypeAdapter[AnyConfig](AnyConfig).validate_python(base)
+    except ValidationError as error:
+        where = file or f"training.models.{target}"
+        raise ConfigError(f"{where}: {readable(error)}") from error
+
+
+def _manifest(log: Log, target: str, method: Method, start: str, end: str) -> Manifest:
+    """Return a manifest of a target's lessons in a time span."""
+    first, last = _offsets(log, start, "--from"), _offsets(log, end, "--to")
+    ranges = [
+        OffsetRange(topic=EXAMPLES.name, partition=partition, first=first[partition], last=last[partition] - 1)
+        for partition in range(EXAMPLES.partitions)
+        if last[partition] > first[partition]
+    ]
+    if ranges:
+        draft = Manifest(target=target, head=HEADS[method], ranges=ranges, lessons=1, number=1)
+        if lessons := sum(1 for _ in lessons_of(log, draft)):
+            return draft.model_copy(update={"lessons": lessons})
+    raise ConfigError(f"{target} has no {HEADS[method]} lessons from {start} to {end}; see the setting `adapter`")
+
+
+def _offsets(log: Log, said: str, option: str) -> dict[int, int]:
+    if said == BEGINNING:
+        return dict(log.beginnings(EXAMPLES.name))
+    if said == NOW:
+        return dict(log.ends(EXAMPLES.name))
+    try:
+        moment = datetime.fromisoformat(said).astimezone()
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} is {said!r}; it must be `{BEGINNING}`, `{NOW}` or a time like 2026-01-31T12:00"
+        ) from error
+    return {partition: log.offset_at(EXAMPLES.name, partition, moment) for partition in range(EXAMPLES.partitions)}
+
+
+def _run(settings: Settings, folder: JobFolder) -> None:
+    """Run a job's process to its end, with its steps on a bar."""
+    process = started(settings, folder)
+    read = 0
+    with progress_bar() as progress:
+        bar = progress.add_task("steps", total=None)
+        try:
+            while process.poll() is None:
+                steps, read = folder.progress(read)
+                for step in steps[-1:]:
+                    progress.update(bar, completed=step.step, total=step.steps)
+                time.sleep(POLL_S)
+        finally:
+            process.terminate()
+            process.wait()

@@ -1,0 +1,1 @@
+"""Training: jobs in processes of their own, and what they made served, checked and announced."""

@@ -1,0 +1,126 @@
+"""What a trained model must do before it is announced: answer held-out prompts as well as what serves now."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import fsum
+from typing import Any
+
+import httpx
+
+from infra.training.jobs import Case
+from infra.training.settings import CheckSettings
+from learners.graders import Answer, right_tool_call, same_answer, valid_call
+from schemas.endpoints import Endpoint
+
+
+@dataclass(frozen=True)
+class Examined:
+    """How a model answered.
+
+    Attributes:
+        prompts: how many it was asked.
+        failed: how many it did not answer.
+        agreement: mean reward by `tool-call@1` or, without tools, `answer@1`, in [0, 1]; what failed earns 0.
+        valid: share of its tool calls that their schemas allow; 1 where it made none.
+        distinct: share of its answers that differ from one another, of what could; low where it says one thing only.
+        latency_s: mean time of an answer, in seconds.
+        length: mean tokens of an answer.
+    """
+
+    prompts: int
+    failed: int
+    agreement: float
+    valid: float
+    distinct: float
+    latency_s: float
+    length: float
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return the figures by name."""
+        names = ("agreement", "valid", "distinct", "latency_s", "length")
+        return {f"{prefix}{name}": float(getattr(self, name)) for name in names}
+
+
+def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Examined:
+    """Ask a model for its likeliest answers to held-out prompts."""
+    rewards, validity, latencies, lengths, texts = [], [], [], [], set()
+    failed = 0
+    with httpx.Client(base_url=endpoint.base_url.removesuffix("/v1"), timeout=timeout_s) as http:
+        for case in cases:
+            body: dict[str, Any] = {"model": endpoint.model, "messages": case.prompt, "temperature": 0.0}
+            body |= {"tools": case.tools} if case.tools else {}
+            begun = time.monotonic()
+            try:
+                answer = http.post("/v1/chat/completions", json=body)
+                document = answer.raise_for_status().json()
+                message = document["choices"][0]["message"]
+            except (httpx.HTTPError, ValueError, LookupError):
+                failed += 1
+                rewards.append(0.0)
+                continue
+            latencies.append(time.monotonic() - begun)
+            lengths.append(float((document.get("usage") or {}).get("completion_tokens") or 0))
+            text, valid = written(message, case.tools)
+            validity += valid
+            texts.add(text)
+            grade = right_tool_call if case.tools else same_answer
+            rewards.append(grade(Answer(text, case.prompt, case.tools, case.expected)))
+    expected = {json.dumps(case.expected, sort_keys=True) for case in cases}
+    return Examined(
+        prompts=len(cases),
+        failed=failed,
+        agreement=_mean(rewards),
+        valid=_mean(validity) if validity else 1.0,
+        distinct=min(1.0, len(texts) / max(1, len(expected))),
+        latency_s=_mean(latencies),
+        length=_mean(lengths),
+    )
+
+
+def refused(candidate: Examined, champion: Examined | None, settings: CheckSettings) -> str | None:
+    """Return why a model must not be announced; None where it may.
+
+    Args:
+        champion: what serves now, on the same prompts; None where nothing of this name does.
+    """
+    if candidate.failed:
+        return f"{candidate.failed} of {candidate.prompts} held-out prompts were not answered"
+    if candidate.valid < settings.least_valid:
+        return f"only {candidate.valid:.0%} of its tool calls are valid, less than {settings.least_valid:.0%}"
+    if champion is None or champion.failed:
+        return None
+    if candidate.agreement < champion.agreement - settings.tolerance:
+        return (
+            f"agrees with {candidate.agreement:.3f} of the expected answers to held-out prompts,"
+            f" what serves now with {champion.agreement:.3f}"
+        )
+    if champion.latency_s and candidate.latency_s > settings.most_latency * champion.latency_s:
+        return f"takes {candidate.latency_s:.2f} s for an answer, what serves now {champion.latency_s:.2f} s"
+    if champion.length and candidate.length > settings.most_length * champion.length:
+        return f"answers with {candidate.length:.0f} tokens, what serves now with {champion.length:.0f}"
+    return None
+
+
+def written(message: dict[str, Any], tools: list[dict[str, Any]]) -> tuple[str, list[float]]:
+    """Return a message as the model wrote it, and for each of its tool calls whether the schema allows it."""
+    calls = message.get("tool_calls") or []
+    text = message.get("content") or ""
+    validity = []
+    for call in calls:
+        function = call["function"]
+        try:
+            arguments = json.loads(function["arguments"])
+        except json.JSONDecodeError:
+            arguments = None
+        document = {"name": function["name"], "arguments": arguments}
+        validity.append(float(valid_call(document, tools) is not None))
+        text += f"<tool_call>{json.dumps(document)}</tool_call>"
+    if not calls and "<tool_call>" in text:
+        validity.append(0.0)  # it meant to call, and its server could not read it
+    return text, validity
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fsum(values) / len(values) if values else 0.0

@@ -1,0 +1,143 @@
+"""A run as a folder: the order in `job.json`, progress a line each, and in the end the result or the failure."""
+
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from infra.config import Settings
+from learners.training.config import AnyConfig
+from schemas.manifests import Manifest
+
+OUTPUT = "output.log"
+JOB = "job.json"
+PROGRESS = "progress.jsonl"
+RESULT = "result.json"
+FAILURE = "failure.json"
+CASES = "held_out.jsonl"
+
+
+class Job(BaseModel):
+    """What a run is to do. The same job gives the same weights.
+
+    Attributes:
+        target: logical name of what learns.
+        parent: version whose weights it begins with, which lie in `parent_folder`; None for the base.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    config: AnyConfig
+    manifest: Manifest
+    parent: str | None = None
+    parent_folder: Path | None = None
+
+    @property
+    def id(self) -> str:
+        """The run's name, by what decides its outcome."""
+        said = [self.target, self.config.sha256, self.manifest.sha256, self.parent]
+        return f"{self.config.method}-{sha256(orjson.dumps(said)).hexdigest()[:16]}"
+
+
+class Progress(BaseModel):
+    """One step of a run."""
+
+    step: int
+    steps: int
+    metrics: dict[str, float]
+
+
+class Failure(BaseModel):
+    """Why a run came to nothing."""
+
+    reason: str
+
+
+class Result(BaseModel):
+    """What a run measured; its weights lie in `model/`."""
+
+    metrics: dict[str, float]
+
+
+class Case(BaseModel):
+    """A held-out prompt with what is expected of its answer."""
+
+    prompt: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    expected: Any
+
+
+class JobFolder:
+    """The files of a run.
+
+    Args:
+        folder: made where it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, document: BaseModel) -> None:
+        """Write a document; a reader sees the old one or the new one, never a part."""
+        partial = self.folder / f"{name}.partial"
+        partial.write_bytes(document.model_dump_json().encode())
+        partial.replace(self.folder / name)
+
+    @property
+    def job(self) -> Job:
+        """The order."""
+        return Job.model_validate_json((self.folder / JOB).read_bytes())
+
+    @property
+    def result(self) -> Result | None:
+        """What it came to, if it succeeded."""
+        path = self.folder / RESULT
+        return Result.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it failed, if it said so."""
+        path = self.folder / FAILURE
+        return Failure.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    @property
+    def cases(self) -> list[Case]:
+        """The held-out prompts of its rows."""
+        path = self.folder / CASES
+        return [Case.model_validate_json(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+    def progress(self, after: int = 0) -> tuple[list[Progress], int]:
+        """Return the steps written after a byte, and the byte to go on from."""
+        path = self.folder / PROGRESS
+        if not path.exists():
+            return [], after
+        with path.open("rb") as lines:
+            lines.seek(after)
+            written = lines.read()
+        whole = written[: written.rfind(b"\n") + 1]
+        return [Progress.model_validate_json(line) for line in whole.splitlines()], after + len(whole)
+
+
+def started(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
+    """Start the process of a job, with its output in the job's folder."""
+    environment = os.environ | {
+        "EVERLOOP_DATA_DIR": str(settings.data_dir.absolute()),
+        "EVERLOOP_LOG": settings.log or f"sqlite:///{settings.log_path.absolute()}",
+    }
+    python = str(settings.training.python or sys.executable)
+    with (folder.folder / OUTPUT).open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 - our own command
+            [python, "-m", "infra.training.process", str(folder.folder.absolute())],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for who started it
+        )

@@ -1,0 +1,81 @@
+"""The process of one run: `python -m infra.training.process FOLDER`. Needs the extra `learn`.
+
+It reads the order in its folder, the lessons that the manifest names, and nothing else. What a person can mend ends it
+with status 1 and the reason in `failure.json`; a crash leaves none, and the run may be begun again where it was.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from infra.config import ConfigError, load_settings
+from infra.logging import configure_logging
+from infra.logs import open_log
+from infra.training.jobs import CASES, FAILURE, PROGRESS, RESULT, Case, Failure, Job, JobFolder, Progress, Result
+from learners.datasets import prompt_rows
+from schemas.examples import ExampleEvent
+from streams.batching import lessons_of
+from streams.errors import StreamError
+
+ORDINARY_REPORT_S = 0.5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job of a folder; return the exit status."""
+    (name,) = arguments if arguments is not None else sys.argv[1:]
+    configure_logging()
+    folder = JobFolder(Path(name))
+    try:
+        folder.write(RESULT, Result(metrics=_run(folder)))
+    except _mendable() as error:
+        folder.write(FAILURE, Failure(reason=str(error)))
+        return 1
+    return 0
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    import torch
+
+    from learners.graders import UnknownGraderError
+    from learners.training.weights import TrainingError
+
+    # Out of memory on a GPU is an exception; on the processor the kernel kills, and nobody is left to say why.
+    return (TrainingError, UnknownGraderError, ConfigError, StreamError, torch.OutOfMemoryError, MemoryError)
+
+
+def _run(folder: JobFolder) -> dict[str, float]:
+    from learners.training.runs import run
+
+    job = folder.job
+    with open_log(load_settings()) as log:
+        lessons = list(lessons_of(log, job.manifest))
+    _write_cases(folder, job, lessons)
+    with (folder.folder / PROGRESS).open("ab") as lines:
+        last = 0.0
+
+        def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+            nonlocal last
+            if time.monotonic() - last < ORDINARY_REPORT_S and step < steps:
+                return
+            last = time.monotonic()
+            lines.write(Progress(step=step, steps=steps, metrics=metrics).model_dump_json().encode() + b"\n")
+            lines.flush()
+
+        lineage = {
+            "job": job.id,
+            "target": job.target,
+            "parent": job.parent,
+            "manifest": job.manifest.model_dump(mode="json"),
+        }
+        return run(lessons, job.config, job.parent_folder, lineage, folder.folder, report)
+
+
+def _write_cases(folder: JobFolder, job: Job, lessons: list[ExampleEvent]) -> None:
+    """Leave the held-out prompts for whoever checks the model when it is served."""
+    rows = [row for row in prompt_rows(lessons, job.config.dataset) if row.origin.held_out and row.expected is not None]
+    cases = [Case(prompt=row.prompt, tools=row.tools, expected=row.expected) for row in rows]
+    (folder.folder / CASES).write_text("".join(case.model_dump_json() + "\n" for case in cases))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Which models are trained, how, and what serves them."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from learners.training.config import AnyConfig
+
+
+class CheckSettings(BaseModel):
+    """What a trained model must do before it is announced.
+
+    Attributes:
+        prompts: most held-out prompts that it and what serves now are asked; 0 asks none.
+        tolerance: how much less it may agree with the expected answers, as a share of the prompts.
+        least_valid: share of its tool calls that their schemas must allow.
+        most_latency: how much longer its answers may take, as a ratio to what serves now.
+        most_length: how much longer they may be, as a ratio; what is rewarded for words alone grows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: int = Field(default=50, ge=0)
+    tolerance: float = Field(default=0.05, ge=0.0, le=1.0)
+    least_valid: float = Field(default=0.95, ge=0.0, le=1.0)
+    most_latency: float = Field(default=3.0, gt=0.0)
+    most_length: float = Field(default=3.0, gt=0.0)
+
+
+class ServingSettings(BaseModel):
+    """What serves trained weights.
+
+    Attributes:
+        engine: `vllm`, or the light server for processors and small models.
+        python: interpreter that has it; None is the trainer's own.
+        host: where servers listen.
+        start_timeout_s: until one must answer.
+        timeout_s: for one answer of the check.
+        drain_s: how long one that no route leads to any more is kept, for calls in flight.
+        gpu_memory: share of a GPU's memory that one vLLM may take.
+        lora_rank: highest rank of adapters that vLLM takes.
+        arguments: more of them, for vLLM's command line.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["huggingface", "vllm"] = "huggingface"
+    python: Path | None = None
+    host: str = "127.0.0.1"
+    start_timeout_s: float = Field(default=600.0, gt=0.0)
+    timeout_s: float = Field(default=60.0, gt=0.0)
+    drain_s: float = Field(default=60.0, ge=0.0)
+    gpu_memory: float = Field(default=0.7, gt=0.0, le=1.0)
+    lora_rank: int = Field(default=64, ge=1)
+    arguments: tuple[str, ...] = ()
+
+
+class TrainingSettings(BaseModel):
+    """Models that are trained.
+
+    Attributes:
+        models: logical name to how it learns; a batch is learned by the first method that its lessons suit, unless
+            the command names another.
+        python: interpreter that has the extra `learn`; None is the trainer's own.
+        concurrency: runs at once.
+        track: experiment trackers that are told each step: `tensorboard`, `mlflow`, `wandb`.
+        attempts: how often a run is begun that ends without saying why; it goes on from its last saved state.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[str, tuple[AnyConfig, ...]] = {}
+    python: Path | None = None
+    concurrency: int = Field(default=1, ge=1)
+    attempts: int = Field(default=2, ge=1)
+    track: tuple[str, ...] = ()
+    serving: ServingSettings = ServingSettings()
+    check: CheckSettings = CheckSettings()

@@ -1,0 +1,168 @@
+"""Registered graders: named, versioned functions from an answer to a reward, for answers whose worth can be verified.
+
+A grader is deterministic and never lenient: what it cannot read earns nothing. A new version gets a new name, since a
+model that was trained against the old one is not comparable with one trained against the new.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import jsonschema
+
+Grader = Callable[["Answer"], float]
+"""From an answer to a reward in [0, 1]."""
+
+TOOL_CALL = re.compile(
+    r"\A\s*(?:<think>(?:(?!</?think>|</?tool_call>).)*</think>)?\s*<tool_call>(.*?)</tool_call>\s*\Z", re.S
+)
+"""A thought, if any, then one call and nothing else."""
+
+THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.S)
+
+
+class UnknownGraderError(ValueError):
+    """There is no grader of this name and version; the message lists those there are."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is graded.
+
+    Attributes:
+        text: as the model wrote it, marks of thoughts and tool calls included.
+        prompt: in OpenAI's chat format.
+        tools: that could be called, in OpenAI's format.
+        expected: the task's label, or an answer that is known to be good: a text, or a message of the assistant.
+    """
+
+    text: str
+    prompt: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    expected: Any = None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool, its arguments read."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def grader(name: str) -> Grader:
+    """Return a grader by name and version, such as `tool-call@1`, or a function of yours as `module:function`.
+
+    Raises:
+        UnknownGraderError: there is none.
+    """
+    if name in GRADERS:
+        return GRADERS[name]
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(import_module(module), function) if function else None
+    except (ImportError, AttributeError) as error:
+        raise UnknownGraderError(f"no grader {name}: {error}") from error
+    if not callable(found):
+        raise UnknownGraderError(f"no grader {name!r}; there are {', '.join(GRADERS)}, and yours as module:function")
+    return lambda answer: bounded(found(answer), name)
+
+
+def bounded(reward: Any, name: str) -> float:
+    """Return a reward in [0, 1].
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
+        raise ValueError(f"grader {name} returned {reward!r}, which is not a number from 0 to 1")
+    return float(reward)
+
+
+def same_answer(answer: Answer) -> float:
+    """Return 1 where the answer, without thoughts and outer white space, is the expected text; else 0."""
+    expected = answer.expected.get("content") if isinstance(answer.expected, dict) else answer.expected
+    said = THOUGHT.sub("", answer.text).strip()
+    return float(expected is not None and said == str(expected).strip())
+
+
+def fits_schema(answer: Answer) -> float:
+    """Return 1 where the answer is JSON that `expected`, a JSON Schema, allows; else 0."""
+    if not isinstance(answer.expected, dict):
+        return 0.0
+    try:
+        jsonschema.validate(json.loads(THOUGHT.sub("", answer.text)), answer.expected)
+    except (json.JSONDecodeError, jsonschema.ValidationError, RecursionError):
+        return 0.0
+    return 1.0
+
+
+def right_tool_call(answer: Answer) -> float:
+    """Return how right a tool call is: 1 for the expected one, or for calling none where none is expected.
+
+    A call that its tool's schema does not allow earns 0, an allowed call of another tool 0.1; the right tool earns 0.2,
+    and the rest by the share of arguments that are as expected, of all that either call has.
+    """
+    wanted = _expected_call(answer.expected)
+    if wanted is None:
+        return float(
+            "<tool_call>" not in answer.text and "</tool_call>" not in answer.text and bool(answer.text.strip())
+        )
+    called = tool_call(answer.text, answer.tools)
+    if called is None:
+        return 0.0
+    if called.name != wanted.name:
+        return 0.1
+    names = called.arguments.keys() | wanted.arguments.keys()
+    absent = object()
+    right = sum(called.arguments.get(name, absent) == wanted.arguments.get(name, absent) for name in names)
+    return 0.2 + 0.8 * (right / len(names) if names else 1.0)
+
+
+def tool_call(text: str, tools: list[dict[str, Any]]) -> ToolCall | None:
+    """Return the one call that a text consists of; None where it is none, or its tool's schema does not allow it."""
+    found = TOOL_CALL.match(text)
+    try:
+        document = json.loads(found[1]) if found else None
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return valid_call(document, tools)
+
+
+def valid_call(document: Any, tools: list[dict[str, Any]]) -> ToolCall | None:
+    """Return a call written as `{"name": …, "arguments": {…}}`; None where no tool allows it."""
+    if not isinstance(document, dict) or document.keys() != {"name", "arguments"}:
+        return None
+    name, arguments = document["name"], document["arguments"]
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    schema = next((t["function"].get("parameters") or {} for t in tools if t["function"]["name"] == name), None)
+    if schema is None:
+        return None
+    try:
+        jsonschema.validate(arguments, schema)
+    except (jsonschema.ValidationError, jsonschema.SchemaError):
+        return None
+    return ToolCall(name, arguments)
+
+
+def _expected_call(expected: Any) -> ToolCall | None:
+    """Return the call in a label `{"name", "arguments"}` or in an assistant's message; None where none is expected."""
+    if not isinstance(expected, dict):
+        return None
+    if expected.get("tool_calls"):
+        function = expected["tool_calls"][0]["function"]
+        arguments = function["arguments"]
+        return ToolCall(function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments)
+    if "name" in expected and isinstance(expected.get("arguments"), dict):
+        return ToolCall(expected["name"], expected["arguments"])
+    found = TOOL_CALL.match(str(expected.get("content") or ""))
+    document = json.loads(found[1]) if found else {}
+    return ToolCall(document["name"], document["arguments"]) if document.keys() == {"name", "arguments"} else None
+
+
+GRADERS: dict[str, Grader] = {"answer@1": same_answer, "schema@1": fits_schema, "tool-call@1": right_tool_call}
+"""By name and version."""

@@ -1,0 +1,81 @@
+"""Group relative policy optimization by TRL: sample several answers to a prompt, grade them, prefer the better ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig as TrlConfig
+from trl import GRPOTrainer
+
+from learners.datasets import PromptRow
+from learners.graders import Answer, Grader, grader
+from learners.training.config import GrpoConfig
+from learners.training.progress import Report, callbacks, run, trainer_arguments
+from learners.training.weights import Loaded, TrainingError, rendered
+
+
+def train(
+    loaded: Loaded, rows: Sequence[PromptRow], config: GrpoConfig, folder: Path, report: Report
+) -> dict[str, float]:
+    """Train in place; return what was measured.
+
+    Groups whose answers all earned the same teach nothing: their advantages are 0.
+
+    Raises:
+        TrainingError: no prompt is left to train on.
+    """
+    prompts = [_prompt(loaded.tokenizer, index, row) for index, row in enumerate(rows) if not row.origin.held_out]
+    prompts = [p for p in prompts if len(loaded.tokenizer(p["prompt"])["input_ids"]) <= config.prompt_tokens]
+    if not prompts:
+        raise TrainingError(
+            f"none of {len(rows)} prompts can be trained on: held out, or longer than {config.prompt_tokens}"
+        )
+    trainer = GRPOTrainer(
+        model=loaded.model,
+        reward_funcs=[_graded(loaded.tokenizer, rows, name) for name in config.graders],
+        args=TrlConfig(
+            **trainer_arguments(config, folder, evaluated=False),
+            num_generations=config.generations,
+            max_completion_length=config.response_tokens,
+            temperature=config.temperature,
+            beta=config.beta,
+            epsilon=config.clip,
+        ),
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=loaded.tokenizer,
+        callbacks=callbacks(config, report, evaluated=False),
+    )
+    measured = run(trainer, folder)
+    loaded.model = trainer.model
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    return measured | {"rows": float(len(prompts)), "first_reward": rewards[0], "last_reward": rewards[-1]}
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, index: int, row: PromptRow) -> dict[str, Any]:
+    return {"prompt": rendered(tokenizer, row.prompt, row.tools), "row": index}
+
+
+def _graded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], name: str) -> Any:
+    """Return a grader as TRL calls it."""
+    grade: Grader = grader(name)
+    ends = {token for token in (tokenizer.eos_token, tokenizer.pad_token) if token}
+
+    def reward(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
+        texts = [_text(tokenizer, ids, ends) for ids in completion_ids]
+        return [
+            grade(Answer(text, rows[index].prompt, rows[index].tools, rows[index].expected))
+            for text, index in zip(texts, row, strict=True)
+        ]
+
+    reward.__name__ = name
+    return reward
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[str]) -> str:
+    """Return what was said, with the marks of tool calls, which TRL would strip as special tokens."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=False))
+    for end in ends:
+        text = text.replace(end, "")
+    return text.strip()

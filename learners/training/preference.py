@@ -1,0 +1,67 @@
+"""Direct preference optimization by TRL: answers that earned more against answers that earned less."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig as TrlConfig
+from trl import DPOTrainer
+
+from learners.datasets import PreferenceRow
+from learners.training.config import DpoConfig
+from learners.training.progress import Report, callbacks, run, trainer_arguments
+from learners.training.weights import Loaded, TrainingError, answered
+
+
+def train(
+    loaded: Loaded, rows: Sequence[PreferenceRow], config: DpoConfig, folder: Path, report: Report
+) -> dict[str, float]:
+    """Train in place; return what was measured, the divergence from the parent included.
+
+    The reference is the parent: the base below an adapter, else a copy that stays as it was.
+
+    Raises:
+        TrainingError: no pair is left to train on.
+    """
+    pairs = {held_out: _pairs(loaded.tokenizer, rows, held_out, config) for held_out in (False, True)}
+    if not pairs[False]:
+        raise TrainingError(
+            f"none of {len(rows)} pairs can be trained on: held out, or longer than {config.max_length}"
+        )
+    evaluated = bool(pairs[True])
+    trainer = DPOTrainer(
+        model=loaded.model,
+        ref_model=None,
+        args=TrlConfig(
+            **trainer_arguments(config, folder, evaluated),
+            max_length=config.max_length,
+            beta=config.beta,
+            loss_type=[config.loss],
+        ),
+        train_dataset=Dataset.from_list(pairs[False]),
+        eval_dataset=Dataset.from_list(pairs[True]) if evaluated else None,
+        processing_class=loaded.tokenizer,
+        callbacks=callbacks(config, report, evaluated),
+    )
+    measured = run(trainer, folder)
+    loaded.model = trainer.model
+    if not isinstance(loaded.model, PeftModel):
+        trainer.ref_model = None  # a copy as large as the model, needed no more
+    return measured | {"rows": float(len(pairs[False])), "held_out_rows": float(len(pairs[True]))}
+
+
+def _pairs(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow], held_out: bool, config: DpoConfig
+) -> list[dict[str, str]]:
+    found = []
+    for row in rows:
+        if row.origin.held_out is not held_out:
+            continue
+        prompt, chosen = answered(tokenizer, row.prompt, row.chosen, row.tools)
+        _, rejected = answered(tokenizer, row.prompt, row.rejected, row.tools)
+        longest = max(len(tokenizer(prompt + answer)["input_ids"]) for answer in (chosen, rejected))
+        if longest <= config.max_length:
+            found.append({"prompt": prompt, "chosen": chosen.rstrip(), "rejected": rejected.rstrip()})
+    return found

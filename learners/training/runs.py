@@ -1,0 +1,122 @@
+"""One training run: lessons and a parent in, a folder with weights, rows, model card and lineage out."""
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import orjson
+from peft import PeftModel
+
+from learners.datasets import PreferenceRow, PromptRow, RlRow, SftRow, preference_rows, prompt_rows, rl_rows, sft_rows
+from learners.training import grpo, ppo, preference, sft, tables
+from learners.training.config import AnyConfig, DpoConfig, GrpoConfig, PpoConfig, SftConfig
+from learners.training.progress import Report
+from learners.training.weights import Loaded, load, make_repeatable, save
+from schemas.examples import ExampleEvent
+
+ROWS = "rows.parquet"
+MODEL = "model"
+LINEAGE = "everloop.json"
+STATES = "states"
+
+Rows = Sequence[SftRow] | Sequence[PreferenceRow] | Sequence[PromptRow] | Sequence[RlRow]
+
+
+def run(
+    lessons: Iterable[ExampleEvent],
+    config: AnyConfig,
+    parent: Path | None,
+    lineage: dict[str, Any],
+    folder: Path,
+    report: Report,
+) -> dict[str, float]:
+    """Train, and leave in a folder: `rows.parquet`, what was learned from; `model/`, what a server loads.
+
+    On a CPU the same arguments give the same weights, bit for bit. A folder that holds states of a run that was cut
+    short is gone on from.
+
+    Args:
+        parent: folder of the weights to begin with; None for the configuration's base.
+        lineage: written beside the weights, with the configuration and the metrics.
+
+    Returns:
+        Metrics by name.
+
+    Raises:
+        TrainingError: the run cannot give weights that may be served.
+    """
+    make_repeatable(config)
+    rows = rows_for(lessons, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables.write(rows, folder / ROWS)
+    loaded = _loaded(config, parent)
+    metrics = _trained(loaded, rows, config, folder / STATES, report)
+    model = folder / MODEL
+    save(loaded, config, model)
+    (model / LINEAGE).write_bytes(
+        orjson.dumps(
+            lineage
+            | {
+                "config": config.model_dump(mode="json"),
+                "metrics": metrics,
+                "rows_sha256": sha256((folder / ROWS).read_bytes()).hexdigest(),
+                "events": tables.origins(rows),
+            },
+            option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS,
+        )
+    )
+    (model / "README.md").write_text(card(config, lineage, metrics, len(rows)))
+    return metrics
+
+
+def rows_for(lessons: Iterable[ExampleEvent], config: AnyConfig) -> Rows:
+    """Return what a method learns from lessons."""
+    match config:
+        case SftConfig():
+            return sft_rows(lessons, config.dataset)
+        case DpoConfig():
+            return preference_rows(lessons, config.dataset)
+        case GrpoConfig():
+            return prompt_rows(lessons, config.dataset)
+        case PpoConfig():
+            return rl_rows(lessons, config.dataset)
+
+
+def card(config: AnyConfig, lineage: dict[str, Any], metrics: dict[str, float], rows: int) -> str:
+    """Return a model card in the hub's format."""
+    measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
+    return f"""---
+base_model: {config.base}
+tags: [everloop, {config.method}]
+---
+# {lineage.get("target", "model")}
+
+Trained by Everloop with {config.method.upper()} on {rows} rows from events of its own traffic. `{LINEAGE}` names the
+events, the configuration and the parent ({lineage.get("parent") or "none: the base"}).
+
+| metric | value |
+| --- | --- |
+{measured}
+"""
+
+
+def _loaded(config: AnyConfig, parent: Path | None) -> Loaded:
+    if not isinstance(config, PpoConfig):
+        return load(config, parent)
+    loaded = load(config.model_copy(update={"lora": None, "backend": "peft"}), parent)  # verl adds adapters itself
+    if isinstance(loaded.model, PeftModel):
+        loaded.model = loaded.model.merge_and_unload()
+    return loaded
+
+
+def _trained(loaded: Loaded, rows: Any, config: AnyConfig, states: Path, report: Report) -> dict[str, float]:
+    match config:
+        case SftConfig():
+            return sft.train(loaded, rows, config, states, report)
+        case DpoConfig():
+            return preference.train(loaded, rows, config, states, report)
+        case GrpoConfig():
+            return grpo.train(loaded, rows, config, states, report)
+        case PpoConfig():
+            return ppo.train(loaded, rows, config, states, report)

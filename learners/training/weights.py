@@ -1,0 +1,198 @@
+"""Weights: loaded from a folder or the hub, given adapters and tokens, checked, and written for a server to load."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from learners.training.config import SftConfig, TrainingConfig
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+class TrainingError(Exception):
+    """A run cannot give weights that may be served; the message says why."""
+
+
+@dataclass
+class Loaded:
+    """A model to be trained.
+
+    Attributes:
+        unsloth: whether unsloth loaded it, which then must prepare it for saving too.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    unsloth: bool = False
+
+
+def make_repeatable(config: TrainingConfig) -> None:
+    """Seed everything that draws, and fix the order of sums: the same run on a CPU then gives the same bits."""
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads)
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(mode=True)
+
+
+def load(config: TrainingConfig, parent: Path | None) -> Loaded:
+    """Load what is to be trained: the parent's weights if there are any, else the base's.
+
+    Args:
+        parent: folder of whole weights, or of an adapter to the base.
+
+    Raises:
+        TrainingError: there are no weights, or unsloth is asked for and cannot run here.
+    """
+    if _unsloth_wanted(config):
+        return _load_with_unsloth(config, parent)
+    adapter = parent if parent is not None and (parent / ADAPTER_FILE).exists() else None
+    source = str(parent) if parent is not None and adapter is None else config.base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(adapter or source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{source} has no weights that can be loaded: {error}") from error
+    _add_tokens(config, model, tokenizer)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    elif config.lora is not None:
+        model = get_peft_model(model, lora_config(config))
+    return Loaded(model, tokenizer)
+
+
+def lora_config(config: TrainingConfig) -> LoraConfig:
+    """Return the adapter that a configuration asks for, as peft takes it."""
+    assert config.lora is not None  # noqa: S101 - asked for only where there is one
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=list(config.lora.modules),
+    )
+
+
+def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
+    """Write weights and tokenizer as Hugging Face's loaders read them.
+
+    Raises:
+        TrainingError: a weight is not a finite number.
+    """
+    model = loaded.model
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise TrainingError(f"the weights are not finite numbers any more ({name}); try a lower learning_rate")
+    if isinstance(model, PeftModel) and (config.lora is None or config.lora.merge):
+        model = model.merge_and_unload()
+    if isinstance(model, PreTrainedModel):
+        model.config.use_cache = True
+    model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    """Return a prompt as the model sees it, up to where it is to go on."""
+    text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)  # noqa: S101 - it was not asked for tokens
+    return text
+
+
+def answered(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[dict[str, Any]],
+    answer: dict[str, Any],
+    tools: list[dict[str, Any]],
+) -> tuple[str, str]:
+    """Return a prompt and an answer to it, as the model sees and writes them.
+
+    Raises:
+        TrainingError: the chat template writes the prompt differently once it is answered.
+    """
+    before = rendered(tokenizer, prompt, tools)
+    whole = tokenizer.apply_chat_template([*prompt, answer], tools=tools or None, tokenize=False)
+    assert isinstance(whole, str)  # noqa: S101 - it was not asked for tokens
+    if not whole.startswith(before):
+        raise TrainingError("the chat template changes the prompt when it adds the answer; use one that does not")
+    return before, whole.removeprefix(before)
+
+
+def turns(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> list[tuple[str, bool]]:
+    """Return a conversation in parts, each with whether the assistant said it; the last part is its last answer.
+
+    Where the template writes an earlier answer differently once the conversation goes on (some leave out what was
+    thought), that answer is no part of its own: the model never sees its own words so.
+
+    Raises:
+        TrainingError: the template changes the prompt of the last answer.
+    """
+    whole = "".join(answered(tokenizer, messages[:-1], messages[-1], tools))
+    parts: list[tuple[str, bool]] = []
+    done = ""
+    for index, message in enumerate(messages):
+        if message.get("role") != "assistant":
+            continue
+        before = rendered(tokenizer, messages[:index], tools)
+        after = before + answered(tokenizer, messages[:index], message, tools)[1].rstrip()
+        if whole.startswith(after):
+            parts += [(before.removeprefix(done), False), (after.removeprefix(before), True)]
+            done = after
+    return parts
+
+
+def _dtype() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _add_tokens(config: TrainingConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the special tokens that are missing, each as one token that survives decoding."""
+    wanted = config.special_tokens if isinstance(config, SftConfig) else ()
+    missing = [token for token in wanted if token not in tokenizer.get_vocab()]
+    if missing and tokenizer.add_tokens(missing):
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def _unsloth_wanted(config: TrainingConfig) -> bool:
+    """Return whether unsloth loads the model. It raises at import where there is no GPU, so that is asked first."""
+    if config.backend == "peft":
+        return False
+    if not torch.cuda.is_available():
+        if config.backend == "unsloth":
+            raise TrainingError("unsloth needs a CUDA GPU, and none is here; set backend to peft or auto")
+        return False
+    try:
+        import unsloth  # noqa: F401 - it changes trl and transformers when it is imported
+    except ImportError as error:
+        if config.backend == "unsloth":
+            raise TrainingError("unsloth is not installed; it is the extra `sft-gpu`") from error
+        return False
+    return True
+
+
+def _load_with_unsloth(config: TrainingConfig, parent: Path | None) -> Loaded:
+    from unsloth import FastLanguageModel
+
+    source = str(parent) if parent is not None else config.base
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=source, max_seq_length=config.max_length, load_in_4bit=config.lora is not None
+    )
+    _add_tokens(config, model, tokenizer)
+    if config.lora is not None and not isinstance(model, PeftModel):
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=list(config.lora.modules),
+            random_state=config.seed,
+        )
+    return Loaded(model, tokenizer, unsloth=True)
