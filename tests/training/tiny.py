@@ -79,6 +79,14 @@ class Task:
         other = {"city": arguments["city"], "seats": arguments["seats"] % len(COUNTS) + 1}
         return f"<tool_call>{json.dumps(self.label | {'arguments': other}, separators=(',', ':'))}</tool_call>"
 
+    @property
+    def opposite(self) -> str:
+        """The same call of the other tool; a call where none is asked for."""
+        if self.label is None:
+            return self.wrong
+        (other,) = set(VERBS.values()) - {self.label["name"]}
+        return f"<tool_call>{json.dumps(self.label | {'name': other}, separators=(',', ':'))}</tool_call>"
+
     def reward(self, text: str) -> float:
         """Return what an answer earns."""
         return right_tool_call(Answer(text, self.messages, TOOLS, self.label))
