@@ -57,7 +57,7 @@ test-core: setup
 	$(RUN)/pytest -m "kafka and $(ONLY)" --cov --cov-append --cov-report= --cov-fail-under=0
 
 test-learn: $(LEARN)/.synced
-	$(LEARN)/bin/pytest tests/training --cov --cov-append --cov-report=term
+	$(LEARN)/bin/pytest tests/training -n 2 --dist loadfile --cov --cov-append --cov-report=term
 
 lint: setup
 	$(RUN)/ruff check .
