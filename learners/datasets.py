@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from learners.graders import valid_call
 from schemas.examples import ExampleEvent, RlExample, SftExample
 
 Messages = list[dict[str, Any]]
@@ -25,6 +26,8 @@ class DatasetConfig(BaseModel):
         nodes: of the agent; None for all.
         tenants: None for all.
         least_reward: of a conversation to be imitated.
+        valid_calls: whether conversations are left out in which a tool is called that is not there, or with arguments
+            that its schema does not allow.
         margin: least difference of two rewards that says that one answer is better than another.
         pairs: most preference pairs of one prompt.
         stale_after: lessons older than the newest by more are left out; None keeps all.
@@ -36,6 +39,7 @@ class DatasetConfig(BaseModel):
     nodes: frozenset[str] | None = None
     tenants: frozenset[str] | None = None
     least_reward: float = Field(default=0.8, ge=0.0, le=1.0)
+    valid_calls: bool = True
     margin: float = Field(default=0.2, gt=0.0, le=1.0)
     pairs: int = Field(default=4, ge=1)
     stale_after: timedelta | None = None
@@ -134,6 +138,8 @@ def sft_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[Sft
         if not isinstance(answer.event.payload.body, SftExample) or reward < config.least_reward:
             continue
         messages = [*answer.prompt, answer.response]
+        if config.valid_calls and not all(_is_valid(call, answer.tools) for call in _calls(messages)):
+            continue
         name = _hash([answer.origin.tenant, messages, answer.tools])
         known = rows.get(name)
         if known is None:
@@ -262,6 +268,20 @@ def _preferred(better: _Answer, worse: _Answer, margin: float) -> PreferenceRow:
     held_out = better.origin.held_out or worse.origin.held_out
     origin = replace(better.origin, held_out=held_out, event_ids=(*better.origin.event_ids, *worse.origin.event_ids))
     return PreferenceRow(better.prompt, better.response, worse.response, better.tools, margin, origin)
+
+
+def _calls(messages: Messages) -> list[dict[str, Any]]:
+    return [call for message in messages for call in message.get("tool_calls") or ()]
+
+
+def _is_valid(call: dict[str, Any], tools: list[dict[str, Any]]) -> bool:
+    function = call.get("function") or {}
+    arguments = function.get("arguments")
+    try:
+        read = orjson.loads(arguments) if isinstance(arguments, str) else arguments
+    except orjson.JSONDecodeError:
+        return False
+    return valid_call({"name": function.get("name"), "arguments": read}, tools) is not None
 
 
 def _hash(of: Any) -> str:

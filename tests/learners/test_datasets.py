@@ -141,3 +141,19 @@ def test_packing_keeps_the_budget_and_every_row_that_fits_once(lengths: list[int
     assert all(sum(lengths[index] for index in rows) <= budget for rows in bins)
     fewest = -(-sum(n for n in lengths if n <= budget) // budget)
     assert len(bins) <= 2 * fewest + 1
+
+
+def test_calls_that_no_schema_allows_are_not_imitated() -> None:
+    parameters = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    tools = [{"type": "function", "function": {"name": "book", "parameters": parameters}}]
+
+    def calling(name: str, arguments: str) -> ExampleEvent:
+        call = {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+        answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return lesson(SftExample(node="writer", messages=[{"role": "user", "content": "?"}, answer], tools=tools), 1.0)
+
+    right = calling("book", '{"n": 1}')
+    wrong = [calling("book", '{"n": "1"}'), calling("book", "{"), calling("cancel", '{"n": 1}'), calling("book", "{}")]
+    (row,) = sft_rows([*wrong, right], ALL)
+    assert row.origin.event_ids[0] == right.event_id
+    assert len(sft_rows([*wrong, right], ALL.model_copy(update={"valid_calls": False}))) == 5
