@@ -50,13 +50,15 @@ class Server:
     port: int
     log: Path
     host: str = "127.0.0.1"
+    advertised_host: str = "127.0.0.1"
     adapters: dict[str, Path] = field(default_factory=dict)
     process: psutil.Process | None = None
 
     @property
     def url(self) -> str:
-        """Where it answers, without `/v1`."""
-        return f"http://{self.host}:{self.port}"
+        """Where it answers here, without `/v1`."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 - nothing is bound to it here
+        return f"http://{host}:{self.port}"
 
     @property
     def alive(self) -> bool:
@@ -69,7 +71,7 @@ class Server:
 
     def endpoint(self, model: str) -> Endpoint:
         """Return where one of its models is called."""
-        return Endpoint(base_url=f"{self.url}/v1", model=model, tokens=True)
+        return Endpoint(base_url=f"http://{self.advertised_host}:{self.port}/v1", model=model, tokens=True)
 
     def last_words(self) -> str:
         """Return the last line it wrote."""
@@ -103,7 +105,8 @@ class Servers:
         if server is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             host = self._settings.host
-            server = Server(weights, name, port or free_port(host), self._folder / f"{name}.log", host)
+            told = self._settings.advertised_host or host
+            server = Server(weights, name, port or free_port(host), self._folder / f"{name}.log", host, told)
             self.servers[weights] = server
         if not server.alive and not self._adopt(server):
             self._start(server)

@@ -35,6 +35,7 @@ class ServingSettings(BaseModel):
         engine: `vllm`, or the light server for processors and small models.
         python: interpreter that has it; None is the trainer's own.
         host: where servers listen.
+        advertised_host: by which the gateway reaches them; None is `host`.
         start_timeout_s: until one must answer.
         timeout_s: for one answer of the check.
         drain_s: how long one that no route leads to any more is kept, for calls in flight.
@@ -48,6 +49,7 @@ class ServingSettings(BaseModel):
     engine: Literal["huggingface", "vllm"] = "huggingface"
     python: Path | None = None
     host: str = "127.0.0.1"
+    advertised_host: str | None = None
     start_timeout_s: float = Field(default=600.0, gt=0.0)
     timeout_s: float = Field(default=60.0, gt=0.0)
     drain_s: float = Field(default=60.0, ge=0.0)

@@ -10,7 +10,7 @@ from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
 from learners.datasets import PromptRow
-from learners.graders import Answer, Grader, grader
+from learners.graders import GRADERS, Answer, Grader, grader
 from learners.training.config import GrpoConfig
 from learners.training.progress import Report, callbacks, run, trainer_arguments
 from learners.training.weights import Loaded, TrainingError, rendered
@@ -21,16 +21,23 @@ def train(
 ) -> dict[str, float]:
     """Train in place; return what was measured.
 
-    Groups whose answers all earned the same teach nothing: their advantages are 0.
+    Groups whose answers all earned the same teach nothing: their advantages are 0. Prompts of which nobody knows what
+    is expected are left to graders of one's own.
 
     Raises:
         TrainingError: no prompt is left to train on.
     """
-    prompts = [_prompt(loaded.tokenizer, index, row) for index, row in enumerate(rows) if not row.origin.held_out]
+    known = GRADERS.keys() & set(config.graders)
+    prompts = [
+        _prompt(loaded.tokenizer, index, row)
+        for index, row in enumerate(rows)
+        if not row.origin.held_out and (row.expected is not None or not known)
+    ]
     prompts = [p for p in prompts if len(loaded.tokenizer(p["prompt"])["input_ids"]) <= config.prompt_tokens]
     if not prompts:
         raise TrainingError(
-            f"none of {len(rows)} prompts can be trained on: held out, or longer than {config.prompt_tokens}"
+            f"none of {len(rows)} prompts can be trained on: held out, longer than {config.prompt_tokens},"
+            " or without an expected answer"
         )
     trainer = GRPOTrainer(
         model=loaded.model,

@@ -13,7 +13,7 @@ from infra.processes.entry import NAMES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "everloop"}
+OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"].startswith("everloop")}
 
 
 def filled_in(value: str) -> str:

@@ -36,7 +36,7 @@ ASK_TOGETHER = 8
 def teacher() -> FastAPI:
     """Return a server of OpenAI's API with two teachers.
 
-    One is right about four tasks of five, always the same ones; the careless one is right seven times of ten, whatever
+    One is right about four tasks of five, always the same ones; the careless one is right four times of five, whatever
     it is asked.
     """
     app = FastAPI()
@@ -49,7 +49,7 @@ def teacher() -> FastAPI:
         task = by_question[body["messages"][-1]["content"]]
         asked[task.id] += 1
         if body["model"] == CARELESS:
-            right = sha256(f"{task.id}{asked[task.id]}".encode()).digest()[0] < 256 * 0.72
+            right = sha256(f"{task.id}{asked[task.id]}".encode()).digest()[0] < 256 * 0.8
             return completion(body["model"], message_of(task.answer if right else task.opposite))
         right = sha256(task.id.encode()).digest()[0] % 5 > 0
         return completion(body["model"], message_of(task.answer if right else task.wrong))
@@ -91,7 +91,11 @@ class School:
         def done(task: Task) -> float:
             name = f"rollout-{next(self.numbers)}"
             post = self.gateway.http.post
-            started = {"rollout_id": name, "task": {"id": task.id, "input": task.question}, "split": split}
+            started = {
+                "rollout_id": name,
+                "task": {"id": task.id, "input": task.question, "expected": task.label},
+                "split": split,
+            }
             post("/everloop/v1/rollouts", json=started).raise_for_status()
             body = {"model": model, "messages": task.messages, "tools": TOOLS, "temperature": temperature}
             headers = {"x-everloop-rollout-id": name, "x-everloop-node": model}
@@ -116,7 +120,7 @@ class School:
         silent = self.asked(model, unwanted, temperature=0.0, split="test")
         return sum(r == 1.0 for r in right) / len(right), sum(r == 0.0 for r in silent) / len(silent)
 
-    def mean_reward(self, model: str, samples: int = 4) -> float:
+    def mean_reward(self, model: str, samples: int = 10) -> float:
         """Return the mean reward of sampled answers to held-out tasks."""
         rewards = self.asked(model, HELD_OUT, samples, split="test")
         return sum(rewards) / len(rewards)

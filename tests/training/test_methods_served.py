@@ -42,10 +42,10 @@ micro_batch = 32
 """
 SFT = "learning_rate = 3e-3\nbatch = 32\nwarmup = 0.07\nweight_decay = 0.05\nspecial_tokens = " + MARKS + "\n"
 METHODS = {
-    "dpo": "learning_rate = 1e-4\nbatch = 32\nsteps = 20\n[dataset]\nheld_out = 0.0\nmargin = 0.3\n",
-    "grpo": 'learning_rate = 3e-4\nbatch = 32\nsteps = 20\ngraders = ["tool-call@1"]\nresponse_tokens = 40\n'
+    "dpo": "learning_rate = 1e-4\nbatch = 32\nsteps = 30\n[dataset]\nheld_out = 0.0\nmargin = 0.3\n",
+    "grpo": 'learning_rate = 3e-4\nbatch = 32\nsteps = 30\ngraders = ["tool-call@1"]\nresponse_tokens = 40\n'
     "[dataset]\nheld_out = 0.0\n",
-    "ppo": "learning_rate = 3e-4\nbatch = 64\nepochs = 2\n[dataset]\nheld_out = 0.0\n",
+    "ppo": "learning_rate = 3e-4\nbatch = 64\nepochs = 3\n[dataset]\nheld_out = 0.0\n",
 }
 
 
