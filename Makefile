@@ -15,7 +15,7 @@ LEARN := $(VENV)-learn
 # Which tests run, as pytest's -m takes it. Those on Kafka run after the others, alone: they wait for what must not starve.
 ONLY ?= (slow or not slow)
 
-.PHONY: help setup learn demo test test-core test-learn lint format bench bench-bandit bench-gateway soak faults schemas clean
+.PHONY: help setup learn demo test test-core test-learn lint format bench bench-bandit bench-training bench-gateway soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   measure, and write the figures to bench-results.json"
 	@echo "make bench-bandit  the bandit beside Vowpal Wabbit, and whether its evaluation and gate tell the truth"
+	@echo "make bench-training  what SFT, DPO, GRPO and PPO earn over their parents, on served answers, three seeds each"
 	@echo "make bench-gateway  the gateway beside its peers, each in an environment of its own"
 	@echo "make soak    half an hour of everything at once at the gateway, with its memory curve"
 	@echo "make faults  kill 120 processes under load, stop Kafka for two minutes; takes a quarter of an hour"
@@ -74,6 +75,9 @@ bench: setup
 
 bench-bandit: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.bandits --out bench-bandit.json --chart bench-bandit.png
+
+bench-training: $(LEARN)/.synced
+	$(LEARN)/bin/pytest -o junit_family=xunit1 --junit-xml=bench-training.xml tests/training/bench_methods.py
 
 bench-gateway: setup
 	$(RUN)/python -m tests.benchmarks --only gateway switches decisions --out bench-gateway.json

@@ -1,4 +1,4 @@
-"""Every method raises what its parent earns, measured on answers that the gateway served."""
+"""Every method raises what its parent earns, measured on answers that the gateway served: `make bench-training`."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ METHODS = {
     "dpo": "learning_rate = 1e-4\nbatch = 32\nsteps = 30\n[dataset]\nheld_out = 0.0\nmargin = 0.3\n",
     "grpo": 'learning_rate = 3e-4\nbatch = 32\nsteps = 30\ngraders = ["tool-call@1"]\nresponse_tokens = 40\n'
     "[dataset]\nheld_out = 0.0\n",
-    "ppo": "learning_rate = 3e-4\nbatch = 64\nepochs = 3\n[dataset]\nheld_out = 0.0\n",
+    "ppo": "learning_rate = 3e-4\nbatch = 64\nepochs = 2\n[dataset]\nheld_out = 0.0\n",
 }
 
 
@@ -107,7 +107,7 @@ def test_each_method_raises_what_its_parent_earns(
 
     running.asked(CARELESS, TAUGHT, samples=3)
     running.learned()
-    spoiled = f"{common}{SFT}steps = 40\n[dataset]\nnodes = ['careless']\nleast_reward = 0.0\n"
+    spoiled = f"{common}{SFT}steps = 15\n[dataset]\nnodes = ['careless']\nleast_reward = 0.0\n"
     parent = trained(settings, "sft", spoiled.replace("3e-3", "1e-3"), "--parent", sft["folder"])["folder"]
     served("parent", parent)
     figures["parent"] = running.mean_reward(PUPIL)
