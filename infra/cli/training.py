@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from infra.cli.looking import existing_log
 from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
 from infra.config import ConfigError, Settings, load_settings
-from infra.training.jobs import FAILURE, JOB, OUTPUT, RESULT, Job, JobFolder, started
+from infra.training.jobs import FAILURE, JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, started
 from learners.training.config import HEADS, AnyConfig, Method
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
@@ -47,6 +47,8 @@ def train(
 ) -> None:
     """Train on the lessons of a time span, here and now, and leave weights, rows, card and lineage in a folder."""
     settings = load_settings()
+    if parent is not None and not parent.is_dir():
+        raise ConfigError(f"--parent {parent} is not a folder of weights")
     target, trained = _config(settings, method, target, config)
     with existing_log(settings) as log:
         manifest = _manifest(log, target, method, start, end)
@@ -59,7 +61,7 @@ def train(
             return
     job = Job(target=target, config=trained, manifest=manifest, parent=parent and parent.name, parent_folder=parent)
     folder = JobFolder(settings.data_dir / "trainings" / job.id)
-    for name in (RESULT, FAILURE):
+    for name in (RESULT, FAILURE, PROGRESS):
         (folder.folder / name).unlink(missing_ok=True)
     folder.write(JOB, job)
     _run(settings, folder)

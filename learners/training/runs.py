@@ -1,5 +1,6 @@
 """One training run: lessons and a parent in, a folder with weights, rows, model card and lineage out."""
 
+import shutil
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -67,6 +68,7 @@ def run(
         )
     )
     (model / "README.md").write_text(card(config, lineage, metrics, len(rows)))
+    shutil.rmtree(folder / STATES)  # as large as the weights and more, and nothing goes on from here
     return metrics
 
 
