@@ -1,0 +1,100 @@
+"""A trained model is asked before it is announced, and what is wrong with it is said."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from infra.training.checks import Examined, examined, refused
+from infra.training.jobs import Case
+from infra.training.settings import CheckSettings
+from schemas.endpoints import Endpoint
+from tests.conftest import serving
+
+PARAMETERS = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+TOOLS = [{"type": "function", "function": {"name": "book", "parameters": PARAMETERS}}]
+CASES = [
+    Case(
+        prompt=[{"role": "user", "content": f"book {number}"}],
+        tools=TOOLS,
+        expected={"name": "book", "arguments": {"n": number}},
+    )
+    for number in range(4)
+]
+
+
+def models() -> FastAPI:
+    """Return a server of models that are good, and bad in ways of their own: the model's name says which."""
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def answer(request: Request) -> Response:
+        body: dict[str, Any] = await request.json()
+        number = int(body["messages"][0]["content"].split()[1])
+        arguments = json.dumps({"n": number})
+        match body["model"]:
+            case "broken":
+                arguments = '{"n": '
+            case "wrong":
+                arguments = '{"n": 77}'
+            case "failing" if number == 2:
+                return JSONResponse({"error": {"message": "out of memory"}}, 500)
+            case "gibberish":
+                return Response(b"<html>", media_type="text/html")
+            case "slow":
+                await asyncio.sleep(1.0)
+        call = {"id": "c", "type": "function", "function": {"name": "book", "arguments": arguments}}
+        message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
+        if body["model"] == "unreadable":
+            message = {"role": "assistant", "content": "<tool_call>{</tool_call>"}
+        tokens = 400 if body["model"] == "wordy" else 10
+        usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
+        return JSONResponse({"choices": [{"index": 0, "message": message}], "usage": usage})
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(models()) as running:
+        yield running
+
+
+def asked(url: str, model: str) -> Examined:
+    return examined(Endpoint(base_url=f"{url}/v1", model=model), CASES, timeout_s=20)
+
+
+def test_what_answers_as_well_may_be_announced(url: str) -> None:
+    found = asked(url, "good")
+    assert (found.prompts, found.failed, found.agreement, found.valid, found.distinct) == (4, 0, 1.0, 1.0, 1.0)
+    assert refused(found, None, CheckSettings()) is None
+    assert refused(found, asked(url, "wrong"), CheckSettings()) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("broken", "only 0% of its tool calls are valid"),
+        ("unreadable", "only 0% of its tool calls are valid"),
+        ("failing", "1 of 4 held-out prompts were not answered"),
+        ("gibberish", "4 of 4 held-out prompts were not answered"),
+        ("wrong", "agrees with 0.200"),
+        ("slow", "takes 1."),
+        ("wordy", "answers with 400 tokens"),
+    ],
+)
+def test_what_is_worse_is_refused_with_the_reason(url: str, model: str, said: str) -> None:
+    champion = asked(url, "good")
+    assert said in str(refused(asked(url, model), champion, CheckSettings()))
+
+
+def test_what_nobody_serves_is_not_answered() -> None:
+    found = examined(Endpoint(base_url="http://127.0.0.1:9/v1", model="gone"), CASES, timeout_s=2)
+    assert (found.failed, found.agreement) == (4, 0.0)
+    assert "4 of 4" in str(refused(found, None, CheckSettings()))
+    better = Examined(prompts=4, failed=0, agreement=0.1, valid=1.0, distinct=1.0, latency_s=1.0, length=5.0)
+    assert refused(better, found, CheckSettings()) is None, "anything is better than what does not answer"
