@@ -6,29 +6,25 @@ Everything it knows it reads from the log again when it starts: orders on `comma
 
 import subprocess
 import threading
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from infra.config import Settings
-from infra.serving.servers import Server, Servers, ServingError
+from infra.serving.servers import ServingError
 from infra.training.checks import examined, refused
 from infra.training.jobs import JOB, OUTPUT, Job, JobFolder, started
+from infra.training.keeping import Keeper
+from infra.training.known import Known
 from infra.training.tracking import trackers
-from learners.registry import merged
 from learners.training.config import HEADS, AnyConfig
-from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, CheckpointState, Lineage
-from schemas.commands import Command, CommandEvent
-from schemas.endpoints import Endpoint
-from schemas.envelope import AnyEvent
-from schemas.routes import Route, RouteEvent
+from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState, Lineage
+from schemas.commands import Command
 from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
-from streams.artifacts import FOLDER_TYPE, ArtifactStore
+from streams.artifacts import ArtifactStore
 from streams.errors import RejectedRecordError
 from streams.log import Log
 from streams.records import Outgoing
@@ -36,11 +32,6 @@ from streams.records import Outgoing
 POLL_S = 0.2
 STOP_TIMEOUT_S = 15.0
 LEARNER_VERSION = 1
-SERVED = frozenset(
-    {CheckpointState.CANDIDATE, CheckpointState.EVALUATED, CheckpointState.CANARY, CheckpointState.PROMOTED}
-)
-"""States in which a checkpoint's server must answer."""
-
 log_event = structlog.get_logger(__name__)
 
 
@@ -53,22 +44,6 @@ class Run:
     process: "subprocess.Popen[bytes] | None" = None
     attempts: int = 0
     read: int = 0
-
-
-@dataclass
-class Known:
-    """What the log says."""
-
-    trainings: dict[str, Training] = field(default_factory=dict)
-    checkpoints: dict[tuple[str, str], Checkpoint] = field(default_factory=dict)
-    routes: dict[str, Route] = field(default_factory=dict)
-    orders: list[Command] = field(default_factory=list)
-    cancelled: set[str] = field(default_factory=set)
-
-    def promoted(self, name: str) -> Checkpoint | None:
-        """Return the version of a name that serves, if one was promoted."""
-        found = (c for c in self.checkpoints.values() if c.name == name and c.state is CheckpointState.PROMOTED)
-        return next(found, None)
 
 
 class Trainer:
@@ -85,11 +60,10 @@ class Trainer:
         self._training = settings.training
         self._folder = settings.data_dir / "trainings"
         self._artifacts = ArtifactStore(settings.artifacts_dir)
-        self._servers = Servers(settings.training.serving, settings.data_dir / "logs" / "models")
         self._trackers = trackers(settings.training.track, settings.data_dir / "tracking")
-        self._known = Known()
+        self._known = Known(settings.training.models.keys())
+        self.keeper = Keeper(settings, self._known)
         self._runs: dict[str, Run] = {}
-        self._idle_since: dict[str, float] = {}
         self._positions = {(t.name, p): begin for t in self.topics for p, begin in log.beginnings(t.name).items()}
         self._stop = threading.Event()
 
@@ -112,13 +86,13 @@ class Trainer:
         self._take_orders()
         for run in list(self._runs.values()):
             self._advance(run)
-        self._keep_serving()
+        self.keeper.keep()
 
     def close(self) -> None:
         """Stop the jobs and the servers."""
         for run in self._runs.values():
             _end(run.process)
-        self._servers.close()
+        self.keeper.servers.close()
 
     def _read(self) -> None:
         while records := self._log.fetch(self._positions, 500):
@@ -130,25 +104,7 @@ class Trainer:
                 except UndecodableError:
                     continue  # whoever processes the topic makes it a dead letter
                 for event in events:
-                    self._take(event)
-
-    def _take(self, event: AnyEvent) -> None:
-        known = self._known
-        match event:
-            case TrainingEvent(payload=training):
-                known.trainings[training.job] = training
-            case CheckpointEvent(payload=change):
-                before = known.checkpoints.get((change.name, change.version))
-                known.checkpoints[change.name, change.version] = merged(before, change) if before else change
-            case RouteEvent(payload=route):
-                known.routes[route.name] = route
-            case CommandEvent(payload=order) if order.target in self._training.models:
-                if order.action == "train" and order.manifest is not None:
-                    known.orders.append(order)
-                elif order.action == "cancel":
-                    known.cancelled.add(str(order.arguments.get("job", "")))
-            case _:
-                pass
+                    self._known.take(event)
 
     def _take_orders(self) -> None:
         """Queue what was ordered and has not come to an end; what began before goes on as it began."""
@@ -201,7 +157,7 @@ class Trainer:
 
     def _start(self, run: Run, folder: JobFolder) -> None:
         try:
-            job = run.job.model_copy(update={"parent_folder": self._weights(run.job.target, run.job.parent)})
+            job = run.job.model_copy(update={"parent_folder": self.keeper.weights(run.job.target, run.job.parent)})
         except RejectedRecordError as error:
             self._ended(run, TrainingState.FAILED, f"its parent cannot be read: {error}")
             return
@@ -258,7 +214,7 @@ class Trainer:
             return
         reason = None
         try:
-            server = self._serve(candidate)
+            server = self.keeper.serve(candidate)
             candidate = candidate.model_copy(update={"endpoint": server.endpoint(version)})
             metrics, reason = self._checked(candidate, folder)
             candidate = candidate.model_copy(update={"metrics": candidate.metrics | metrics})
@@ -279,78 +235,10 @@ class Trainer:
         timeout_s = self._training.serving.timeout_s
         assert candidate.endpoint is not None  # noqa: S101 - it was served just now
         found = examined(candidate.endpoint, cases, timeout_s)
-        serving = self._serving_now(candidate.name)
+        serving = self._known.serving(candidate.name)
         champion = examined(serving, cases, timeout_s) if serving is not None else None
         metrics = found.metrics("held_out_") | (champion.metrics("champion_") if champion else {})
         return metrics, refused(found, champion, self._training.check)
-
-    def _serving_now(self, name: str) -> Endpoint | None:
-        route = self._known.routes.get(name)
-        return max(route.targets, key=lambda target: target.weight).endpoint if route is not None else None
-
-    def _keep_serving(self) -> None:
-        """Start servers that died, and those that routes lead to; stop what nothing leads to any more."""
-        wanted = {(c.name, c.version): c for c in self._known.checkpoints.values() if self._wanted(c)}
-        for checkpoint in wanted.values():
-            try:
-                self._serve(checkpoint)
-            except (ServingError, RejectedRecordError) as error:
-                log_event.warning("not served", name=checkpoint.name, version=checkpoint.version, error=str(error))
-        names = {version for _, version in wanted}
-        bases = {self._base(c) for c in wanted.values() if c.kind == "adapter"}
-        for weights, server in list(self._servers.servers.items()):
-            for adapter in [a for a in server.adapters if a not in names]:
-                if self._idle(adapter):
-                    self._servers.unload(server, adapter)
-            needed = server.name in names or weights in bases or bool(server.adapters)
-            if not needed and self._idle(server.name):
-                self._servers.stop(weights)
-        for name in [name for name in self._idle_since if name in names]:
-            del self._idle_since[name]
-
-    def _wanted(self, checkpoint: Checkpoint) -> bool:
-        """Return whether one of our checkpoints must be served: it is under way, a route leads to it, or may again."""
-        if checkpoint.endpoint is None or checkpoint.artifact is None or checkpoint.artifact.media_type != FOLDER_TYPE:
-            return False
-        route = self._known.routes.get(checkpoint.name)
-        routed = [t.version for t in [*route.targets, *route.fallbacks, *route.shadows]] if route else []
-        promoted = self._known.promoted(checkpoint.name)
-        parent = promoted.lineage.parent if promoted is not None and promoted.lineage else None
-        # The parent of what serves is what a drop would bring back.
-        return checkpoint.state in SERVED or checkpoint.version in routed or checkpoint.version == parent
-
-    def _idle(self, name: str) -> bool:
-        """Return whether a server has been unneeded for long enough that no call of it is in flight."""
-        since = self._idle_since.setdefault(name, time.monotonic())
-        if time.monotonic() - since < self._training.serving.drain_s:
-            return False
-        del self._idle_since[name]
-        return True
-
-    def _serve(self, checkpoint: Checkpoint) -> Server:
-        """Serve a checkpoint, where it was served before if it was."""
-        folder = self._weights(checkpoint.name, checkpoint.version, checkpoint.artifact)
-        assert folder is not None  # noqa: S101 - a checkpoint of ours has an artifact
-        port = _port(checkpoint.endpoint)
-        if checkpoint.kind != "adapter":
-            return self._servers.serve(str(folder), checkpoint.version, port)
-        base = self._base(checkpoint)
-        return self._servers.serve_adapter(base, Path(base).name, checkpoint.version, folder, port)
-
-    def _base(self, checkpoint: Checkpoint) -> str:
-        """Return the whole weights below an adapter."""
-        return self._training.models[checkpoint.name][0].base
-
-    def _weights(self, name: str, version: str | None, artifact: Artifact | None = None) -> Path | None:
-        """Return the folder of a version's weights, laid out from the artifact store; None for the base."""
-        if version is None:
-            return None
-        if artifact is None:
-            known = self._known.checkpoints.get((name, version))
-            artifact = known.artifact if known is not None else None
-        if artifact is None or artifact.media_type != FOLDER_TYPE:
-            raise RejectedRecordError(f"{name} {version} has no weights")
-        return self._artifacts.get_folder(artifact, self._settings.data_dir / "models" / artifact.sha256[:16])
 
     def _change(self, run: Run, state: TrainingState, reason: str) -> None:
         run.training = run.training.model_copy(update={"state": state, "reason": reason})
@@ -370,7 +258,7 @@ class Trainer:
     def _announce(self, checkpoint: Checkpoint) -> None:
         event = CheckpointEvent(payload=checkpoint)
         self._log.append([Outgoing.of(CHECKPOINTS, checkpoint.name, event).record()])
-        self._take(event)
+        self._known.take(event)
 
 
 def _training(job: Job, state: TrainingState, reason: str) -> Training:
@@ -394,13 +282,6 @@ def _is_about(training: Training, order: Command, config: AnyConfig) -> bool:
 
 def _kind(config: AnyConfig) -> Any:
     return "adapter" if config.lora is not None and not config.lora.merge else "model"
-
-
-def _port(endpoint: Endpoint | None) -> int | None:
-    """Return the port that a checkpoint's endpoint names."""
-    if endpoint is None:
-        return None
-    return int(endpoint.base_url.rpartition(":")[2].partition("/")[0])
 
 
 def _end(process: "subprocess.Popen[bytes] | None") -> None:

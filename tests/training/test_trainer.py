@@ -159,7 +159,7 @@ def test_a_trainer_that_is_stopped_goes_on_when_it_starts_again(log: EmbeddedLog
         health = candidate.endpoint.base_url.removesuffix("/v1") + "/health"
         assert httpx.get(health).is_success
     with trainer_of(settings, log) as trainer:
-        until(trainer, lambda: trainer._servers.servers)
+        until(trainer, lambda: trainer.keeper.servers.servers)
         assert httpx.get(health).is_success, "what is announced is served again, and where it was"
 
 
@@ -173,7 +173,7 @@ def test_an_adapter_is_loaded_into_its_bases_server_and_leaves_it_when_nothing_n
         (candidate,) = announced(log)
         assert candidate.kind == "adapter"
         assert candidate.endpoint is not None
-        (server,) = trainer._servers.servers.values()
+        (server,) = trainer.keeper.servers.servers.values()
         assert (server.weights, list(server.adapters)) == (str(base), [candidate.version])
         body = {"model": candidate.version, "messages": [{"role": "user", "content": "book"}], "max_tokens": 4}
         answer = httpx.post(f"{candidate.endpoint.base_url}/chat/completions", json=body)
@@ -184,10 +184,10 @@ def test_an_adapter_is_loaded_into_its_bases_server_and_leaves_it_when_nothing_n
         trainer._announce(candidate.model_copy(update={"state": CheckpointState.REJECTED}))
         for _ in range(3):
             trainer.run_once()
-        assert trainer._servers.servers, "a route leads to it, whatever its state"
+        assert trainer.keeper.servers.servers, "a route leads to it, whatever its state"
         other = route.model_copy(update={"targets": [target.model_copy(update={"version": "other"})]})
         log.append([Outgoing.of(ROUTES, TARGET, RouteEvent(payload=other)).record()])
-        until(trainer, lambda: not trainer._servers.servers)
+        until(trainer, lambda: not trainer.keeper.servers.servers)
 
 
 def test_trackers_that_are_not_there_are_named() -> None:
