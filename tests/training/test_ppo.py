@@ -12,7 +12,7 @@ from learners.datasets import Origin, RlRow
 from learners.training import engine, ppo
 from learners.training.config import LoraSettings, PpoConfig
 from learners.training.engine import Engine, padded, policy_loss
-from learners.training.weights import TrainingError, load
+from learners.training.weights import TrainingError, load, make_repeatable
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [9, 10], [11, 12, 13]]
 ANSWERS = [[20, 21, 22], [23, 24], [25, 26, 27, 28], [29], [30, 31]]
@@ -129,12 +129,14 @@ def test_the_loss_is_clipped_as_the_paper_says(base: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8)])
 def test_what_was_rewarded_becomes_likelier(base: Path, tmp_path: Path, lora: LoraSettings | None) -> None:
-    settings = config(base, lora=lora, epochs=6, learning_rate=3e-3 if lora is None else 2e-2)
+    steps = 6 if lora is None else 20
+    settings = config(base, lora=lora, epochs=steps, learning_rate=3e-3 if lora is None else 2e-2)
+    make_repeatable(settings)
     before = rows(base)
     loaded = load(settings.model_copy(update={"lora": None}), None)
     seen: list[int] = []
     measured = ppo.train(loaded, before, settings, tmp_path / "run", lambda step, *_: seen.append(step))
-    assert seen == list(range(1, 7))
+    assert seen == list(range(1, steps + 1))
     assert (measured["rows"], measured["prompts"]) == (4.0, 2.0), (
         "an answer without another to compare it with teaches nothing"
     )
