@@ -36,7 +36,7 @@ ASK_TOGETHER = 8
 def teacher() -> FastAPI:
     """Return a server of OpenAI's API with two teachers.
 
-    One is right about four tasks of five, always the same ones; the careless one is right four times of five, whatever
+    One is right about seven tasks of eight, always the same ones; the careless one is right four times of five, whatever
     it is asked.
     """
     app = FastAPI()
@@ -51,7 +51,7 @@ def teacher() -> FastAPI:
         if body["model"] == CARELESS:
             right = sha256(f"{task.id}{asked[task.id]}".encode()).digest()[0] < 256 * 0.8
             return completion(body["model"], message_of(task.answer if right else task.opposite))
-        right = sha256(task.id.encode()).digest()[0] % 5 > 0
+        right = sha256(task.id.encode()).digest()[0] % 8 > 0
         return completion(body["model"], message_of(task.answer if right else task.wrong))
 
     return app

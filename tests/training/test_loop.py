@@ -38,7 +38,7 @@ pupil = ["teacher"]
 [adapter.rl]
 pupil = ["pupil"]
 [batches]
-lessons = 90
+lessons = 100
 [gate]
 canary_share = 0.5
 tolerance = 0.1
@@ -53,11 +53,11 @@ threads = 1
 learning_rate = 3e-3
 batch = 32
 micro_batch = 32
-steps = 450
+steps = 600
 warmup = 0.07
 weight_decay = 0.05
 max_length = 128
-evaluate_every = 150
+evaluate_every = 200
 special_tokens = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 """
 
