@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.envelope import Event, Model, Name
+from schemas.envelope import Event, EventId, Model, Name
 from schemas.manifests import Manifest
 
 
@@ -28,6 +28,7 @@ class Training(Model):
 
     Attributes:
         job: the run's id; the same manifest, configuration and parent give the same.
+        order: event id of the command that asked for it; one order is carried out once.
         target: logical name of what learns.
         method: such as `sft`.
         manifest: what is learned from.
@@ -40,6 +41,7 @@ class Training(Model):
     """
 
     job: Name
+    order: EventId
     target: Name
     method: Name
     state: TrainingState

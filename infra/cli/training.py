@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from infra.cli.looking import existing_log
 from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
 from infra.config import ConfigError, Settings, load_settings
-from infra.training.jobs import FAILURE, JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, started
-from learners.training.config import HEADS, AnyConfig, Method
+from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, started
+from learners.training.config import HEADS, MODEL, AnyConfig, Method
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
 from schemas.manifests import Manifest
@@ -61,7 +61,7 @@ def train(
             return
     job = Job(target=target, config=trained, manifest=manifest, parent=parent and parent.name, parent_folder=parent)
     folder = JobFolder(settings.data_dir / "trainings" / job.id)
-    for name in (RESULT, FAILURE, PROGRESS):
+    for name in (RESULT, PROGRESS):
         (folder.folder / name).unlink(missing_ok=True)
     folder.write(JOB, job)
     _run(settings, folder)
@@ -69,7 +69,7 @@ def train(
         raise ConfigError(f"{job.id} failed: {folder.failure.reason}")
     if folder.result is None:
         raise ConfigError(f"{job.id} ended without saying why; see {folder.folder / OUTPUT}")
-    document = {"job": job.id, "folder": str(folder.folder / "model"), "lessons": manifest.lessons}
+    document = {"job": job.id, "folder": str(folder.folder / MODEL), "lessons": manifest.lessons}
     document |= {"metrics": folder.result.metrics}
     if as_json:
         print_json(document)

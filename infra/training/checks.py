@@ -1,6 +1,7 @@
 """What a trained model must do before it is announced: answer held-out prompts as well as what serves now."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,13 +48,15 @@ def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exa
     """Ask a model for its likeliest answers to held-out prompts."""
     rewards, validity, latencies, lengths, texts = [], [], [], [], set()
     failed = 0
-    with httpx.Client(base_url=endpoint.base_url.removesuffix("/v1"), timeout=timeout_s) as http:
+    key = os.environ.get(endpoint.api_key_env or "")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=endpoint.base_url, timeout=timeout_s, headers=headers) as http:
         for case in cases:
             body: dict[str, Any] = {"model": endpoint.model, "messages": case.prompt, "temperature": 0.0}
             body |= {"tools": case.tools} if case.tools else {}
             begun = time.monotonic()
             try:
-                answer = http.post("/v1/chat/completions", json=body)
+                answer = http.post("/chat/completions", json=body)
                 document = answer.raise_for_status().json()
                 message = document["choices"][0]["message"]
             except (httpx.HTTPError, ValueError, LookupError):
@@ -89,7 +92,9 @@ def refused(candidate: Examined, champion: Examined | None, settings: CheckSetti
         return f"{candidate.failed} of {candidate.prompts} held-out prompts were not answered"
     if candidate.valid < settings.least_valid:
         return f"only {candidate.valid:.0%} of its tool calls are valid, less than {settings.least_valid:.0%}"
-    if champion is None or champion.failed:
+    if candidate.distinct < settings.least_distinct:
+        return f"says the same to different prompts: {candidate.distinct:.0%} of the answers that could differ do"
+    if champion is None:
         return None
     if candidate.agreement < champion.agreement - settings.tolerance:
         return (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 from infra.config import Settings
@@ -15,6 +16,7 @@ from learners.training.config import AnyConfig
 from schemas.manifests import Manifest
 
 OUTPUT = "output.log"
+RUNNING = "running.json"
 JOB = "job.json"
 PROGRESS = "progress.jsonl"
 RESULT = "result.json"
@@ -125,15 +127,25 @@ class JobFolder:
         return [Progress.model_validate_json(line) for line in whole.splitlines()], after + len(whole)
 
 
+class _Running(BaseModel):
+    pid: int
+    created: float
+
+
 def started(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
-    """Start the process of a job, with its output in the job's folder."""
+    """Start the process of a job, with its output in the job's folder.
+
+    One that a killed predecessor of this process left running there is ended first.
+    """
+    _end_other(folder)
+    (folder.folder / FAILURE).unlink(missing_ok=True)
     environment = os.environ | {
         "EVERLOOP_DATA_DIR": str(settings.data_dir.absolute()),
         "EVERLOOP_LOG": settings.log or f"sqlite:///{settings.log_path.absolute()}",
     }
     python = str(settings.training.python or sys.executable)
     with (folder.folder / OUTPUT).open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 - our own command
+        process = subprocess.Popen(  # noqa: S603 - our own command
             [python, "-m", "infra.training.process", str(folder.folder.absolute())],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -141,3 +153,17 @@ def started(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
             stderr=output,
             start_new_session=True,  # Ctrl-C is for who started it
         )
+    created = psutil.Process(process.pid).create_time()
+    folder.write(RUNNING, _Running(pid=process.pid, created=created))
+    return process
+
+
+def _end_other(folder: JobFolder) -> None:
+    try:
+        left = _Running.model_validate_json((folder.folder / RUNNING).read_bytes())
+        process = psutil.Process(left.pid)
+        if process.create_time() == left.created:
+            process.kill()
+            process.wait()
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return

@@ -18,6 +18,9 @@ SERVED = frozenset(
 )
 """States in which a checkpoint's server must answer."""
 
+RETRY_S = 30.0
+"""After which what could not be served is tried again."""
+
 log_event = structlog.get_logger(__name__)
 
 
@@ -32,15 +35,19 @@ class Keeper:
         self._settings, self._known = settings, known
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._idle_since: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
         self.servers = Servers(settings.training.serving, settings.data_dir / "logs" / "models")
 
     def keep(self) -> None:
         """Start servers that died, and those that routes lead to; stop what nothing leads to any more."""
         wanted = {(c.name, c.version): c for c in self._known.checkpoints.values() if self._wanted(c)}
         for checkpoint in wanted.values():
+            if time.monotonic() < self._not_before.get(checkpoint.version, 0.0):
+                continue
             try:
                 self.serve(checkpoint)
             except (ServingError, RejectedRecordError) as error:
+                self._not_before[checkpoint.version] = time.monotonic() + RETRY_S
                 log_event.warning("not served", name=checkpoint.name, version=checkpoint.version, error=str(error))
         names = {version for _, version in wanted}
         bases = {self._base(c) for c in wanted.values() if c.kind == "adapter"}

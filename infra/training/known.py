@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from learners.registry import merged
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
-from schemas.commands import Command, CommandEvent
+from schemas.commands import CommandEvent
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent
@@ -18,34 +18,30 @@ class Known:
 
     Attributes:
         targets: logical names that are trained here; orders to others are for somebody else.
-        trainings: by job, as each stands.
+        trainings: by the order that asked for it, as each stands.
         checkpoints: by name and version, each with all that was said of it.
-        orders: those not taken yet.
-        cancelled: jobs that are to be ended.
+        orders: those not taken yet, to train and to cancel, in the order they were given.
     """
 
     targets: Collection[str]
     trainings: dict[str, Training] = field(default_factory=dict)
     checkpoints: dict[tuple[str, str], Checkpoint] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
-    orders: list[Command] = field(default_factory=list)
-    cancelled: set[str] = field(default_factory=set)
+    orders: list[CommandEvent] = field(default_factory=list)
 
     def take(self, event: AnyEvent) -> None:
         """Take in what happened."""
         match event:
             case TrainingEvent(payload=training):
-                self.trainings[training.job] = training
+                self.trainings[training.order] = training
             case CheckpointEvent(payload=change):
                 before = self.checkpoints.get((change.name, change.version))
                 self.checkpoints[change.name, change.version] = merged(before, change) if before else change
             case RouteEvent(payload=route):
                 self.routes[route.name] = route
             case CommandEvent(payload=order) if order.target in self.targets:
-                if order.action == "train" and order.manifest is not None:
-                    self.orders.append(order)
-                elif order.action == "cancel":
-                    self.cancelled.add(str(order.arguments.get("job", "")))
+                if order.action == "cancel" or (order.action == "train" and order.manifest is not None):
+                    self.orders.append(event)
             case _:
                 pass
 

@@ -15,6 +15,8 @@ class CheckSettings(BaseModel):
         prompts: most held-out prompts that it and what serves now are asked; 0 asks none.
         tolerance: how much less it may agree with the expected answers, as a share of the prompts.
         least_valid: share of its tool calls that their schemas must allow.
+        least_distinct: share of its answers that must differ, of those that the expected ones let differ; a model that
+            has collapsed says one thing only.
         most_latency: how much longer its answers may take, as a ratio to what serves now.
         most_length: how much longer they may be, as a ratio; what is rewarded for words alone grows.
     """
@@ -24,6 +26,7 @@ class CheckSettings(BaseModel):
     prompts: int = Field(default=50, ge=0)
     tolerance: float = Field(default=0.05, ge=0.0, le=1.0)
     least_valid: float = Field(default=0.95, ge=0.0, le=1.0)
+    least_distinct: float = Field(default=0.3, ge=0.0, le=1.0)
     most_latency: float = Field(default=3.0, gt=0.0)
     most_length: float = Field(default=3.0, gt=0.0)
 

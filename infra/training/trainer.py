@@ -18,13 +18,13 @@ from infra.training.jobs import JOB, OUTPUT, Job, JobFolder, started
 from infra.training.keeping import Keeper
 from infra.training.known import Known
 from infra.training.tracking import trackers
-from learners.training.config import HEADS, AnyConfig
+from learners.training.config import HEADS, MODEL, AnyConfig
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState, Lineage
-from schemas.commands import Command
+from schemas.commands import Command, CommandEvent
 from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
-from streams.artifacts import ArtifactStore
+from streams.artifacts import FOLDER_TYPE, ArtifactStore
 from streams.errors import RejectedRecordError
 from streams.log import Log
 from streams.records import Outgoing
@@ -107,23 +107,36 @@ class Trainer:
                     self._known.take(event)
 
     def _take_orders(self) -> None:
-        """Queue what was ordered and has not come to an end; what began before goes on as it began."""
+        """Queue what was ordered and has not come to an end; end what is cancelled."""
         orders, self._known.orders = self._known.orders, []
         for order in orders:
-            assert order.manifest is not None  # noqa: S101 - others are not kept
-            config = self._config(order)
-            if config is None:
-                continue
-            before = [t for t in self._known.trainings.values() if _is_about(t, order, config)]
-            queued = [run for run in self._runs.values() if _is_about(run.training, order, config)]
-            if queued or any(training.state in ENDED for training in before):
-                continue
-            parent = self._parent(order.target, before[-1].parent if before else None)
-            job = Job(target=order.target, config=config, manifest=order.manifest, parent=parent)
-            run = Run(job, _training(job, TrainingState.QUEUED, order.reason))
-            self._runs[job.id] = run
-            if not before:
-                self._publish(run.training)
+            if order.payload.action == "cancel":
+                self._cancel(str(order.payload.arguments.get("job", "")))
+            else:
+                self._queue(order)
+
+    def _queue(self, order: CommandEvent) -> None:
+        """Queue a run; one that an earlier trainer began goes on with the parent that it began with."""
+        before = self._known.trainings.get(order.event_id)
+        config = self._config(order.payload)
+        if config is None or (before is not None and before.state in ENDED):
+            return
+        parent = before.parent if before is not None else self._parent(order.payload.target)
+        assert order.payload.manifest is not None  # noqa: S101 - others are not kept
+        job = Job(target=order.payload.target, config=config, manifest=order.payload.manifest, parent=parent)
+        if job.id in self._runs:
+            self._known.orders.append(order)  # when the one that runs has ended
+            return
+        run = Run(job, _training(job, order))
+        self._runs[job.id] = run
+        if before is None:
+            self._publish(run.training)
+
+    def _cancel(self, job: str) -> None:
+        run = self._runs.get(job)
+        if run is not None:
+            _end(run.process)
+            self._ended(run, TrainingState.CANCELLED, "asked for")
 
     def _config(self, order: Command) -> AnyConfig | None:
         """Return how an order's lessons are learned from."""
@@ -135,17 +148,15 @@ class Trainer:
         log_event.warning("nothing learns so", target=order.target, method=wanted, head=order.manifest.head)
         return None
 
-    def _parent(self, target: str, begun_with: str | None) -> str | None:
-        """Return the version that a run begins with: what it began with before, else what serves."""
+    def _parent(self, target: str) -> str | None:
+        """Return the version that a run begins with: what serves, where it was trained here."""
         promoted = self._known.promoted(target)
-        return begun_with or (promoted.version if promoted is not None else None)
+        ours = promoted is not None and promoted.artifact is not None and promoted.artifact.media_type == FOLDER_TYPE
+        return promoted.version if promoted is not None and ours else None
 
     def _advance(self, run: Run) -> None:
         folder = JobFolder(self._folder / run.job.id)
-        if run.job.id in self._known.cancelled:
-            _end(run.process)
-            self._ended(run, TrainingState.CANCELLED, "asked for")
-        elif run.process is None and folder.result is not None:
+        if run.process is None and folder.result is not None:
             self._made(run, folder)  # an earlier trainer ended before it could tell
         elif run.process is None:
             if sum(other.process is not None for other in self._runs.values()) < self._training.concurrency:
@@ -161,6 +172,8 @@ class Trainer:
         except RejectedRecordError as error:
             self._ended(run, TrainingState.FAILED, f"its parent cannot be read: {error}")
             return
+        if run.attempts == 0:
+            _, run.read = folder.progress()  # what an earlier trainer told already
         folder.write(JOB, job)
         run.attempts += 1
         run.process = started(self._settings, folder)
@@ -191,7 +204,7 @@ class Trainer:
     def _made(self, run: Run, folder: JobFolder) -> None:
         result = folder.result
         assert result is not None  # noqa: S101 - asked for only where there is one
-        artifact = self._artifacts.put_folder(folder.folder / "model")
+        artifact = self._artifacts.put_folder(folder.folder / MODEL)
         version = f"{run.job.config.method}-{artifact.sha256[:12]}"
         candidate = Checkpoint(
             name=run.job.target,
@@ -251,7 +264,7 @@ class Trainer:
 
     def _publish(self, training: Training) -> None:
         self._log.append([Outgoing.of(TRAININGS, training.target, TrainingEvent(payload=training)).record()])
-        self._known.trainings[training.job] = training
+        self._known.trainings[training.order] = training
         for track in self._trackers:
             track(training)
 
@@ -261,23 +274,18 @@ class Trainer:
         self._known.take(event)
 
 
-def _training(job: Job, state: TrainingState, reason: str) -> Training:
+def _training(job: Job, order: CommandEvent) -> Training:
     return Training(
         job=job.id,
+        order=order.event_id,
         target=job.target,
         method=job.config.method,
-        state=state,
+        state=TrainingState.QUEUED,
         manifest=job.manifest,
         config_sha256=job.config.sha256,
         parent=job.parent,
-        reason=reason,
+        reason=order.payload.reason,
     )
-
-
-def _is_about(training: Training, order: Command, config: AnyConfig) -> bool:
-    """Return whether a run is what an order asks for."""
-    same_config = training.config_sha256 == config.sha256 and training.method == config.method
-    return training.target == order.target and training.manifest == order.manifest and same_config
 
 
 def _kind(config: AnyConfig) -> Any:

@@ -1,7 +1,6 @@
 """What a training run is told: method, parent weights and hyper-parameters. Needs no torch."""
 
 from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -12,6 +11,13 @@ Method = Literal["sft", "dpo", "grpo", "ppo"]
 
 HEADS: dict[Method, Literal["sft", "rl"]] = {"sft": "sft", "dpo": "rl", "grpo": "rl", "ppo": "rl"}
 """Which lessons each method learns from."""
+
+
+ROWS = "rows.parquet"
+MODEL = "model"
+LINEAGE = "everloop.json"
+STATES = "states"
+"""What a run leaves in its folder; the states are gone when it has succeeded."""
 
 
 class LoraSettings(BaseModel):
@@ -84,12 +90,6 @@ class TrainingConfig(BaseModel):
     def sha256(self) -> str:
         """Its name: the hash of what it says, in hexadecimal."""
         return sha256(self.model_dump_json().encode()).hexdigest()
-
-    @property
-    def local_base(self) -> Path | None:
-        """The folder of the base weights; None where they are on the hub."""
-        folder = Path(self.base).expanduser()
-        return folder if folder.is_dir() else None
 
 
 class SftConfig(TrainingConfig):

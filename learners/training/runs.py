@@ -11,15 +11,20 @@ from peft import PeftModel
 
 from learners.datasets import PreferenceRow, PromptRow, RlRow, SftRow, preference_rows, prompt_rows, rl_rows, sft_rows
 from learners.training import grpo, ppo, preference, sft, tables
-from learners.training.config import AnyConfig, DpoConfig, GrpoConfig, PpoConfig, SftConfig
+from learners.training.config import (
+    LINEAGE,
+    MODEL,
+    ROWS,
+    STATES,
+    AnyConfig,
+    DpoConfig,
+    GrpoConfig,
+    PpoConfig,
+    SftConfig,
+)
 from learners.training.progress import Report
 from learners.training.weights import Loaded, load, make_repeatable, save
 from schemas.examples import ExampleEvent
-
-ROWS = "rows.parquet"
-MODEL = "model"
-LINEAGE = "everloop.json"
-STATES = "states"
 
 Rows = Sequence[SftRow] | Sequence[PreferenceRow] | Sequence[PromptRow] | Sequence[RlRow]
 

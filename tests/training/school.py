@@ -36,8 +36,8 @@ ASK_TOGETHER = 8
 def teacher() -> FastAPI:
     """Return a server of OpenAI's API with two teachers.
 
-    One is right about seven tasks of eight, always the same ones; the careless one is right four times of five, whatever
-    it is asked.
+    One is right about seven tasks of eight, always the same ones; the careless one is right four times of five,
+    whatever it is asked.
     """
     app = FastAPI()
     by_question = {task.question: task for task in ALL}

@@ -119,6 +119,22 @@ def test_text_completions_from_text_or_tokens(http: httpx.Client, base: Path) ->
     assert (first["prompt_token_ids"], len(first["logprobs"]["token_logprobs"])) == (ids, 5)
 
 
+def test_a_stop_sequence_ends_an_answer_and_is_not_part_of_it(http: httpx.Client) -> None:
+    def choice(**more: Any) -> dict[str, Any]:
+        return dict(chat(http, seed=3, logprobs=True, return_token_ids=True, **more).json()["choices"][0])
+
+    whole = choice()
+    text = whole["message"]["content"]
+    stop = text[len(text) // 2 :][:2]
+    cut = choice(stop=["never said", stop])
+    assert (cut["finish_reason"], cut["message"]["content"]) == ("stop", text[: text.index(stop)].strip())
+    count = len(cut["token_ids"])
+    assert 0 < count < len(whole["token_ids"])
+    assert cut["token_ids"] == whole["token_ids"][:count]
+    assert len(cut["logprobs"]["content"]) == count
+    assert choice(stop="never said") == whole
+
+
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [

@@ -108,11 +108,15 @@ def test_what_cannot_be_trained_on_fails_with_its_reason_and_is_not_begun_again(
     log: EmbeddedLog, base: Path, tmp_path: Path
 ) -> None:
     settings = settings_of(tmp_path, base, max_length=8)
-    order(log)
+    manifest = order(log)
     with trainer_of(settings, log) as trainer:
         failed = until(trainer, lambda: ended(log))
     assert (failed.state, "longer than 8" in failed.reason) == (TrainingState.FAILED, True)
     assert announced(log) == []
+    command(log, Command(target=TARGET, action="train", manifest=manifest, reason="once more"))
+    with trainer_of(settings, log) as trainer:
+        again = until(trainer, lambda: next((t for t in trainings(log) if t.state in ENDED and t != failed), None))
+    assert (again.job, again.order != failed.order) == (failed.job, True), "who orders it again gets it again"
     count = len(trainings(log))
     with trainer_of(settings, log) as trainer:
         for _ in range(5):

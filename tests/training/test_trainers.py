@@ -16,8 +16,8 @@ from infra.training.jobs import Job
 from learners.datasets import Origin, PreferenceRow, PromptRow, RlRow, SftRow
 from learners.graders import Answer
 from learners.training import tables
-from learners.training.config import HEADS, AnyConfig, Method
-from learners.training.runs import LINEAGE, MODEL, ROWS, run
+from learners.training.config import HEADS, LINEAGE, MODEL, ROWS, AnyConfig, Method
+from learners.training.runs import run
 from learners.training.weights import TrainingError, answered, load, turns
 from schemas.checkpoints import OffsetRange
 from schemas.examples import Example, ExampleEvent, RlExample, SftExample

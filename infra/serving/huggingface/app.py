@@ -26,7 +26,8 @@ class CompletionRequest(BaseModel):
     messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
     prompt: str | list[int] | None = None
     tools: list[dict[str, Any]] = []
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] = "auto"
+    stop: str | list[str] = []
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=1.0, ge=0.0)
@@ -119,6 +120,7 @@ async def _completed(engine: Engine, content: bytes, chat: bool) -> Response:
             for seed in seeds
         )
     )
+    answers = [_stopped(engine, answer, asked.stop) for answer in answers]
     document = _document(engine, asked, prompt, answers, chat)
     if asked.stream:
         return StreamingResponse(_chunks(document, chat), media_type="text/event-stream")
@@ -134,7 +136,7 @@ def _prompt(engine: Engine, asked: CompletionRequest, chat: bool) -> list[int]:
         return asked.prompt if isinstance(asked.prompt, list) else list(tokenizer(asked.prompt)["input_ids"])
     if asked.messages is None:
         raise UnanswerableError("messages are missing")
-    tools = asked.tools if asked.tool_choice == "auto" else []
+    tools = [] if asked.tool_choice == "none" else asked.tools
     try:
         text = tokenizer.apply_chat_template(
             asked.messages, tools=tools or None, tokenize=False, add_generation_prompt=True
@@ -142,6 +144,19 @@ def _prompt(engine: Engine, asked: CompletionRequest, chat: bool) -> list[int]:
     except Exception as error:  # a template may raise anything, and does so on purpose
         raise UnanswerableError(f"the chat template refuses the messages: {error}") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _stopped(engine: Engine, answer: Generated, stop: str | list[str]) -> Generated:
+    """Return an answer up to the token that completes a stop sequence, which its text leaves out."""
+    sequences = [stop] if isinstance(stop, str) else stop
+    if not any(sequence in answer.text for sequence in sequences):
+        return answer
+    for count in range(1, len(answer.token_ids) + 1):
+        text = engine.text(answer.token_ids[:count])
+        found = [text.index(sequence) for sequence in sequences if sequence in text]
+        if found:
+            return Generated(answer.token_ids[:count], answer.logprobs[:count], text[: min(found)], "stop")
+    return answer
 
 
 def _document(
@@ -171,20 +186,17 @@ def _document(
 
 
 def _choice(engine: Engine, asked: CompletionRequest, index: int, answer: Generated, chat: bool) -> dict[str, Any]:
-    tokenizer: Any = engine.tokenizer
-    ids = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids
-    text = str(tokenizer.decode(ids, skip_special_tokens=False))
     choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason, "logprobs": None}
     if chat:
-        choice["message"] = message = _message(text.strip(), asked)
+        choice["message"] = message = _message(answer.text.strip(), asked)
         if message.get("tool_calls"):
             choice["finish_reason"] = "tool_calls"
     else:
-        choice["text"] = text
+        choice["text"] = answer.text
     if asked.return_token_ids:
         choice["token_ids"] = answer.token_ids
     if asked.logprobs is not None and asked.logprobs is not False:
-        tokens = [str(tokenizer.decode([token])) for token in answer.token_ids]
+        tokens = [engine.text([token]) for token in answer.token_ids]
         if chat:
             content = [
                 {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
@@ -199,7 +211,7 @@ def _choice(engine: Engine, asked: CompletionRequest, index: int, answer: Genera
 def _message(text: str, asked: CompletionRequest) -> dict[str, Any]:
     """Return the assistant's message; one valid call of a tool is taken out of the text, as vLLM's parsers do."""
     message: dict[str, Any] = {"role": "assistant", "content": text}
-    found = TOOL_CALL.match(text) if asked.tools and asked.tool_choice == "auto" else None
+    found = TOOL_CALL.match(text) if asked.tools and asked.tool_choice != "none" else None
     try:
         called = valid_call(json.loads(found[1]), asked.tools) if found else None
     except (json.JSONDecodeError, RecursionError):

@@ -51,11 +51,13 @@ class Generated:
     Attributes:
         token_ids: the end token included, where it came to one.
         logprobs: natural logarithms, one a token.
+        text: without the end token.
         finish_reason: `stop` or `length`.
     """
 
     token_ids: list[int]
     logprobs: list[float]
+    text: str
     finish_reason: str
 
 
@@ -116,6 +118,11 @@ class Engine:
         asked = _Asked(model, prompt, sampling)
         self._waiting.put(asked)
         return asked.answer
+
+    def text(self, token_ids: list[int]) -> str:
+        """Return what tokens stand for, special ones as they are written."""
+        tokenizer: Any = self.tokenizer
+        return str(tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter beside the others; requests that are being answered are finished first.
@@ -229,7 +236,11 @@ class Engine:
                     open_rows.remove(row)
             tokens = torch.tensor(drawn).unsqueeze(1)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        return [Generated(ids, values, "stop" if ids and ids[-1] in self._ends else "length") for ids, values in found]
+        return [self._generated(ids, values) for ids, values in found]
+
+    def _generated(self, ids: list[int], logprobs: list[float]) -> Generated:
+        ended = ids[-1] in self._ends
+        return Generated(ids, logprobs, self.text(ids[:-1] if ended else ids), "stop" if ended else "length")
 
 
 def _check(model: Any, folder: Path) -> None:
