@@ -1,5 +1,6 @@
 """Keeping trained models served: whatever a route leads to, is under way, or may be brought back."""
 
+import json
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import structlog
 from infra.config import Settings
 from infra.serving.servers import Server, Servers, ServingError
 from infra.training.known import Known
+from learners.training.config import ADAPTER_FILE
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointState
 from schemas.endpoints import Endpoint
 from streams.artifacts import FOLDER_TYPE, ArtifactStore
@@ -50,12 +52,11 @@ class Keeper:
                 self._not_before[checkpoint.version] = time.monotonic() + RETRY_S
                 log_event.warning("not served", name=checkpoint.name, version=checkpoint.version, error=str(error))
         names = {version for _, version in wanted}
-        bases = {self._base(c) for c in wanted.values() if c.kind == "adapter"}
         for weights, server in list(self.servers.servers.items()):
             for adapter in [a for a in server.adapters if a not in names]:
                 if self._idle(adapter):
                     self.servers.unload(server, adapter)
-            needed = server.name in names or weights in bases or bool(server.adapters)
+            needed = server.name in names or bool(server.adapters)
             if not needed and self._idle(server.name):
                 self.servers.stop(weights)
         for name in [name for name in self._idle_since if name in names]:
@@ -68,7 +69,7 @@ class Keeper:
         port = _port(checkpoint.endpoint)
         if checkpoint.kind != "adapter":
             return self.servers.serve(str(folder), checkpoint.version, port)
-        base = self._base(checkpoint)
+        base = _base(folder)
         return self.servers.serve_adapter(base, Path(base).name, checkpoint.version, folder, port)
 
     def weights(self, name: str, version: str | None, artifact: Artifact | None = None) -> Path | None:
@@ -101,13 +102,14 @@ class Keeper:
         del self._idle_since[name]
         return True
 
-    def _base(self, checkpoint: Checkpoint) -> str:
-        """Return the whole weights below an adapter."""
-        return self._settings.training.models[checkpoint.name][0].base
-
 
 def _port(endpoint: Endpoint | None) -> int | None:
     """Return the port that a checkpoint's endpoint names."""
     if endpoint is None:
         return None
     return int(endpoint.base_url.rpartition(":")[2].partition("/")[0])
+
+
+def _base(folder: Path) -> str:
+    """Return the whole weights that an adapter was trained on."""
+    return str(json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"])

@@ -13,6 +13,7 @@ from infra.logging import configure_logging
 from infra.logs import open_log
 from infra.training.jobs import CASES, FAILURE, PROGRESS, RESULT, Case, Failure, Job, JobFolder, Progress, Result
 from learners.datasets import prompt_rows
+from learners.training.errors import TrainingError
 from schemas.examples import ExampleEvent
 from streams.batching import lessons_of
 from streams.errors import StreamError
@@ -37,16 +38,18 @@ def _mendable() -> tuple[type[Exception], ...]:
     import torch
 
     from learners.graders import UnknownGraderError
-    from learners.training.weights import TrainingError
 
     # Out of memory on a GPU is an exception; on the processor the kernel kills, and nobody is left to say why.
     return (TrainingError, UnknownGraderError, ConfigError, StreamError, torch.OutOfMemoryError, MemoryError)
 
 
 def _run(folder: JobFolder) -> dict[str, float]:
-    from learners.training.runs import run
+    from learners.training.backend import unsloth_trains
 
     job = folder.job
+    unsloth_trains(job.config)  # before what it changes is imported
+    from learners.training.runs import run
+
     with open_log(load_settings()) as log:
         lessons = list(lessons_of(log, job.manifest))
     _write_cases(folder, job, lessons)

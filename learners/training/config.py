@@ -19,6 +19,9 @@ LINEAGE = "everloop.json"
 STATES = "states"
 """What a run leaves in its folder; the states are gone when it has succeeded."""
 
+ADAPTER_FILE = "adapter_config.json"
+"""What peft writes beside an adapter's weights; whole weights have none."""
+
 
 class LoraSettings(BaseModel):
     """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685).
@@ -96,13 +99,19 @@ class SftConfig(TrainingConfig):
     """Supervised fine-tuning on conversations that earned enough.
 
     Attributes:
-        special_tokens: added to the tokenizer where it lacks them, as single tokens.
+        special_tokens: added to the tokenizer where it lacks them, as single tokens; not for adapters.
         packing: whether several rows share a sequence of `max_length` tokens.
     """
 
     method: Literal["sft"] = "sft"
     special_tokens: tuple[str, ...] = ()
     packing: bool = False
+
+    @model_validator(mode="after")
+    def _tokens_have_weights(self) -> "SftConfig":
+        if self.special_tokens and self.lora is not None and not self.lora.merge:
+            raise ValueError("special_tokens need new embeddings, which an adapter's base lacks; set lora.merge")
+        return self
 
 
 class DpoConfig(TrainingConfig):

@@ -109,9 +109,18 @@ class Engine:
         source: folder of whole weights.
         kind: a language model's log-probabilities, or a critic's values.
         pad: id of the padding token.
+        adapter: folder of an adapter to go on with; None begins one anew, where the configuration asks for one.
     """
 
-    def __init__(self, source: Path, kind: str, config: PpoConfig, learning_rate: float, pad: int) -> None:
+    def __init__(
+        self,
+        source: Path,
+        kind: str,
+        config: PpoConfig,
+        learning_rate: float,
+        pad: int,
+        adapter: Path | None = None,
+    ) -> None:
         from verl.trainer.config import CheckpointConfig
         from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
         from verl.workers.engine.base import EngineRegistry
@@ -132,6 +141,7 @@ class Engine:
                 lora_rank=lora.rank if lora else 0,
                 lora_alpha=lora.alpha if lora else 16,
                 target_modules=list(lora.modules) if lora else "all-linear",
+                lora_adapter_path=str(adapter) if adapter is not None else None,
             ),
             engine_config=FSDPEngineConfig(
                 strategy="fsdp2",

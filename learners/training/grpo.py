@@ -12,8 +12,9 @@ from trl import GRPOTrainer
 from learners.datasets import PromptRow
 from learners.graders import GRADERS, Answer, Grader, grader
 from learners.training.config import GrpoConfig
+from learners.training.errors import TrainingError
 from learners.training.progress import Report, callbacks, run, trainer_arguments
-from learners.training.weights import Loaded, TrainingError, rendered
+from learners.training.weights import Loaded, rendered
 
 
 def train(

@@ -7,6 +7,7 @@ FSDP engine. What is ours: which answers, in which batches, and where the weight
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
 from learners.datasets import RlRow
 from learners.training import engine as verl_engine
 from learners.training.config import PpoConfig
 from learners.training.engine import Engine, Sampled, critic_loss, padded, policy_loss
+from learners.training.errors import TrainingError
 from learners.training.progress import Report
-from learners.training.weights import Loaded, TrainingError
+from learners.training.weights import Loaded, lora_config
 
 STATE = "state.json"
 
@@ -72,11 +75,19 @@ def usable(rows: Sequence[RlRow], config: PpoConfig) -> list[RlRow]:
     return [row for row in kept if len(rewards[row.group]) > 1]  # else every advantage of the group is 0
 
 
-def train(loaded: Loaded, rows: Sequence[RlRow], config: PpoConfig, folder: Path, report: Report) -> dict[str, float]:
+def train(
+    loaded: Loaded,
+    rows: Sequence[RlRow],
+    config: PpoConfig,
+    folder: Path,
+    report: Report,
+    adapter: Path | None = None,
+) -> dict[str, float]:
     """Train in place; return what was measured.
 
     Args:
         loaded: whole weights; an adapter, where one is wanted, is verl's own.
+        adapter: folder of one to go on with; None begins anew.
         folder: for states that a crashed run goes on from.
 
     Raises:
@@ -93,7 +104,7 @@ def train(loaded: Loaded, rows: Sequence[RlRow], config: PpoConfig, folder: Path
     if not (source / "config.json").exists():
         loaded.model.save_pretrained(source)
         loaded.tokenizer.save_pretrained(source)
-    actor = Engine(source, "language_model", config, config.learning_rate, pad)
+    actor = Engine(source, "language_model", config, config.learning_rate, pad, adapter)
     critic = None
     if config.estimator == "gae":
         critic = Engine(source, "value_model", config, config.critic_learning_rate, pad)
@@ -117,7 +128,7 @@ def train(loaded: Loaded, rows: Sequence[RlRow], config: PpoConfig, folder: Path
         if step % config.save_every == 0:
             _save(folder, step, actor, critic)
         measured |= metrics
-    _take(loaded, actor, config)
+    _take(loaded, actor, config, adapter)
     return measured | {"steps": float(len(batches)), "rows": float(len(kept)), "prompts": float(_groups(kept))}
 
 
@@ -170,6 +181,9 @@ def _save(folder: Path, step: int, actor: Engine, critic: Engine | None) -> None
     partial = folder / f"{STATE}.partial"
     partial.write_text(json.dumps({"step": step}))
     partial.replace(folder / STATE)
+    for older in [*folder.glob("actor-*"), *folder.glob("critic-*")]:
+        if not older.name.endswith(f"-{step}"):
+            shutil.rmtree(older)
 
 
 def _resume(folder: Path, actor: Engine, critic: Engine | None) -> int:
@@ -184,17 +198,14 @@ def _resume(folder: Path, actor: Engine, critic: Engine | None) -> int:
     return step
 
 
-def _take(loaded: Loaded, actor: Engine, config: PpoConfig) -> None:
-    """Put verl's weights into the model, adapters merged or set up beside it."""
+def _take(loaded: Loaded, actor: Engine, config: PpoConfig, continued: Path | None) -> None:
+    """Put verl's weights into the model; an adapter's are set up on it."""
     weights, adapter = actor.weights()
     if adapter is None:
         missing = loaded.model.load_state_dict(weights, strict=False).unexpected_keys
         if missing:
             raise TrainingError(f"verl gave weights that the model does not have: {', '.join(missing[:3])}")
         return
-    from peft import get_peft_model, set_peft_model_state_dict
-
-    from learners.training.weights import lora_config
-
-    loaded.model = get_peft_model(loaded.model, lora_config(config))
+    lora = LoraConfig.from_pretrained(str(continued)) if continued is not None else lora_config(config)
+    loaded.model = get_peft_model(loaded.model, lora)
     set_peft_model_state_dict(loaded.model, weights)

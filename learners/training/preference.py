@@ -11,8 +11,9 @@ from trl import DPOTrainer
 
 from learners.datasets import PreferenceRow
 from learners.training.config import DpoConfig
+from learners.training.errors import TrainingError
 from learners.training.progress import Report, callbacks, run, trainer_arguments
-from learners.training.weights import Loaded, TrainingError, answered
+from learners.training.weights import Loaded, answered
 
 
 def train(

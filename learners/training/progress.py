@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from transformers.trainer_utils import get_last_checkpoint
 
 from learners.training.config import TrainingConfig
-from learners.training.weights import TrainingError
+from learners.training.errors import TrainingError
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told the step, how many there will be, and metrics by name."""

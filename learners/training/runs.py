@@ -23,7 +23,7 @@ from learners.training.config import (
     SftConfig,
 )
 from learners.training.progress import Report
-from learners.training.weights import Loaded, load, make_repeatable, save
+from learners.training.weights import Loaded, is_adapter, load, make_repeatable, save
 from schemas.examples import ExampleEvent
 
 Rows = Sequence[SftRow] | Sequence[PreferenceRow] | Sequence[PromptRow] | Sequence[RlRow]
@@ -57,7 +57,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     tables.write(rows, folder / ROWS)
     loaded = _loaded(config, parent)
-    metrics = _trained(loaded, rows, config, folder / STATES, report)
+    metrics = _trained(loaded, rows, config, parent, folder / STATES, report)
     model = folder / MODEL
     save(loaded, config, model)
     (model / LINEAGE).write_bytes(
@@ -111,13 +111,23 @@ events, the configuration and the parent ({lineage.get("parent") or "none: the b
 def _loaded(config: AnyConfig, parent: Path | None) -> Loaded:
     if not isinstance(config, PpoConfig):
         return load(config, parent)
-    loaded = load(config.model_copy(update={"lora": None, "backend": "peft"}), parent)  # verl adds adapters itself
+    whole = config.model_copy(update={"lora": None})  # verl adds adapters itself
+    if _continued(config, parent) is not None:
+        return load(whole, None)
+    loaded = load(whole, parent)
     if isinstance(loaded.model, PeftModel):
         loaded.model = loaded.model.merge_and_unload()
     return loaded
 
 
-def _trained(loaded: Loaded, rows: Any, config: AnyConfig, states: Path, report: Report) -> dict[str, float]:
+def _continued(config: PpoConfig, parent: Path | None) -> Path | None:
+    """Return the adapter that verl goes on with."""
+    return parent if is_adapter(parent) and config.lora is not None and not config.lora.merge else None
+
+
+def _trained(
+    loaded: Loaded, rows: Any, config: AnyConfig, parent: Path | None, states: Path, report: Report
+) -> dict[str, float]:
     match config:
         case SftConfig():
             return sft.train(loaded, rows, config, states, report)
@@ -126,4 +136,4 @@ def _trained(loaded: Loaded, rows: Any, config: AnyConfig, states: Path, report:
         case GrpoConfig():
             return grpo.train(loaded, rows, config, states, report)
         case PpoConfig():
-            return ppo.train(loaded, rows, config, states, report)
+            return ppo.train(loaded, rows, config, states, report, _continued(config, parent))

@@ -10,8 +10,9 @@ from trl import SFTTrainer
 
 from learners.datasets import SftRow, packed
 from learners.training.config import SftConfig
+from learners.training.errors import TrainingError
 from learners.training.progress import Report, callbacks, run, trainer_arguments
-from learners.training.weights import Loaded, TrainingError, turns
+from learners.training.weights import Loaded, turns
 
 
 def train(loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Path, report: Report) -> dict[str, float]:

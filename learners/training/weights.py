@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from learners.training.config import SftConfig, TrainingConfig
-
-ADAPTER_FILE = "adapter_config.json"
-
-
-class TrainingError(Exception):
-    """A run cannot give weights that may be served; the message says why."""
+from learners.training.backend import unsloth_trains
+from learners.training.config import ADAPTER_FILE, AnyConfig, SftConfig, TrainingConfig
+from learners.training.errors import TrainingError
 
 
 @dataclass
@@ -24,7 +20,7 @@ class Loaded:
     """A model to be trained.
 
     Attributes:
-        unsloth: whether unsloth loaded it, which then must prepare it for saving too.
+        unsloth: whether unsloth loaded it, which then must write it too: its base may be held in 4 bits.
     """
 
     model: Any
@@ -42,7 +38,7 @@ def make_repeatable(config: TrainingConfig) -> None:
         torch.use_deterministic_algorithms(mode=True)
 
 
-def load(config: TrainingConfig, parent: Path | None) -> Loaded:
+def load(config: AnyConfig, parent: Path | None) -> Loaded:
     """Load what is to be trained: the parent's weights if there are any, else the base's.
 
     Args:
@@ -51,9 +47,9 @@ def load(config: TrainingConfig, parent: Path | None) -> Loaded:
     Raises:
         TrainingError: there are no weights, or unsloth is asked for and cannot run here.
     """
-    if _unsloth_wanted(config):
+    if unsloth_trains(config):
         return _load_with_unsloth(config, parent)
-    adapter = parent if parent is not None and (parent / ADAPTER_FILE).exists() else None
+    adapter = parent if is_adapter(parent) else None
     source = str(parent) if parent is not None and adapter is None else config.base
     try:
         tokenizer = AutoTokenizer.from_pretrained(adapter or source)
@@ -66,6 +62,11 @@ def load(config: TrainingConfig, parent: Path | None) -> Loaded:
     elif config.lora is not None:
         model = get_peft_model(model, lora_config(config))
     return Loaded(model, tokenizer)
+
+
+def is_adapter(folder: Path | None) -> bool:
+    """Return whether a folder holds an adapter, which needs its base."""
+    return folder is not None and (folder / ADAPTER_FILE).exists()
 
 
 def lora_config(config: TrainingConfig) -> LoraConfig:
@@ -90,11 +91,17 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise TrainingError(f"the weights are not finite numbers any more ({name}); try a lower learning_rate")
-    if isinstance(model, PeftModel) and (config.lora is None or config.lora.merge):
+    merged = isinstance(model, PeftModel) and (config.lora is None or config.lora.merge)
+    if merged and loaded.unsloth:
+        model.save_pretrained_merged(str(folder), loaded.tokenizer, save_method="merged_16bit")
+        return
+    if merged:
         model = model.merge_and_unload()
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, selected_adapters=["default"])  # not TRL's copy of the parent
+    else:
         model.config.use_cache = True
-    model.save_pretrained(folder)
+        model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -161,29 +168,15 @@ def _add_tokens(config: TrainingConfig, model: Any, tokenizer: PreTrainedTokeniz
         model.resize_token_embeddings(len(tokenizer))
 
 
-def _unsloth_wanted(config: TrainingConfig) -> bool:
-    """Return whether unsloth loads the model. It raises at import where there is no GPU, so that is asked first."""
-    if config.backend == "peft":
-        return False
-    if not torch.cuda.is_available():
-        if config.backend == "unsloth":
-            raise TrainingError("unsloth needs a CUDA GPU, and none is here; set backend to peft or auto")
-        return False
-    try:
-        import unsloth  # noqa: F401 - it changes trl and transformers when it is imported
-    except ImportError as error:
-        if config.backend == "unsloth":
-            raise TrainingError("unsloth is not installed; it is the extra `sft-gpu`") from error
-        return False
-    return True
-
-
 def _load_with_unsloth(config: TrainingConfig, parent: Path | None) -> Loaded:
     from unsloth import FastLanguageModel
 
     source = str(parent) if parent is not None else config.base
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=source, max_seq_length=config.max_length, load_in_4bit=config.lora is not None
+        model_name=source,
+        max_seq_length=config.max_length,
+        load_in_4bit=config.lora is not None,
+        full_finetuning=config.lora is None,
     )
     _add_tokens(config, model, tokenizer)
     if config.lora is not None and not isinstance(model, PeftModel):

@@ -1,5 +1,6 @@
 """PPO is verl's own: its numbers are those of the formulas written out, and its update does what it is for."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from learners.datasets import Origin, RlRow
 from learners.training import engine, ppo
-from learners.training.config import LoraSettings, PpoConfig
+from learners.training.config import ADAPTER_FILE, LoraSettings, PpoConfig
 from learners.training.engine import Engine, padded, policy_loss
-from learners.training.weights import TrainingError, load, make_repeatable
+from learners.training.errors import TrainingError
+from learners.training.weights import load, make_repeatable, save
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [9, 10], [11, 12, 13]]
 ANSWERS = [[20, 21, 22], [23, 24], [25, 26, 27, 28], [29], [30, 31]]
@@ -167,7 +169,29 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_where_it_would_have(base: Pat
     steps: list[int] = []
     ppo.train(again, rows(base), settings, tmp_path / "cut", lambda step, *_: steps.append(step))
     assert steps == [3, 4]
+    assert sorted(folder.name for folder in (tmp_path / "cut").glob("actor-*")) == ["actor-4"], "older states are gone"
     assert torch.equal(weights(whole.model), weights(again.model))
+
+
+def test_an_adapter_is_gone_on_with(base: Path, tmp_path: Path) -> None:
+    """The child's adapter, on the same base, begins where the parent's ended."""
+    settings = config(base, lora=LoraSettings(rank=4, alpha=8, merge=False), epochs=10, learning_rate=2e-2)
+    make_repeatable(settings)
+    whole = settings.model_copy(update={"lora": None})
+    parent = load(whole, None)
+    ppo.train(parent, rows(base), settings, tmp_path / "one", lambda *_: None)
+    save(parent, settings, tmp_path / "parent")
+    child = load(whole, None)
+    unmoved = settings.model_copy(update={"learning_rate": 1e-12, "epochs": 1})
+    ppo.train(child, rows(base), unmoved, tmp_path / "two", lambda *_: None, tmp_path / "parent")
+    save(child, settings, tmp_path / "child")
+    for found in ("parent", "child"):
+        assert json.loads((tmp_path / found / ADAPTER_FILE).read_text())["base_model_name_or_path"] == str(base)
+    row = rows(base)[0]
+    tokens = row.prompt_token_ids, row.response_token_ids
+    trained = logprobs(parent.model, *tokens)
+    assert logprobs(child.model, *tokens) == pytest.approx(trained, abs=1e-4)
+    assert logprobs(load(whole, None).model, *tokens) != pytest.approx(trained, abs=1e-2)
 
 
 def test_what_cannot_teach_is_said(base: Path, tmp_path: Path) -> None:

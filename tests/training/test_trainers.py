@@ -1,6 +1,9 @@
 """Runs: the same manifest gives the same weights, what is cut short goes on, and what goes wrong says so."""
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -9,16 +12,17 @@ from typing import Any
 import orjson
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infra.training.jobs import Job
 from learners.datasets import Origin, PreferenceRow, PromptRow, RlRow, SftRow
 from learners.graders import Answer
 from learners.training import tables
-from learners.training.config import HEADS, LINEAGE, MODEL, ROWS, AnyConfig, Method
+from learners.training.config import ADAPTER_FILE, HEADS, LINEAGE, MODEL, ROWS, AnyConfig, Method
+from learners.training.errors import TrainingError
 from learners.training.runs import run
-from learners.training.weights import TrainingError, answered, load, turns
+from learners.training.weights import answered, load, turns
 from schemas.checkpoints import OffsetRange
 from schemas.examples import Example, ExampleEvent, RlExample, SftExample
 from schemas.identifiers import derived_event_id
@@ -226,13 +230,36 @@ def sft_is_held_out(event: ExampleEvent, settings: Any) -> bool:
 def test_an_adapter_is_saved_beside_its_base_or_merged(base: Path, tmp_path: Path) -> None:
     lora = {"rank": 4, "merge": False}
     run(lessons(), config(base, "sft", lora=lora, special_tokens=[]), None, {}, tmp_path / "adapter", quiet)
-    assert (tmp_path / "adapter" / MODEL / "adapter_config.json").exists()
+    assert (tmp_path / "adapter" / MODEL / ADAPTER_FILE).exists()
     again = config(base, "sft", lora=lora, special_tokens=[])
     child = load(again, tmp_path / "adapter" / MODEL)
     assert type(child.model).__name__ == "PeftModelForCausalLM"
     merged = config(base, "sft", lora=lora | {"merge": True}, special_tokens=[])
     run(lessons(), merged, None, {}, tmp_path / "merged", quiet)
     assert (tmp_path / "merged" / MODEL / "model.safetensors").exists()
+
+
+def test_an_adapter_that_goes_on_learning_is_saved_alone(base: Path, tmp_path: Path) -> None:
+    lora = {"rank": 4, "merge": False}
+    run(lessons(), config(base, "sft", lora=lora, special_tokens=[]), None, {}, tmp_path / "parent", quiet)
+    parent = tmp_path / "parent" / MODEL
+    run(lessons("dpo"), config(base, "dpo", lora=lora), parent, {}, tmp_path / "child", quiet)
+    child = tmp_path / "child" / MODEL
+    assert [path.name for path in child.iterdir() if path.is_dir()] == [], "TRL's copy of the parent is left out"
+    assert json.loads((child / ADAPTER_FILE).read_text())["base_model_name_or_path"] == str(base)
+
+
+def test_new_tokens_need_whole_weights(base: Path) -> None:
+    with pytest.raises(ValidationError, match="which an adapter's base lacks"):
+        config(base, "sft", lora={"rank": 4, "merge": False}, special_tokens=["<think>"])
+
+
+def test_unsloth_is_asked_for_before_what_it_changes_is_imported() -> None:
+    changed = {"trl", "transformers", "peft"}
+    imports = "import sys, infra.training.process, learners.training.backend"
+    program = f"{imports}; print(sorted({changed} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_preferences_begin_at_the_parent(base: Path, tmp_path: Path) -> None:

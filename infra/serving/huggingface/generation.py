@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-ADAPTER_FILE = "adapter_config.json"
+from learners.training.config import ADAPTER_FILE
 
 
 class UnloadableError(Exception):
