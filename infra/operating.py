@@ -263,7 +263,7 @@ def _promoted(known: dict[str, Checkpoint], checkpoint: Checkpoint, reason: str)
 
 
 def _target(before: Route | None, version: str, checkpoint: Checkpoint | None) -> RouteTarget:
-    """Return how a version is served: as it is served already, or by its artifact."""
+    """Return how a version is served: as it is served already, by its artifact, or where its checkpoint says."""
     served = [
         *(before.targets if before else ()),
         *(before.shadows if before else ()),
@@ -272,11 +272,12 @@ def _target(before: Route | None, version: str, checkpoint: Checkpoint | None) -
     for target in served:
         if target.version == version:
             return RouteTarget.model_validate(target.model_dump() | {"weight": 1.0})
-    if checkpoint is None or checkpoint.artifact is None:
+    artifact = checkpoint.artifact if checkpoint is not None and checkpoint.kind == "policy" else None
+    if checkpoint is None or (artifact is None and checkpoint.endpoint is None):
         raise OperatingError(
             f"there is no checkpoint {version!r} that could be served; see `everloop checkpoints list`"
         )
-    return RouteTarget(version=version, artifact=checkpoint.artifact)
+    return RouteTarget(version=version, artifact=artifact, endpoint=checkpoint.endpoint)
 
 
 def _route(before: Route | None, name: str, targets: list[RouteTarget], held: bool) -> Route:

@@ -186,6 +186,8 @@ class Promotion(Processor[PromotionState]):
         _apply(state.registry, change)
         if change.kind == "policy" and state.stable is None:
             state.stable = baseline_route(change.name)
+        if change.state in (CheckpointState.REJECTED, CheckpointState.ROLLED_BACK):
+            self._fell(state, ruling, change)
         if change.state is CheckpointState.CANDIDATE and (change.kind == "policy" or self._can_be_tried(state, change)):
             self._judge(state, ruling, change)
         return ruling
@@ -213,6 +215,17 @@ class Promotion(Processor[PromotionState]):
         elif not state.held:
             self._promote(state, ruling, candidate, verdict.reason)
 
+    def _fell(self, state: PromotionState, ruling: Ruling, fallen: Checkpoint) -> None:
+        """Serve what was served before, where who keeps a version served has given it up."""
+        if state.stable is None:
+            return
+        if state.trial is not None and state.trial.candidate == fallen.version:
+            state.trial = None
+            _serve(state, ruling, state.stable, fallen.reason)
+            self._judge_waiting(state, ruling)
+        elif _heaviest(state.stable) == fallen.version and state.replaced is not None and not state.held:
+            self._serve_replaced(state, ruling, f"served again: {fallen.version} {fallen.reason}")
+
     def _can_be_tried(self, state: PromotionState, candidate: Checkpoint) -> bool:
         known = state.stable is not None and state.stable.kind == "model"
         return known and candidate.endpoint is not None and self.config.canary_share > 0.0
@@ -232,7 +245,8 @@ class Promotion(Processor[PromotionState]):
             raise RejectedRecordError(f"{candidate.name} serves nothing that {candidate.version} could be tried beside")
         beside = [t.model_copy(update={"weight": t.weight / total * (1.0 - share)}) for t in state.stable.targets]
         targets = [*beside, _target(candidate).model_copy(update={"weight": share})]
-        ruling.routes.append(state.stable.model_copy(update={"targets": targets, "reason": reason}))
+        served = {"targets": targets, "fallbacks": _behind(state), "reason": reason}
+        ruling.routes.append(state.stable.model_copy(update=served))
         state.trial = Trial.of(candidate.version, _heaviest(state.stable), self.config)
 
     def _promote(self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str) -> None:
@@ -241,7 +255,8 @@ class Promotion(Processor[PromotionState]):
         if champion is not None:
             _change(state, ruling, champion, CheckpointState.RETIRED, f"replaced by {candidate.version}")
         _change(state, ruling, candidate, CheckpointState.PROMOTED, reason)
-        _serve(state, ruling, state.stable.model_copy(update={"targets": [_target(candidate)]}), reason)
+        served = {"targets": [_target(candidate)], "fallbacks": _behind(state)}
+        _serve(state, ruling, state.stable.model_copy(update=served), reason)
         before = _heaviest(state.replaced)
         state.watch = Watch.of(candidate.version, before, state.tallies.get(before, Tally()), self.config)
 
@@ -264,15 +279,19 @@ class Promotion(Processor[PromotionState]):
 
     def _take_back(self, state: PromotionState, ruling: Ruling, watch: Watch) -> None:
         """Serve again what was replaced by a version that turned out worse."""
-        dropped, before = state.checkpoints[watch.version], state.checkpoints.get(watch.replaced)
+        dropped = state.checkpoints[watch.version]
         mean = state.tallies[watch.version].mean
         reason = f"earns {mean:.3f} on average, surely less than {watch.replaced}, which it replaced"
         _change(state, ruling, dropped, CheckpointState.ROLLED_BACK, reason)
+        self._serve_replaced(state, ruling, f"served again: {watch.version} {reason}")
+
+    def _serve_replaced(self, state: PromotionState, ruling: Ruling, reason: str) -> None:
+        assert state.replaced is not None  # noqa: S101 - noted when it was replaced
+        before = state.checkpoints.get(_heaviest(state.replaced))
         if before is not None:
-            _change(state, ruling, before, CheckpointState.PROMOTED, f"served again: {watch.version} {reason}")
-        assert state.replaced is not None  # noqa: S101 - noted when the watch began
+            _change(state, ruling, before, CheckpointState.PROMOTED, reason)
         _serve(state, ruling, state.replaced, reason)
-        state.watch = None
+        state.watch = state.replaced = None
 
     def _policy(self, checkpoint: Checkpoint | None) -> Policy:
         if checkpoint is None:
@@ -301,6 +320,15 @@ def _made_by(example: Example) -> str | None:
 def _heaviest(route: Route) -> str:
     """Return the version that serves most."""
     return max(route.targets, key=lambda target: target.weight).version
+
+
+def _behind(state: PromotionState) -> list[RouteTarget]:
+    """Return what answers where a model that is tried or promoted does not: what serves now, then what always did."""
+    assert state.stable is not None  # noqa: S101 - asked for only where something is served
+    if state.stable.kind != "model":
+        return state.stable.fallbacks
+    others = [target for target in state.stable.fallbacks if target.version not in state.checkpoints]
+    return [*(target.model_copy(update={"weight": 1.0}) for target in state.stable.targets), *others]
 
 
 def _target(checkpoint: Checkpoint) -> RouteTarget:
@@ -352,10 +380,12 @@ def _trimmed(state: PromotionState) -> PromotionState:
         CheckpointState.CANDIDATE,
         CheckpointState.EVALUATED,
     }
-    ended = [version for version, checkpoint in state.checkpoints.items() if checkpoint.state not in live]
+    routes = [route for route in (state.stable, state.replaced) if route]
+    served = {target.version for route in routes for target in (*route.targets, *route.fallbacks)}
+    ended = [version for version, known in state.checkpoints.items() if known.state not in live]
     for version in ended[:-FINISHED_REMEMBERED]:
-        del state.checkpoints[version]
-    served = [target.version for route in (state.stable, state.replaced) if route for target in route.targets]
+        if version not in served:
+            del state.checkpoints[version]
     known = {*state.checkpoints, *served, UNIFORM_VERSION}
     state.tallies = {version: tally for version, tally in state.tallies.items() if version in known}
     return state

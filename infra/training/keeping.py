@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import structlog
@@ -23,6 +24,9 @@ SERVED = frozenset(
 RETRY_S = 30.0
 """After which what could not be served is tried again."""
 
+ATTEMPTS = 3
+"""How often in a row, before something else is to be served in its place."""
+
 log_event = structlog.get_logger(__name__)
 
 
@@ -38,18 +42,28 @@ class Keeper:
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._idle_since: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
         self.servers = Servers(settings.training.serving, settings.data_dir / "logs" / "models")
 
-    def keep(self) -> None:
-        """Start servers that died, and those that routes lead to; stop what nothing leads to any more."""
+    def keep(self) -> list[Checkpoint]:
+        """Start servers that died, and those that routes lead to; stop what nothing leads to any more.
+
+        Returns:
+            Checkpoints that are given up, with the state and the reason to announce.
+        """
+        given_up = []
         wanted = {(c.name, c.version): c for c in self._known.checkpoints.values() if self._wanted(c)}
         for checkpoint in wanted.values():
             if time.monotonic() < self._not_before.get(checkpoint.version, 0.0):
                 continue
             try:
                 self.serve(checkpoint)
+                self._failures.pop(checkpoint.version, None)
             except (ServingError, RejectedRecordError) as error:
                 self._not_before[checkpoint.version] = time.monotonic() + RETRY_S
+                self._failures[checkpoint.version] += 1
+                if self._failures[checkpoint.version] >= ATTEMPTS and self._replaceable(checkpoint):
+                    given_up.append(_given_up(checkpoint, str(error)))
                 log_event.warning("not served", name=checkpoint.name, version=checkpoint.version, error=str(error))
         names = {version for _, version in wanted}
         for weights, server in list(self.servers.servers.items()):
@@ -61,6 +75,7 @@ class Keeper:
                 self.servers.stop(weights)
         for name in [name for name in self._idle_since if name in names]:
             del self._idle_since[name]
+        return given_up
 
     def serve(self, checkpoint: Checkpoint) -> Server:
         """Serve a checkpoint, where it was served before if it was."""
@@ -94,6 +109,11 @@ class Keeper:
         # The parent of what serves is what a drop would bring back.
         return checkpoint.state in SERVED or checkpoint.version in routed or checkpoint.version == parent
 
+    def _replaceable(self, checkpoint: Checkpoint) -> bool:
+        """Return whether something else answers calls when this does not."""
+        route = self._known.routes.get(checkpoint.name)
+        return checkpoint.state in SERVED and route is not None and bool(route.fallbacks)
+
     def _idle(self, name: str) -> bool:
         """Return whether a server has been unneeded for long enough that no call of it is in flight."""
         since = self._idle_since.setdefault(name, time.monotonic())
@@ -113,3 +133,9 @@ def _port(endpoint: Endpoint | None) -> int | None:
 def _base(folder: Path) -> str:
     """Return the whole weights that an adapter was trained on."""
     return str(json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"])
+
+
+def _given_up(checkpoint: Checkpoint, error: str) -> Checkpoint:
+    answered = checkpoint.state in (CheckpointState.CANARY, CheckpointState.PROMOTED)
+    state = CheckpointState.ROLLED_BACK if answered else CheckpointState.REJECTED
+    return checkpoint.model_copy(update={"state": state, "reason": f"cannot be served any more: {error}"})

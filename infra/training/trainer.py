@@ -86,7 +86,8 @@ class Trainer:
         self._take_orders()
         for run in list(self._runs.values()):
             self._advance(run)
-        self.keeper.keep()
+        for given_up in self.keeper.keep():
+            self._announce(given_up)
 
     def close(self) -> None:
         """Stop the jobs and the servers."""

@@ -257,6 +257,61 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
     assert weights(log)[1] == {"configured:base": 0.75, "a1": 0.25}
 
 
+def given_up(event: CheckpointEvent) -> CheckpointEvent:
+    """Return what whoever serves a checkpoint says when it cannot any more."""
+    change = {"state": CheckpointState.ROLLED_BACK, "reason": "its server died"}
+    return CheckpointEvent(time=events.START, payload=event.payload.model_copy(update=change))
+
+
+def behind(log: EmbeddedLog) -> list[list[str]]:
+    """Return what answered where the targets did not, route by route."""
+    routes = [decode(RouteEvent, record.value).payload for record in read_all(log, ROUTES.name)]
+    return [[target.version for target in route.fallbacks] for route in routes]
+
+
+def test_what_a_model_replaces_answers_where_it_does_not(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    other = RouteTarget(version="configured:other", endpoint=MODEL)
+    for champion, version in (("configured:base", "a1"), ("a1", "a2")):
+        begin = [RouteEvent(payload=BASE.model_copy(update={"fallbacks": [other]}))] if version == "a1" else []
+        trial = alternating(answered(champion, 0.5, 60), answered(version, 0.9, 60))
+        promoted(log, store, *begin, adapter(store, version), *trial, config=ON_TRIAL)
+    assert behind(log) == [
+        ["configured:other"],
+        ["configured:base", "configured:other"],
+        ["configured:base", "configured:other"],
+        ["a1", "configured:base", "configured:other"],
+        ["a1", "configured:base", "configured:other"],
+    ]
+
+
+def test_a_model_that_cannot_be_served_any_more_leaves_its_trial(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    begin = [RouteEvent(payload=BASE), adapter(store, "a1"), given_up(adapter(store, "a1")), adapter(store, "a2")]
+    changes = promoted(log, store, *begin, config=ON_TRIAL)
+    assert [(version, state) for version, state, _ in changes][-3:] == [
+        ("a2", "candidate"),
+        ("a2", "evaluated"),
+        ("a2", "canary"),
+    ]
+    assert [list(route) for route in models(log)[1:]] == [
+        ["configured:base", "a1"],
+        ["configured:base"],
+        ["configured:base", "a2"],
+    ]
+
+
+def test_where_a_promoted_model_cannot_be_served_any_more_its_parent_is(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    for champion, version in (("configured:base", "a1"), ("a1", "a2")):
+        begin = [RouteEvent(payload=BASE)] if version == "a1" else []
+        trial = alternating(answered(champion, 0.5, 60), answered(version, 0.9, 60))
+        promoted(log, store, *begin, adapter(store, version), *trial, config=ON_TRIAL)
+    changes = promoted(log, store, given_up(adapter(store, "a2")), config=ON_TRIAL)
+    assert changes[-1] == ("a1", "promoted", "served again: a2 its server died")
+    assert list(models(log)[-1]) == ["a1"]
+
+
 def test_other_kinds_wait_for_a_person(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     changes = promoted(log, store, *held_out(12), candidate(store, "m1", b"weights", kind="model"))
