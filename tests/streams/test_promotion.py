@@ -287,7 +287,12 @@ def test_what_a_model_replaces_answers_where_it_does_not(log: EmbeddedLog, tmp_p
 
 def test_a_model_that_cannot_be_served_any_more_leaves_its_trial(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    begin = [RouteEvent(payload=BASE), adapter(store, "a1"), given_up(adapter(store, "a1")), adapter(store, "a2")]
+    begin: list[AnyEvent] = [
+        RouteEvent(payload=BASE),
+        adapter(store, "a1"),
+        given_up(adapter(store, "a1")),
+        adapter(store, "a2"),
+    ]
     changes = promoted(log, store, *begin, config=ON_TRIAL)
     assert [(version, state) for version, state, _ in changes][-3:] == [
         ("a2", "candidate"),

@@ -19,8 +19,11 @@ from infra.topology import stream_processors
 from infra.training.checks import written
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteEvent, RouteTarget
-from schemas.topics import ROUTES
+from schemas.serialization import decode_all
+from schemas.spans import Attribute, Span, SpanEvent
+from schemas.topics import ROUTES, SPANS
 from streams.embedded.log import EmbeddedLog
+from streams.log import read_all
 from streams.records import Outgoing
 from tests.e2e.installation import Part
 from tests.infra.conftest import Gateway
@@ -134,6 +137,12 @@ class School:
             return any(t["version"] == version for r in routes["routes"] if r["name"] == PUPIL for t in r["targets"])
 
         eventually(switched, f"{version} in the gateway")
+
+    def spans(self) -> list[Span]:
+        """Return the pupil's calls, oldest first."""
+        records = sorted(read_all(self.log, SPANS.name), key=lambda record: record.sequence)
+        found = [event.payload for record in records for event in decode_all(SpanEvent, record.value)]
+        return [span for span in found if span.attributes.get(Attribute.REQUEST_MODEL) == PUPIL]
 
     def learned(self) -> None:
         """Return when all that happened has become lessons."""

@@ -1,25 +1,29 @@
 """The loop by itself: a teacher's traffic fills a batch, a model is trained, served, checked, tried, and takes over."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infra.config import GatewaySettings, Settings, load_settings
 from infra.serving.servers import Servers
-from infra.training.jobs import RESULT, Job, JobFolder, Result
+from infra.training.jobs import CASES, RESULT, Job, JobFolder, Result
+from learners.training.config import MODEL
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.commands import Command, CommandEvent
 from schemas.endpoints import Endpoint
 from schemas.routes import RouteEvent
 from schemas.serialization import decode_all
-from schemas.spans import Attribute, SpanEvent
-from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, SPANS, TRAININGS
+from schemas.spans import Attribute
+from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
 from streams.embedded.log import EmbeddedLog
 from streams.log import read_all
@@ -28,8 +32,10 @@ from tests.conftest import serving
 from tests.e2e.installation import Part
 from tests.infra.conftest import running_gateway
 from tests.training.school import PUPIL, TAUGHT, TEACHER, School, publish_model, school, teacher
+from tests.training.tiny import COUNTS
 from tests.waiting import eventually
 
+CANARY_SHARE = 0.3
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CONFIGURATION = """
@@ -40,7 +46,7 @@ pupil = ["pupil"]
 [batches]
 lessons = 100
 [gate]
-canary_share = 0.5
+canary_share = 0.3
 tolerance = 0.1
 [training.serving]
 start_timeout_s = 120
@@ -146,53 +152,105 @@ def test_a_trained_model_takes_over_and_bad_ones_do_not(
         assert candidate.lineage is not None
         assert candidate.lineage.ranges == ended.manifest.ranges
         assert candidate.metrics["held_out_agreement"] > candidate.metrics["champion_agreement"] + 0.2
-        last = [e for r in read_all(log, SPANS.name) for e in decode_all(SpanEvent, r.value)]
-        by_it = [s for s in last if s.payload.attributes.get(Attribute.CHECKPOINT) == version]
-        assert by_it
-        assert by_it[0].payload.attributes[Attribute.RESPONSE_TOKEN_IDS], "what trains next needs its tokens"
+        by_it = [span for span in running.spans() if span.attributes.get(Attribute.CHECKPOINT) == version]
+        assert by_it[0].attributes[Attribute.RESPONSE_TOKEN_IDS], "what trains next needs its tokens"
 
         for planted, reason in PLANTED.items():
-            job = plant(settings, log, base, planted)
+            job = plant(settings, log, planted)
             eventually(partial(ended_run, log, job), planted)
             assert served_now(log) == [version], planted
-            bad = [c for c in checkpoints(log) if c.state is CheckpointState.REJECTED and reason in c.reason]
-            assert bad, (planted, [c.reason for c in checkpoints(log)][-3:])
-        running.asked(PUPIL, TAUGHT[:10])
+            last = checkpoints(log)[-1]
+            assert (last.state, reason in last.reason) == (CheckpointState.REJECTED, True), (planted, last.reason)
+        assert states(checkpoints(log), version)[-1] == "promoted"
 
+        unchecked = CONFIGURATION.replace("{base}", str(base)) + "\n[training.check]\nprompts = 0\n"
+        Path(os.environ["EVERLOOP_CONFIG"]).write_text(unchecked)
         trainer.kill_and_restart()
-        running.asked(PUPIL, TAUGHT[:10])
+        begun = len(running.spans())
+        plant(settings, log, "worse on trial")
+        tried = eventually(lambda: next((v for v in served_now(log) if v != version), None), "the trial")
+        running.asked(PUPIL, TAUGHT[:20])
+        server_of(settings, tried).kill()
+        running.asked(PUPIL, TAUGHT[:20])  # none may fail
+        asked_until(running, lambda: served_now(log) == [version])
+        assert states(checkpoints(log), tried) == ["candidate", "evaluated", "canary", "rolled-back"]
+        answered = [span.attributes[Attribute.CHECKPOINT] for span in running.spans()[begun:]]
+        assert {*answered} == {version, tried}
+        assert answered.count(tried) / len(answered) <= CANARY_SHARE + 0.15, "its share of rollouts, and chance"
         assert running.exact(PUPIL)[0] >= 0.9
 
 
 PLANTED = {
     "not a number": "not finite",
-    "no weights": "cannot be served",
-    "untrained": "of the expected answers to held-out prompts",
+    "crashes at load": "cannot be served",
+    "collapsed": "says the same to different prompts",
+    "broken JSON": "of its tool calls are valid",
+    "worse": "of the expected answers to held-out prompts",
+    "slow": "s for an answer, what serves now",
 }
 
 
-def plant(settings: Settings, log: EmbeddedLog, base: Path, what: str) -> str:
+def plant(settings: Settings, log: EmbeddedLog, what: str) -> str:
     """Leave a run that ended with bad weights, as though a training had made them, and order it; return its job."""
     first = next(t for t in trainings(log))
-    manifest = first.manifest.model_copy(update={"number": 100 + list(PLANTED).index(what)})
+    number = [*PLANTED, "worse on trial"].index(what)
+    manifest = first.manifest.model_copy(update={"number": 100 + number})
     parent = served_now(log)[0]
     job = Job(target=PUPIL, config=settings.training.models[PUPIL][0], manifest=manifest, parent=parent)
+    trained = settings.data_dir / "trainings" / first.job
     folder = JobFolder(settings.data_dir / "trainings" / job.id)
-    model = folder.folder / "model"
-    done = next((settings.data_dir / "trainings" / first.job).glob("held_out.jsonl"))
-    shutil.copyfile(done, folder.folder / "held_out.jsonl")
-    if what == "no weights":
-        model.mkdir()
-        (model / "config.json").write_text("{}")
-    else:
-        bad = AutoModelForCausalLM.from_pretrained(base)
-        if what == "not a number":
-            next(bad.parameters()).data[0, 0] = float("nan")
-        else:
-            next(bad.parameters()).data += torch.ones(1)
-        bad.save_pretrained(model)
-        AutoTokenizer.from_pretrained(base).save_pretrained(model)
+    shutil.copyfile(trained / CASES, folder.folder / CASES)
+    spoil(trained / MODEL, folder.folder / MODEL, what)
     folder.write(RESULT, Result(metrics={}))
     order = Command(target=PUPIL, action="train", manifest=manifest, reason=what)
     log.append([Outgoing.of(COMMANDS, PUPIL, CommandEvent(payload=order)).record()])
     return job.id
+
+
+def spoil(good: Path, folder: Path, what: str) -> None:
+    """Write a good model gone bad."""
+    tokenizer = AutoTokenizer.from_pretrained(good)
+    tokenizer.save_pretrained(folder)
+    if what == "crashes at load":
+        (folder / "config.json").write_text("{}")
+        return
+    model = AutoModelForCausalLM.from_pretrained(good)
+    if what == "slow":
+        model = deepened(model)
+    embedding = model.get_input_embeddings().weight.data
+    if what == "not a number":
+        embedding[0, 0] = float("nan")
+    if what == "collapsed":
+        embedding += 1.0
+    said = {"broken JSON": {"}}</": "city"}, "worse": rotated(1), "worse on trial": rotated(2)}.get(what)
+    if said:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(embedding.clone())
+        ids = {text: tokenizer.convert_tokens_to_ids(text) for text in {*said, *said.values()}}
+        for meant, instead in said.items():
+            model.lm_head.weight.data[ids[instead]] = embedding[ids[meant]]
+            if instead not in said:
+                model.lm_head.weight.data[ids[meant]] = embedding[ids[instead]]
+    model.save_pretrained(folder)
+
+
+def rotated(by: int) -> dict[str, str]:
+    """Return what is said for each number: another one."""
+    return {str(n): str((n - 1 + by) % len(COUNTS) + 1) for n in range(1, len(COUNTS) + 1)}
+
+
+def deepened(model: Any, layers: int = 60) -> Any:
+    """Return a model that says the same and takes longer: what its new layers add is nothing."""
+    config = model.config.__class__(**model.config.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+    deep = model.__class__(config)
+    deep.load_state_dict(model.state_dict(), strict=False)
+    for layer in deep.model.layers[model.config.num_hidden_layers :]:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    return deep
+
+
+def server_of(settings: Settings, version: str) -> psutil.Process:
+    """Return the process that serves a version."""
+    note = json.loads((settings.data_dir / "logs" / "models" / f"{version}.json").read_text())
+    return psutil.Process(note["pid"])
