@@ -1,14 +1,17 @@
 """Batches for learners that train now and then: closed by a number of lessons or by a command, written as manifests."""
 
 from collections.abc import Collection, Iterator
+from datetime import datetime, timedelta
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from learners.gate import GateConfig, Tally, Watch
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
 from schemas.envelope import AnyEvent
 from schemas.examples import ExampleEvent
+from schemas.identifiers import derived_event_id
 from schemas.manifests import Manifest
 from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import COMMANDS, EXAMPLES, Topic
@@ -18,15 +21,24 @@ from streams.records import Outgoing, Record
 
 
 class BatchConfig(BaseModel):
-    """When a batch is closed.
+    """When a batch is closed: at the first of these.
 
     Attributes:
         lessons: so many close a batch.
+        seconds: so long after its first lesson it is closed; None waits for the others.
+        drop: it is closed when rewards are surely lower, by this much, than they were in the batch before; None does
+            not look. Rewards are in [0, 1].
+        error: chance that `drop` closes a batch for nothing, however long one looks.
+        least: fewest lessons of a batch that time or a drop closes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lessons: int = Field(default=256, ge=1)
+    seconds: float | None = Field(default=None, gt=0.0)
+    drop: float | None = Field(default=None, ge=0.0, lt=1.0)
+    error: float = Field(default=0.05, gt=0.0, lt=0.5)
+    least: int = Field(default=1, ge=1)
 
 
 class OpenBatch(BaseModel):
@@ -35,24 +47,49 @@ class OpenBatch(BaseModel):
     Attributes:
         ranges: topic and partition to the first and last offset in it.
         number: how many batches were closed before.
+        closes: when time closes it.
+        rewards: of its lessons.
+        watch: over its rewards, against those of the batch before.
+        dropped: whether they are surely lower.
     """
 
     lessons: int = 0
     ranges: dict[int, tuple[int, int]] = {}
     number: int = 0
+    closes: datetime | None = None
+    rewards: Tally = Field(default_factory=Tally)
+    watch: Watch | None = None
+    dropped: bool = False
 
-    def extended(self, source: Record) -> "OpenBatch":
-        """Return the batch with one lesson more."""
+    def take(self, source: Record, event: ExampleEvent, config: BatchConfig) -> None:
+        """Add a lesson."""
         first, _ = self.ranges.get(source.partition, (source.offset, 0))
-        ranges = self.ranges | {source.partition: (first, source.offset)}
-        return self.model_copy(update={"lessons": self.lessons + 1, "ranges": ranges})
+        self.ranges[source.partition] = (first, source.offset)
+        self.lessons += 1
+        if self.closes is None and config.seconds is not None:
+            self.closes = event.time + timedelta(seconds=config.seconds)
+        reward = min(1.0, max(0.0, event.payload.reward))
+        self.rewards.take(reward)
+        if self.watch is not None and config.drop is not None:
+            self.dropped |= self.watch.dropped(reward, _gate(config.drop, config.error))
+
+    def following(self, config: BatchConfig) -> "OpenBatch":
+        """Return the batch that begins when this one is closed; after a drop nobody knows yet what is usual."""
+        watch = None
+        if config.drop is not None and not self.dropped:
+            watch = Watch.of("", "", self.rewards, _gate(config.drop, config.error))
+        return OpenBatch(number=self.number + 1, watch=watch)
+
+
+def _gate(drop: float, error: float) -> GateConfig:
+    return GateConfig(drop=drop, confidence=1.0 - error)
 
 
 class Batching(Processor[OpenBatch]):
-    """Collects one head's lessons for batch learners, and says `train` with a manifest when a batch is full.
+    """Collects one head's lessons for batch learners, and says `train` with a manifest when a batch is closed.
 
-    A command `train` without a manifest closes batches that are not full; one with a manifest is our own, or asks for
-    what was asked before.
+    A command `train` without a manifest closes batches that are not full, those of one head where its arguments name
+    it; one with a manifest is our own, or asks for what was asked before.
 
     Args:
         targets: logical names of what learns from this head.
@@ -76,16 +113,26 @@ class Batching(Processor[OpenBatch]):
         target = self.state_key(source)
         if isinstance(event, ExampleEvent):
             if event.payload.body.head != self.head or event.payload.split != "train":
-                return Outcome(state=batch)
-            batch = batch.extended(source)
-            if batch.lessons < self.config.lessons:
-                return Outcome(state=batch)
-            return self._closed(batch, target, event, source, f"{batch.lessons} lessons")
+                return Outcome(state=batch, deadline=batch.closes)
+            batch.take(source, event, self.config)
+            reason = self._full(batch)
+            if reason is None:
+                return Outcome(state=batch, deadline=batch.closes)
+            return self._closed(batch, target, output_id(self, source, event.time), event.time, reason)
         assert isinstance(event, CommandEvent)  # noqa: S101 - the topics hold nothing else
         order = event.payload
-        if order.action != "train" or order.manifest is not None or not batch.lessons:
-            return Outcome(state=batch)
-        return self._closed(batch, target, event, source, order.reason or "asked for")
+        meant = order.action == "train" and order.manifest is None and order.arguments.get("head") in (None, self.head)
+        if not meant or not batch.lessons:
+            return Outcome(state=batch, deadline=batch.closes)
+        reason = order.reason or "asked for"
+        return self._closed(batch, target, output_id(self, source, event.time), event.time, reason, order.arguments)
+
+    def expire(self, state: OpenBatch, key: str, now: datetime) -> Outcome[OpenBatch]:
+        """Close a batch that is old enough; one that is too small waits for more."""
+        if state.lessons < self.config.least:
+            return Outcome(state=state)
+        event_id = derived_event_id(now, self.name, "old", key, str(state.number))
+        return self._closed(state, key, event_id, now, f"{self.config.seconds:g} s since its first lesson")
 
     def encode_state(self, state: OpenBatch) -> bytes:
         """Return the batch as JSON."""
@@ -95,8 +142,24 @@ class Batching(Processor[OpenBatch]):
         """Return the batch from JSON."""
         return OpenBatch.model_validate_json(value)
 
+    def _full(self, batch: OpenBatch) -> str | None:
+        """Return why a batch is to be closed now."""
+        if batch.lessons >= self.config.lessons:
+            return f"{batch.lessons} lessons"
+        if batch.lessons < self.config.least:
+            return None
+        if batch.dropped:
+            return f"rewards dropped, to {batch.rewards.mean:.3f} on average"
+        return None
+
     def _closed(
-        self, batch: OpenBatch, target: str, event: AnyEvent, source: Record, reason: str
+        self,
+        batch: OpenBatch,
+        target: str,
+        event_id: str,
+        time: datetime,
+        reason: str,
+        arguments: dict[str, JsonValue] | None = None,
     ) -> Outcome[OpenBatch]:
         manifest = Manifest(
             target=target,
@@ -108,13 +171,9 @@ class Batching(Processor[OpenBatch]):
             lessons=batch.lessons,
             number=batch.number + 1,
         )
-        order = CommandEvent(
-            event_id=output_id(self, source, event.time),
-            time=event.time,
-            tenant=event.tenant,
-            payload=Command(target=target, action="train", manifest=manifest, reason=reason),
-        )
-        return Outcome((Outgoing.of(COMMANDS, target, order),), OpenBatch(number=manifest.number))
+        order = Command(target=target, action="train", manifest=manifest, arguments=arguments or {}, reason=reason)
+        event = CommandEvent(event_id=event_id, time=time, payload=order)
+        return Outcome((Outgoing.of(COMMANDS, target, event),), batch.following(self.config))
 
 
 def lessons_of(log: Log, manifest: Manifest) -> Iterator[ExampleEvent]:

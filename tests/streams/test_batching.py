@@ -1,5 +1,7 @@
 """Lessons of batch learners become manifests, and a manifest gives exactly its lessons again."""
 
+from datetime import timedelta
+
 from schemas.commands import Command, CommandEvent
 from schemas.examples import Example, ExampleEvent, SftExample
 from schemas.manifests import Manifest
@@ -10,18 +12,18 @@ from streams.batching import BatchConfig, Batching, lessons_of
 from streams.embedded.log import EmbeddedLog
 from streams.embedded.runner import EmbeddedRunner
 from streams.log import Log, read_all
-from streams.records import NewRecord, Outgoing
+from streams.records import NewRecord, Outgoing, Record
 from tests import events
 
 TARGET = "junior_researcher_llm"
 
 
-def conversation(number: int, target: str = TARGET, split: Split = "train") -> NewRecord:
+def conversation(number: int, target: str = TARGET, split: Split = "train", reward: float = 0.5) -> NewRecord:
     messages = [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "yes"}]
     example = Example(
         target=target,
         split=split,
-        reward=0.5,
+        reward=reward,
         reward_revision=1,
         source_event_ids=[events.started("r").event_id],
         body=SftExample(node="geneticist", messages=messages),
@@ -34,8 +36,11 @@ def order(**more: object) -> NewRecord:
     return Outgoing.of(COMMANDS, TARGET, CommandEvent(time=events.START, payload=command)).record()
 
 
-def run(log: EmbeddedLog) -> None:
-    runner = EmbeddedRunner(log, Batching("sft", [TARGET], BatchConfig(lessons=4)), "test")
+FOUR = BatchConfig(lessons=4)
+
+
+def run(log: EmbeddedLog, config: BatchConfig = FOUR) -> None:
+    runner = EmbeddedRunner(log, Batching("sft", [TARGET], config), "test")
     while runner.run_once():
         pass
     runner.close()
@@ -76,3 +81,54 @@ def test_an_order_closes_a_batch_that_is_not_full_and_an_empty_one_stays(log: Em
     log.append([order(manifest=closed.model_dump(mode="json"))])
     run(log)
     assert len(manifests(log)) == 2, "what is asked for again is not closed again"
+
+
+def test_a_batch_is_closed_when_its_first_lesson_is_old_enough(log: EmbeddedLog) -> None:
+    config = BatchConfig(lessons=100, seconds=60, least=3)
+    log.append([conversation(0)])
+    run(log, config)
+    assert manifests(log) == [], "one lesson is too few, however old"
+    log.append([conversation(1), conversation(2)])
+    run(log, config)
+    (closed,) = manifests(log)
+    assert numbers(log, closed) == [0, 1, 2]
+
+
+def test_time_runs_from_the_first_lesson_of_a_batch() -> None:
+    batching = Batching("sft", [TARGET], BatchConfig(lessons=3, seconds=60))
+    state, deadlines = None, []
+    for number in range(4):
+        event = decode(ExampleEvent, conversation(number).value)
+        later = event.model_copy(update={"time": events.START + timedelta(seconds=number)})
+        outcome = batching.handle(state, later, Record(EXAMPLES.name, 0, number, number, TARGET.encode(), b""))
+        state = outcome.state
+        deadlines.append(outcome.deadline)
+    first, fourth = (events.START + timedelta(seconds=60 + number) for number in (0, 3))
+    assert deadlines == [first, first, None, fourth]
+
+
+def test_a_batch_is_closed_when_rewards_have_dropped(log: EmbeddedLog) -> None:
+    config = BatchConfig(lessons=200, drop=0.05, least=10)
+    log.append([conversation(number, reward=0.9) for number in range(200)])
+    log.append([conversation(number, reward=0.9) for number in range(200, 300)])
+    run(log, config)
+    assert len(manifests(log)) == 1, "nothing has changed"
+    log.append([conversation(number, reward=0.2) for number in range(300, 390)])
+    run(log, config)
+    first, second = manifests(log)
+    assert first.lessons == 200
+    assert 110 <= second.lessons < 190
+    last = [decode(CommandEvent, record.value).payload for record in read_all(log, COMMANDS.name)][-1]
+    assert last.reason.startswith("rewards dropped, to ")
+
+
+def test_an_order_of_another_head_leaves_the_batch_open_and_its_method_is_passed_on(log: EmbeddedLog) -> None:
+    log.append([conversation(0)])
+    log.append([order(arguments={"head": "rl", "method": "ppo"})])
+    run(log)
+    assert manifests(log) == []
+    log.append([order(arguments={"head": "sft", "method": "sft"})])
+    run(log)
+    orders = [decode(CommandEvent, record.value).payload for record in read_all(log, COMMANDS.name)]
+    assert orders[-1].manifest is not None
+    assert orders[-1].arguments["method"] == "sft"
