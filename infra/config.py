@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from infra.gateway.redaction import RedactionConfig
+from infra.pipeline.settings import PipelineSettings
 from infra.training.settings import TrainingSettings
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
@@ -272,6 +273,7 @@ class Settings(BaseSettings):
     gate: GateConfig = GateConfig()
     join: JoinConfig = JoinConfig()
     training: TrainingSettings = TrainingSettings()
+    pipeline: PipelineSettings = PipelineSettings()
     adapter: AdapterConfig = AdapterConfig(
         sft={"junior_researcher_llm": frozenset({"geneticist", "pharmacologist", "neurologist"})},
         rl={"senior_researcher_llm": frozenset({"hypothesis_refiner", "protocol_designer"})},

@@ -45,7 +45,7 @@ def report(
     from infra.analytics.page import write_report
 
     settings = load_settings()
-    built = _report(settings)
+    built = current_report(settings)
     html, png = write_report(built, out or settings.data_dir)
     if as_json:
         print_json(built.model_dump(mode="json") | {"report_html": str(html), "report_png": str(png)})
@@ -207,7 +207,7 @@ def graph(
     console.print(f"Picture: [bold]{out}[/]")
 
 
-def _report(settings: Settings) -> Report:
+def current_report(settings: Settings) -> Report:
     """Return the report from the process that owns the store, or from the store itself when none runs."""
     state = running(settings.data_dir)
     if state is not None:

@@ -9,7 +9,12 @@ from schemas.commands import CommandEvent
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent
-from schemas.trainings import Training, TrainingEvent
+from schemas.serialization import UndecodableError, decode_all
+from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
+from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
+from streams.log import Log
+
+REFUSED = frozenset({CheckpointState.REJECTED, CheckpointState.ROLLED_BACK})
 
 
 @dataclass
@@ -50,7 +55,47 @@ class Known:
         found = (c for c in self.checkpoints.values() if c.name == name and c.state is CheckpointState.PROMOTED)
         return next(found, None)
 
+    def failed(self, target: str, parent: str | None) -> set[str]:
+        """Return the configurations whose last run on these weights gave nothing that came to serve, by their hash."""
+        came_to: dict[str, bool] = {}
+        for training in self.trainings.values():
+            if training.target != target or training.parent != parent or training.state not in ENDED:
+                continue
+            made = self.checkpoints.get((target, training.version or ""))
+            failed = training.state is TrainingState.FAILED or (made is not None and made.state in REFUSED)
+            came_to[training.config_sha256] = failed
+        return {config for config, failed in came_to.items() if failed}
+
     def serving(self, name: str) -> Endpoint | None:
         """Return where most calls of a name go now."""
         route = self.routes.get(name)
         return max(route.targets, key=lambda target: target.weight).endpoint if route is not None else None
+
+
+class Following:
+    """Reads the topics that tell of training, each from its beginning, into what is known.
+
+    Args:
+        targets: as of `Known`.
+    """
+
+    topics = (TRAININGS, CHECKPOINTS, ROUTES, COMMANDS)
+
+    def __init__(self, log: Log, targets: Collection[str]) -> None:
+        self.known = Known(targets)
+        self._log = log
+        self._positions = {(t.name, p): begin for t in self.topics for p, begin in log.beginnings(t.name).items()}
+
+    def read(self) -> Known:
+        """Take in what is new, and return all."""
+        while records := self._log.fetch(self._positions, 500):
+            for record in records:
+                self._positions[record.topic, record.partition] = record.offset + 1
+                topic = next(topic for topic in self.topics if topic.name == record.topic)
+                try:
+                    events = decode_all(topic.event, record.value) if record.value is not None else []
+                except UndecodableError:
+                    continue  # whoever processes the topic makes it a dead letter
+                for event in events:
+                    self.known.take(event)
+        return self.known

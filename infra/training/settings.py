@@ -65,8 +65,9 @@ class TrainingSettings(BaseModel):
     """Models that are trained.
 
     Attributes:
-        models: logical name to how it learns; a batch is learned by the first method that its lessons suit, unless
-            the command names another.
+        models: logical name to how it learns, the cheapest way first. A batch is learned by the first way that suits
+            its lessons and did not fail on what serves now (a way fails where its run does, or what it made was
+            refused or rolled back), or by the method that the command names.
         python: interpreter that has the extra `learn`; None is the trainer's own.
         concurrency: runs at once.
         track: experiment trackers that are told each step: `tensorboard`, `mlflow`, `wandb`.

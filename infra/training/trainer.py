@@ -16,13 +16,12 @@ from infra.serving.servers import ServingError
 from infra.training.checks import examined, refused
 from infra.training.jobs import JOB, OUTPUT, Job, JobFolder, started
 from infra.training.keeping import Keeper
-from infra.training.known import Known
+from infra.training.known import Following
 from infra.training.tracking import trackers
 from learners.training.config import HEADS, MODEL, AnyConfig
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState, Lineage
 from schemas.commands import Command, CommandEvent
-from schemas.serialization import UndecodableError, decode_all
-from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
+from schemas.topics import CHECKPOINTS, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
 from streams.artifacts import FOLDER_TYPE, ArtifactStore
 from streams.errors import RejectedRecordError
@@ -53,18 +52,16 @@ class Trainer:
         log: of its own.
     """
 
-    topics = (TRAININGS, CHECKPOINTS, ROUTES, COMMANDS)
-
     def __init__(self, settings: Settings, log: Log) -> None:
         self._settings, self._log = settings, log
         self._training = settings.training
         self._folder = settings.data_dir / "trainings"
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._trackers = trackers(settings.training.track, settings.data_dir / "tracking")
-        self._known = Known(settings.training.models.keys())
+        self._following = Following(log, settings.training.models.keys())
+        self._known = self._following.known
         self.keeper = Keeper(settings, self._known)
         self._runs: dict[str, Run] = {}
-        self._positions = {(t.name, p): begin for t in self.topics for p, begin in log.beginnings(t.name).items()}
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -82,7 +79,7 @@ class Trainer:
 
     def run_once(self) -> None:
         """Read what is new, and do what follows from it."""
-        self._read()
+        self._following.read()
         self._take_orders()
         for run in list(self._runs.values()):
             self._advance(run)
@@ -94,18 +91,6 @@ class Trainer:
         for run in self._runs.values():
             _end(run.process)
         self.keeper.servers.close()
-
-    def _read(self) -> None:
-        while records := self._log.fetch(self._positions, 500):
-            for record in records:
-                self._positions[record.topic, record.partition] = record.offset + 1
-                topic = next(topic for topic in self.topics if topic.name == record.topic)
-                try:
-                    events = decode_all(topic.event, record.value) if record.value is not None else []
-                except UndecodableError:
-                    continue  # whoever processes the topic makes it a dead letter
-                for event in events:
-                    self._known.take(event)
 
     def _take_orders(self) -> None:
         """Queue what was ordered and has not come to an end; end what is cancelled."""
@@ -119,8 +104,10 @@ class Trainer:
     def _queue(self, order: CommandEvent) -> None:
         """Queue a run; one that an earlier trainer began goes on with the parent that it began with."""
         before = self._known.trainings.get(order.event_id)
-        config = self._config(order.payload)
-        if config is None or (before is not None and before.state in ENDED):
+        if before is not None and before.state in ENDED:
+            return
+        config = self._config(order.payload) if before is None else self._begun(before)
+        if config is None:
             return
         parent = before.parent if before is not None else self._parent(order.payload.target)
         assert order.payload.manifest is not None  # noqa: S101 - others are not kept
@@ -140,13 +127,26 @@ class Trainer:
             self._ended(run, TrainingState.CANCELLED, "asked for")
 
     def _config(self, order: Command) -> AnyConfig | None:
-        """Return how an order's lessons are learned from."""
+        """Return how an order's lessons are learned from: the first way that has not failed on what serves now."""
         assert order.manifest is not None  # noqa: S101 - orders without one are not for us
         wanted = order.arguments.get("method")
-        for config in self._training.models[order.target]:
-            if wanted == config.method or (wanted is None and HEADS[config.method] == order.manifest.head):
+        suited = [
+            config
+            for config in self._training.models[order.target]
+            if HEADS[config.method] == order.manifest.head and wanted in (None, config.method)
+        ]
+        if not suited:
+            log_event.warning("nothing learns so", target=order.target, method=wanted, head=order.manifest.head)
+            return None
+        failed = self._known.failed(order.target, self._parent(order.target))
+        return next((config for config in suited if config.sha256 not in failed), suited[0])
+
+    def _begun(self, before: Training) -> AnyConfig | None:
+        """Return the configuration that a run began with, where it still stands."""
+        for config in self._training.models[before.target]:
+            if config.sha256 == before.config_sha256:
                 return config
-        log_event.warning("nothing learns so", target=order.target, method=wanted, head=order.manifest.head)
+        log_event.warning("its configuration is gone; order it again", job=before.job)
         return None
 
     def _parent(self, target: str) -> str | None:

@@ -40,6 +40,8 @@ def models() -> FastAPI:
             case "broken":
                 arguments = '{"n": '
             case "wrong":
+                arguments = json.dumps({"n": number + 50})
+            case "collapsed":
                 arguments = '{"n": 77}'
             case "failing" if number == 2:
                 return JSONResponse({"error": {"message": "out of memory"}}, 500)
@@ -83,6 +85,7 @@ def test_what_answers_as_well_may_be_announced(url: str) -> None:
         ("failing", "1 of 4 held-out prompts were not answered"),
         ("gibberish", "4 of 4 held-out prompts were not answered"),
         ("wrong", "agrees with 0.200"),
+        ("collapsed", "says the same to different prompts: 25% of the answers"),
         ("slow", "takes 1."),
         ("wordy", "answers with 400 tokens"),
     ],

@@ -1,0 +1,80 @@
+"""The command that runs the pipeline's phases."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated
+
+import typer
+
+from infra.cli.looking import current_report
+from infra.cli.options import AsJson, app, console, print_json, print_table
+from infra.config import Settings, load_settings
+from infra.logs import open_log
+from infra.processes.running import running
+
+
+@app.command()
+def pipeline(
+    rounds: Annotated[int, typer.Option(min=0, help="How often all phases are run; 0 goes on until Ctrl-C.")] = 1,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Task file, or `pubmedqa` for the hub; by default the project's own small set."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Gather, train, try and switch, phase by phase (`pipeline` in the configuration), and report what came of it.
+
+    It uses the installation that runs on this data folder, or starts one for as long as it takes.
+    """
+    from agents.tasks import load_tasks
+    from infra.analytics.page import write_report
+    from infra.pipeline.phases import Pipeline, check_pipeline, measured
+
+    settings = load_settings()
+    check_pipeline(settings)
+    known = load_tasks(tasks)
+    results = []
+    with _gateway(settings) as url, open_log(settings) as log, suppress(KeyboardInterrupt):
+        phases = Pipeline(settings, url, log, known, _say)
+        for result in phases.rounds(rounds or None):
+            results.append(result)
+            _say(f"{result.round}-{result.phase}: {result.state or 'gathered'} {result.version or ''} {result.reason}")
+    report = current_report(settings)
+    results = measured(results, report)
+    html, png = write_report(report, settings.data_dir, "the pipeline's phases are the groups")
+    if as_json:
+        phases_json = [result.model_dump(mode="json") for result in results]
+        switches = [switch.model_dump(mode="json") for switch in report.switches]
+        print_json({"phases": phases_json, "switches": switches, "report_html": str(html), "report_png": str(png)})
+        return
+    print_table(
+        "Phases",
+        ("round", "phase", "target", "method", "rollouts", "came to", "version", "reward", "success", "alignment"),
+        [
+            (r.round, r.phase, r.target, r.method, r.rollouts, r.state, r.version, r.mean_reward, r.success_rate,
+             r.decision_alignment)
+            for r in results
+        ],
+    )  # fmt: skip
+    console.print(f"Reward, success and alignment are of held-out tasks.\nReport: [bold]{html}[/]\nPicture: {png}")
+
+
+def _say(what: str) -> None:
+    typer.echo(what, err=True)
+
+
+@contextmanager
+def _gateway(settings: Settings) -> Iterator[str]:
+    """Yield where the gateway answers, of an installation started for this where none runs."""
+    from infra.processes.supervisor import Supervisor
+
+    state = running(settings.data_dir)
+    if state is not None:
+        yield state.urls["gateway"]
+        return
+    supervisor = Supervisor(settings)
+    supervisor.start()
+    try:
+        yield supervisor.gateway_url
+    finally:
+        supervisor.stop()

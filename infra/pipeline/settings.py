@@ -1,0 +1,63 @@
+"""Settings of the pipeline."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from learners.training.config import Method
+from schemas.envelope import Name
+
+
+class PhaseSettings(BaseModel):
+    """One phase: rollouts with what serves, then one learner's turn.
+
+    Attributes:
+        rollouts: run before it learns.
+        target: logical name of what learns; None only gathers.
+        method: how; `bandit` learns from every decision anyway, so its phase is rollouts alone.
+        trial: most rollouts that are run for the gate to decide whether what was learned takes over.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    rollouts: int = Field(ge=1)
+    target: Name | None = None
+    method: Method | Literal["bandit"] | None = None
+    trial: int = Field(default=200, ge=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.target is None) != (self.method is None):
+            raise ValueError(f"phase {self.name} needs both target and method, or neither")
+        return self
+
+
+class PipelineSettings(BaseModel):
+    """The phases, in their order; by default those of the research society.
+
+    Attributes:
+        held_out: rollouts on held-out tasks after each phase, the same tasks every time; nothing learns from them.
+        training_s: most seconds that a run may take, waiting for others included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    phases: tuple[PhaseSettings, ...] = Field(
+        default=(
+            PhaseSettings(name="gather", rollouts=100),
+            PhaseSettings(name="juniors", rollouts=100, target="junior_researcher_llm", method="sft"),
+            PhaseSettings(name="seniors", rollouts=100, target="senior_researcher_llm", method="ppo"),
+            PhaseSettings(name="supervisor", rollouts=100, target="supervisor-policy", method="bandit"),
+        ),
+        min_length=1,
+    )
+    held_out: int = Field(default=20, ge=0)
+    training_s: float = Field(default=24 * 3600.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError("two phases have one name")
+        return self
