@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FilePath,
@@ -235,6 +236,10 @@ class WorkerSettings(Section):
     lease_s: float = Field(default=10.0, gt=0.1)
 
 
+def _with_other_roles(given: Any) -> Any:
+    return ROLES | given if isinstance(given, dict) else given
+
+
 class Settings(BaseSettings):
     """All settings. In the environment a section's setting is `EVERLOOP_SECTION__SETTING`.
 
@@ -245,7 +250,7 @@ class Settings(BaseSettings):
             like those of `bandit.targets`.
         models: logical model name to the OpenAI-compatible endpoint behind it. Names that a role calls and that are
             missing here are played by the simulator.
-        roles: role of the research society to logical model name.
+        roles: role of the research society to logical model name; those not named keep their own.
     """
 
     model_config = SettingsConfigDict(
@@ -260,7 +265,7 @@ class Settings(BaseSettings):
     log: str | None = None
     models: dict[str, ModelSettings] = {}
     choices: dict[str, Choice] = {}
-    roles: dict[str, str] = ROLES
+    roles: Annotated[dict[str, str], BeforeValidator(_with_other_roles)] = ROLES
     gateway: GatewaySettings = GatewaySettings()
     simulator: SimulatorSettings = SimulatorSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -308,8 +313,6 @@ class Settings(BaseSettings):
     def _known_roles(self) -> Self:
         if unknown := set(self.roles) - set(ROLES):
             raise ValueError(f"unknown roles {sorted(unknown)}; there are {', '.join(ROLES)}")
-        if missing := set(ROLES) - set(self.roles):
-            raise ValueError(f"no model for the roles {sorted(missing)}")
         return self
 
     @model_validator(mode="after")

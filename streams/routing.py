@@ -15,7 +15,7 @@ from streams.processor import Outcome, Processor, output_id
 from streams.records import REWARD_REVISION_HEADER, Outgoing, Record
 
 Routed = dict[str, tuple[int, float]]
-"""Lesson, by target and source event, to how often it was routed, and the reward it was routed with last."""
+"""Lesson, by target, head and source event, to how often it was routed, and the reward it was routed with last."""
 
 
 class LessonRouter(Processor[Routed]):
@@ -45,7 +45,7 @@ class LessonRouter(Processor[Routed]):
         routed = dict(state or {})
         outputs = []
         for index, example in enumerate(examples_of(event, self.config)):
-            lesson = f"{example.target} {example.source_event_ids[-1]}"
+            lesson = f"{example.target} {example.body.head} {example.source_event_ids[-1]}"
             times, reward = routed.get(lesson, (0, None))
             if reward == example.reward:
                 continue

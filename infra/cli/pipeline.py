@@ -1,7 +1,7 @@
 """The command that runs the pipeline's phases."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -34,8 +34,9 @@ def pipeline(
     check_pipeline(settings)
     known = load_tasks(tasks)
     results = []
-    with _gateway(settings) as url, open_log(settings) as log, suppress(KeyboardInterrupt):
+    with _gateway(settings) as url, open_log(settings) as log, ExitStack() as at_end, suppress(KeyboardInterrupt):
         phases = Pipeline(settings, url, log, known, _say)
+        at_end.callback(phases.close)
         for result in phases.rounds(rounds or None):
             results.append(result)
             _say(f"{result.round}-{result.phase}: {result.state or 'gathered'} {result.version or ''} {result.reason}")

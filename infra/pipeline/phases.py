@@ -103,7 +103,7 @@ class Pipeline:
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings, self._pipeline, self._log = settings, settings.pipeline, log
-        self._gateway_url, self._all, self._say = gateway_url, tasks, on_progress
+        self._say = on_progress
         self._processors = all_processors(settings)
         self._following = Following(log, {phase.target for phase in self._pipeline.phases if phase.target})
         order = list(tasks)
@@ -113,8 +113,15 @@ class Pipeline:
         if not taught or (self._pipeline.held_out and not self._held_out):
             raise ConfigError(f"{len(tasks)} tasks are too few: some are learned from, some held out")
         self._tasks = cycle(taught)
+        self._loop = asyncio.Runner()  # one for all phases: what the models' clients hold belongs to its loop
+        self._agents = Runner(gateway_url, settings.roles, tasks, PARALLEL)
         self._numbers = count()
         self._name = f"pipeline-{time.time_ns() // 1_000_000:x}"
+
+    def close(self) -> None:
+        """Flush the last spans and close the connections."""
+        self._loop.run(self._agents.close())
+        self._loop.close()
 
     def rounds(self, rounds: int | None) -> Iterator[PhaseResult]:
         """Yield what each phase came to, as it ends.
@@ -223,14 +230,12 @@ class Pipeline:
     def _rollouts(self, tasks: Iterable[ResearchTask], split: Split, group: str) -> None:
         policy = self._settings.bandit.targets[0]
         attempts = [Attempt(f"{self._name}-{next(self._numbers):06d}", task, policy, split, group) for task in tasks]
-        asyncio.run(self._attempted(attempts))
+        self._loop.run(self._attempted(attempts))
         self._drained()
 
     async def _attempted(self, attempts: list[Attempt]) -> None:
-        runner = Runner(self._gateway_url, self._settings.roles, self._all, PARALLEL)
-        async for _ in runner.run(attempts):
+        async for _ in self._agents.run(attempts):
             pass
-        await runner.close()
 
     def _drained(self) -> None:
         wait_until_drained(self._log, self._processors, DRAIN_TIMEOUT_S)

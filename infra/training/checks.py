@@ -27,7 +27,7 @@ class Examined:
         valid: share of its tool calls that their schemas allow; 1 where it made none.
         distinct: share of its answers that differ from one another, of what could; low where it says one thing only.
         latency_s: mean time of an answer, in seconds.
-        length: mean tokens of an answer.
+        length: mean characters of an answer; tokens of different models do not compare.
     """
 
     prompts: int
@@ -64,8 +64,8 @@ def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exa
                 rewards.append(0.0)
                 continue
             latencies.append(time.monotonic() - begun)
-            lengths.append(float((document.get("usage") or {}).get("completion_tokens") or 0))
             text, valid = written(message, case.tools)
+            lengths.append(float(len(text)))
             validity += valid
             texts.add(text)
             grade = right_tool_call if case.tools else same_answer
@@ -104,7 +104,7 @@ def refused(candidate: Examined, champion: Examined | None, settings: CheckSetti
     if champion.latency_s and candidate.latency_s > settings.most_latency * champion.latency_s:
         return f"takes {candidate.latency_s:.2f} s for an answer, what serves now {champion.latency_s:.2f} s"
     if champion.length and candidate.length > settings.most_length * champion.length:
-        return f"answers with {candidate.length:.0f} tokens, what serves now with {champion.length:.0f}"
+        return f"answers with {candidate.length:.0f} characters, what serves now with {champion.length:.0f}"
     return None
 
 

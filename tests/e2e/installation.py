@@ -27,7 +27,7 @@ def environment(data_dir: Path) -> dict[str, str]:
 
 
 def everloop(
-    data_dir: Path, *arguments: str, more: Mapping[str, str] | None = None
+    data_dir: Path, *arguments: str, more: Mapping[str, str] | None = None, timeout_s: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with `more` in its environment."""
     return subprocess.run(
@@ -35,13 +35,13 @@ def everloop(
         env=environment(data_dir) | dict(more or {}),
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=timeout_s,
     )
 
 
-def everloop_json(data_dir: Path, *arguments: str) -> Any:
+def everloop_json(data_dir: Path, *arguments: str, timeout_s: float = PATIENCE_S) -> Any:
     """Run a command that must succeed, with --json, and return its one document."""
-    done = everloop(data_dir, *arguments, "--json")
+    done = everloop(data_dir, *arguments, "--json", timeout_s=timeout_s)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -53,8 +53,9 @@ def models() -> FastAPI:
         message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
         if body["model"] == "unreadable":
             message = {"role": "assistant", "content": "<tool_call>{</tool_call>"}
-        tokens = 400 if body["model"] == "wordy" else 10
-        usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
+        if body["model"] == "wordy":
+            message["content"] = f"<think>{'well, ' * 100}</think>"
+        usage = {"prompt_tokens": 5, "completion_tokens": 10, "total_tokens": 15}
         return JSONResponse({"choices": [{"index": 0, "message": message}], "usage": usage})
 
     return app
@@ -87,7 +88,7 @@ def test_what_answers_as_well_may_be_announced(url: str) -> None:
         ("wrong", "agrees with 0.200"),
         ("collapsed", "says the same to different prompts: 25% of the answers"),
         ("slow", "takes 1."),
-        ("wordy", "answers with 400 tokens"),
+        ("wordy", "answers with 6"),
     ],
 )
 def test_what_is_worse_is_refused_with_the_reason(url: str, model: str, said: str) -> None:

@@ -114,6 +114,14 @@ def test_a_reward_is_routed_once_and_a_correction_once_more() -> None:
     assert [output.key for output in first.records] == [output.event.payload.target for output in first.records]
 
 
+def test_one_call_can_be_a_lesson_of_both_heads_for_one_model() -> None:
+    both = AdapterConfig(sft={"senior_llm": frozenset({"refiner"})}, rl={"senior_llm": frozenset({"refiner"})})
+    event = full_trajectory()
+    found = LessonRouter(both, timedelta(days=1)).handle(None, event, events.record(event, 0))
+    heads = [output.event.payload.body.head for output in found.records if output.key == "senior_llm"]
+    assert heads == ["sft", "rl", "rl"]
+
+
 def test_a_decision_that_comes_after_its_reward_is_a_lesson_still() -> None:
     router = LessonRouter(CONFIG, timedelta(days=1))
     whole = full_trajectory()

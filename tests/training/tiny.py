@@ -1,6 +1,7 @@
 """A language model made here, and a family of tasks that it can learn: calls of tools, read from a sentence."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -106,9 +107,16 @@ def tasks() -> list[Task]:
     return found
 
 
-def make_model(folder: Path, seed: int = 0) -> Path:
-    """Write an untrained model of a hundred thousand parameters, and a tokenizer trained on the tasks' words."""
-    corpus = [f"<|user|>{task.question}<|end|>\n<|assistant|>{task.answer}<|end|>" for task in tasks()]
+def make_model(
+    folder: Path, seed: int = 0, corpus: Sequence[str] | None = None, vocabulary: int = 512, context: int = 256
+) -> Path:
+    """Write an untrained model of a hundred thousand parameters, and a tokenizer trained on a corpus.
+
+    Args:
+        corpus: None takes the tasks' words.
+    """
+    if corpus is None:
+        corpus = [f"<|user|>{task.question}<|end|>\n<|assistant|>{task.answer}<|end|>" for task in tasks()]
     specials = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>"]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -116,7 +124,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     core.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=512,
+            vocab_size=vocabulary,
             special_tokens=specials,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -134,7 +142,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
