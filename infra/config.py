@@ -103,6 +103,9 @@ class GatewaySettings(Section):
         max_body_bytes: larger requests are refused.
         body_timeout_s: longest silence while a request is received.
         conversation_idle_s: when calls that name no rollout have ended one.
+        tool_calls: what becomes of answers whose tool calls the caller's JSON Schemas do not allow: they `pass`, the
+            model is told and asked once more (`repair`; chat completions), or the caller gets a 502 (`reject`). Streams
+            pass, since they cannot be taken back. All are counted.
         redaction: what is taken out of events before they are written.
         cors_origins: web pages that may call from browsers; none by default.
         export_traces_to: OTLP/HTTP endpoint that gets all spans too, such as `http://collector:4318/v1/traces`.
@@ -122,6 +125,7 @@ class GatewaySettings(Section):
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
     conversation_idle_s: float = Field(default=300.0, gt=0)
+    tool_calls: Literal["pass", "repair", "reject"] = "pass"
     redaction: RedactionConfig = RedactionConfig()
     cors_origins: tuple[str, ...] = ()
     export_traces_to: str | None = None

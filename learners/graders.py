@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-import jsonschema
+from learners.json_schema import UncheckableSchemaError, violation
 
 Grader = Callable[["Answer"], float]
 """From an answer to a reward in [0, 1]."""
@@ -94,10 +94,9 @@ def fits_schema(answer: Answer) -> float:
     if not isinstance(answer.expected, dict):
         return 0.0
     try:
-        jsonschema.validate(json.loads(THOUGHT.sub("", answer.text)), answer.expected)
-    except (json.JSONDecodeError, jsonschema.ValidationError, RecursionError):
+        return float(violation(answer.expected, json.loads(THOUGHT.sub("", answer.text))) is None)
+    except (json.JSONDecodeError, UncheckableSchemaError, RecursionError):
         return 0.0
-    return 1.0
 
 
 def right_tool_call(answer: Answer) -> float:
@@ -143,10 +142,9 @@ def valid_call(document: Any, tools: list[dict[str, Any]]) -> ToolCall | None:
     if schema is None:
         return None
     try:
-        jsonschema.validate(arguments, schema)
-    except (jsonschema.ValidationError, jsonschema.SchemaError):
+        return ToolCall(name, arguments) if violation(schema, arguments) is None else None
+    except UncheckableSchemaError:
         return None
-    return ToolCall(name, arguments)
 
 
 def _expected_call(expected: Any) -> ToolCall | None:

@@ -44,6 +44,7 @@ class Attribute(StrEnum):
     KEY_ID = "everloop.key.id"
     ATTEMPTS = "everloop.attempts"
     COST = "everloop.cost"
+    INVALID_TOOL_CALLS = "everloop.invalid_tool_calls"
     ENDPOINT = "server.address"
     TIME_TO_FIRST_TOKEN = "everloop.time_to_first_token_s"  # noqa: S105 - a name, not a secret
     PROMPT_TOKEN_IDS = "everloop.prompt_token_ids"  # noqa: S105

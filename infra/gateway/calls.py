@@ -11,7 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.background import BackgroundTask
 
-from infra.gateway.apis import Api
+from infra.gateway.apis import CHAT, Api
 from infra.gateway.choosing import chosen
 from infra.gateway.context import CHECKPOINT_HEADER, ROLLOUT_HEADER, SPAN_HEADER, CallContext
 from infra.gateway.conversations import AGENT, Conversation
@@ -19,6 +19,7 @@ from infra.gateway.model_spans import ModelCall
 from infra.gateway.problems import ProblemError
 from infra.gateway.routing import LoadedRoute, Target, unit_draw
 from infra.gateway.services import Services
+from infra.gateway.tool_calls import InvalidToolCallError
 from infra.gateway.upstream import Reply, UpstreamError
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import readable
@@ -62,8 +63,8 @@ async def serve(
         resolved: what serves it, where that is not for the routes to say.
 
     Raises:
-        ProblemError: the request is not one of this API, there is no such model, the key is over a limit, or no model
-            server answered.
+        ProblemError: the request is not one of this API, there is no such model, the key is over a limit, no model
+            server answered, or it called tools as the caller's schemas do not allow.
     """
     try:
         api.request.model_validate(body)
@@ -110,11 +111,34 @@ async def serve(
         observer.began(model_call)
     if route.shadows:
         _shadow(services, route, model_call)
+    try:
+        return await _called(services, request, route, model_call, finish)
+    except InvalidToolCallError as invalid:
+        if services.settings.gateway.tool_calls == "reject" or api is not CHAT:
+            raise ProblemError(502, "Invalid tool call", str(invalid)) from invalid
+        again = model_call.repairing()
+    try:
+        return await _called(services, request, route, again, _Finish(services, again, conversation, None))
+    except InvalidToolCallError as invalid:
+        raise ProblemError(502, "Invalid tool call", f"asked again, the model answered: {invalid}") from invalid
+
+
+async def _called(
+    services: Services, request: Request, route: LoadedRoute, model_call: ModelCall, finish: "_Finish"
+) -> Response:
+    """Send a call and return the answer.
+
+    Raises:
+        ProblemError: no model server answered.
+        InvalidToolCallError: it calls tools as the caller's schemas do not allow, and that is not let through.
+    """
     watch = _Watch(request)
     try:
         sent = {name: value for name in SENT_ON if (value := request.headers.get(name)) is not None}
         headers = {**sent, "content-type": "application/json", "accept-encoding": "identity"}
-        reply = await services.upstreams.ask((target, *route.fallbacks), api.path, body, headers)
+        reply = await services.upstreams.ask(
+            (model_call.target, *route.fallbacks), model_call.api.path, model_call.body, headers
+        )
     except UpstreamError as error:
         model_call.target, model_call.attempts = error.target, error.attempts
         finish(None, str(error))
@@ -203,6 +227,10 @@ async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> R
         reply.close()
     model_call.answer.read_body(content)
     error = None if upstream.ok else f"status {upstream.status}"
+    if error is None and model_call.invalid_calls and not finish.lets_invalid_through:
+        reason = "; ".join(model_call.invalid_calls.values())
+        finish(upstream.status, f"invalid tool call: {reason}")
+        raise InvalidToolCallError(reason)
     if finish.awaited:
         finish(upstream.status, error)
         return Response(content, upstream.status, headers=headers, media_type=kind)
@@ -256,6 +284,11 @@ class _Finish:
         """Whether somebody relies on its being recorded when the answer is there."""
         return self._observer is not None
 
+    @property
+    def lets_invalid_through(self) -> bool:
+        """Whether tool calls that no schema allows are passed back; to a trainer's agents always."""
+        return self._services.settings.gateway.tool_calls == "pass" or self._observer is not None
+
     async def later(self, status: int | None, error: str | None) -> None:
         """Record after the answer was passed back: nobody waits for it."""
         self(status, error)
@@ -280,6 +313,8 @@ def _count(services: Services, model_call: ModelCall, outcome: str) -> None:
     counts.tokens[model, "input"] += answer.input_tokens or 0
     counts.tokens[model, "output"] += answer.output_tokens or 0
     counts.cost[model] += model_call.cost
+    if model_call.invalid_calls:
+        counts.invalid_tool_calls[model, model_call.target.version] += len(model_call.invalid_calls)
     key = model_call.call.caller.key
     services.limits.used(key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost)
 

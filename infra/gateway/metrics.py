@@ -37,6 +37,13 @@ class GatewayCollector(Collector):
         cost = CounterMetricFamily("everloop_cost", "Cost of model calls, in the unit of the prices.", labels=["model"])
         for model, amount in done.cost.items():
             cost.add_metric([model], amount)
+        invalid = CounterMetricFamily(
+            "everloop_invalid_tool_calls",
+            "Tool calls that the caller's schemas do not allow.",
+            labels=["model", "version"],
+        )
+        for (model, version), count in done.invalid_tool_calls.items():
+            invalid.add_metric([model, version], count)
         shadows = CounterMetricFamily("everloop_shadow_requests", "Copies of calls by outcome.", labels=["outcome"])
         for outcome, count in done.shadows.items():
             shadows.add_metric([outcome], count)
@@ -45,7 +52,7 @@ class GatewayCollector(Collector):
         for endpoint, breaker in self._services.upstreams.breakers.items():
             up.add_metric([endpoint], breaker.open_until == 0.0)
             inflight.add_metric([endpoint], breaker.inflight)
-        yield from (accepted, lost, requests, tokens, cost, shadows, up, inflight)
+        yield from (accepted, lost, requests, tokens, cost, invalid, shadows, up, inflight)
         yield GaugeMetricFamily("everloop_spooled_events", "Records that wait in the spool.", status.spooled)
         yield GaugeMetricFamily("everloop_log_writable", "1 while the log takes records.", status.error is None)
         yield CounterMetricFamily(

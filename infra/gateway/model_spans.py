@@ -1,12 +1,16 @@
 """The span of a model call: who asked which version what, what it said, what it cost and how long it took."""
 
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from infra.gateway.apis import Api
 from infra.gateway.context import CallContext
 from infra.gateway.routing import Target
+from infra.gateway.tool_calls import call_problems, repairing
 from schemas.clock import now_nanoseconds
 from schemas.genai import to_semantic
+from schemas.identifiers import new_span_id
 from schemas.spans import Attribute, Span, SpanEvent
 
 
@@ -58,6 +62,18 @@ class ModelCall:
         """How long it has lasted."""
         return (now_nanoseconds() - self.start) / 1e9
 
+    @cached_property
+    def invalid_calls(self) -> dict[str, str]:
+        """What is wrong with the tool calls of the answer, once it is there, by the call's id."""
+        tools = self.body.get("tools")
+        return call_problems(self.answer.messages, tools) if tools else {}
+
+    def repairing(self) -> "ModelCall":
+        """Return a call, a span of its own, that asks again for what was not called as it may be."""
+        call = replace(self.call, span_id=new_span_id())
+        body = repairing(self.body, self.answer.messages, self.invalid_calls)
+        return ModelCall(self.api, call, self.rollout_id, self._group, body, self.target)
+
     def first_token(self) -> None:
         """Note that the answer has begun."""
         self._first_token = self._first_token or now_nanoseconds()
@@ -94,6 +110,7 @@ class ModelCall:
             Attribute.CHECKPOINT: self.target.version,
             Attribute.ATTEMPTS: self.attempts,
             Attribute.COST: self.cost or None,
+            Attribute.INVALID_TOOL_CALLS: len(self.invalid_calls) or None,
             Attribute.STREAMED: bool(body.get("stream")),
             Attribute.TIME_TO_FIRST_TOKEN: self._first_token and (self._first_token - self.start) / 1e9,
             Attribute.PROMPT_TOKEN_IDS: answer.prompt_token_ids or None,

@@ -37,12 +37,14 @@ class Counts:
             `refused` (the model server said the caller was wrong), `cancelled` (the caller hung up).
         tokens: by logical model and direction (`input`, `output`).
         cost: by logical model, in the unit of the endpoints' prices.
+        invalid_tool_calls: that no schema of the caller allows, by logical model and version.
         shadows: copies of calls by outcome: `answered`, `failed`, `skipped` (too many under way).
     """
 
     requests: Counter[str] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
     cost: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    invalid_tool_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     shadows: Counter[str] = field(default_factory=Counter)
 
 

@@ -27,7 +27,10 @@ from tests.waiting import eventually
 
 T = TypeVar("T", bound=AnyEvent)
 
-MODELS = ("tiny", "plain", "overloaded", "failing", "gibberish", "slow", "detailed", "cut-off", "half", "endless")
+MODELS = (
+    *("tiny", "clumsy", "hopeless", "plain", "overloaded", "failing"),
+    *("gibberish", "slow", "detailed", "cut-off", "half", "endless"),
+)
 
 
 @dataclass

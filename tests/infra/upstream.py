@@ -100,6 +100,10 @@ class Upstream:
                 return Response(b"<html>", media_type="text/html")
             case "slow":
                 await asyncio.sleep(5)
+            case "clumsy" | "hopeless":
+                mended = body["model"] == "clumsy" and body["messages"][-1]["role"] == "tool"
+                function = {"name": "search", "arguments": '{"query": "x"}' if mended else '{"question": 3}'}
+                return JSONResponse(completion(None, tool_calls=[CALL | {"function": function}]))
             case "detailed":
                 answer = completion() | {"prompt_token_ids": [5, 6]}
                 answer["choices"][0] |= {
