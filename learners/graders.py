@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from learners.json_schema import UncheckableSchemaError, violation
+from learners.sandbox import ran
 
 Grader = Callable[["Answer"], float]
 """From an answer to a reward in [0, 1]."""
@@ -22,6 +23,26 @@ TOOL_CALL = re.compile(
 """A thought, if any, then one call and nothing else."""
 
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.S)
+
+CODE = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```", re.S | re.M)
+
+HARNESS = """
+import json, os, sys
+task = json.load(sys.stdin)
+said = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what the code prints is nobody's concern
+space = {"__name__": "answer"}
+exec(compile(task["code"], "answer", "exec"), space)
+found = []
+for args in task["args"]:
+    try:
+        found.append({"result": space[task["function"]](*args)})
+    except Exception as error:
+        found.append({"error": repr(error)})
+json.dump(found, said)
+said.close()
+"""
+"""Calls the function that an answer defines, and says what it returned."""
 
 
 class UnknownGraderError(ValueError):
@@ -162,5 +183,33 @@ def _expected_call(expected: Any) -> ToolCall | None:
     return ToolCall(document["name"], document["arguments"]) if document.keys() == {"name", "arguments"} else None
 
 
-GRADERS: dict[str, Grader] = {"answer@1": same_answer, "schema@1": fits_schema, "tool-call@1": right_tool_call}
+def passes_tests(answer: Answer) -> float:
+    """Return 1 where the code in an answer passes every case of `expected`, else 0.
+
+    The code is the last fenced block, or all of the answer. Cases are `{"stdin", "stdout"}` of a program, or
+    `{"args", "result"}` of the function that `expected["function"]` names, in JSON. What is expected never comes near
+    the code: it runs in a sandbox that is told the arguments alone (`learners.sandbox`).
+    """
+    if not isinstance(answer.expected, dict) or not answer.expected.get("cases"):
+        return 0.0
+    text = THOUGHT.sub("", answer.text)
+    blocks = CODE.findall(text)
+    code, cases = blocks[-1] if blocks else text, answer.expected["cases"]
+    if "function" not in answer.expected:
+        programs = ((ran(code, str(case["stdin"])), str(case["stdout"])) for case in cases)
+        return float(all(one.status == 0 and one.output.rstrip() == wanted.rstrip() for one, wanted in programs))
+    task = {"code": code, "function": answer.expected["function"], "args": [case["args"] for case in cases]}
+    done = ran(HARNESS, json.dumps(task))
+    try:
+        return float(done.status == 0 and json.loads(done.output) == [{"result": case["result"]} for case in cases])
+    except (json.JSONDecodeError, RecursionError):
+        return 0.0
+
+
+GRADERS: dict[str, Grader] = {
+    "answer@1": same_answer,
+    "schema@1": fits_schema,
+    "tool-call@1": right_tool_call,
+    "code@1": passes_tests,
+}
 """By name and version."""

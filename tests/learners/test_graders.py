@@ -116,7 +116,7 @@ def test_graders_of_ones_own_and_those_that_are_not_there() -> None:
         grader("nowhere:half")
     with pytest.raises(ValueError, match="not a number from 0 to 1"):
         grader("tests.learners.test_graders:generous")(Answer("anything"))
-    assert set(GRADERS) == {"answer@1", "schema@1", "tool-call@1"}
+    assert set(GRADERS) == {"answer@1", "schema@1", "tool-call@1", "code@1"}
 
 
 def half(_: Answer) -> float:
