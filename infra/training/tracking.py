@@ -36,15 +36,15 @@ def trackers(names: Sequence[str], folder: Path) -> list[Track]:
 
 
 def _tensorboard(folder: Path) -> Track:
-    from tensorboardX import SummaryWriter
+    from tensorboard.summary import Writer
 
     writers: dict[str, Any] = {}
 
     def track(training: Training) -> None:
-        writer = writers.get(training.job) or SummaryWriter(str(folder / "tensorboard" / training.job))
+        writer = writers.get(training.job) or Writer(str(folder / "tensorboard" / training.job))
         writers[training.job] = writer
         for name, value in training.metrics.items():
-            writer.add_scalar(name, value, training.step)
+            writer.add_scalar(name, value, step=training.step)
         if training.state in ENDED:
             writers.pop(training.job).close()
 

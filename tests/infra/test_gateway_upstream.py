@@ -213,3 +213,20 @@ def test_tokens_and_cost_are_counted(tmp_path: Path, upstream_url: str) -> None:
     assert cost == pytest.approx(0.0027)
     tokens = {labels["direction"]: count for labels, count in metrics_of(text, "everloop_tokens_total")}
     assert tokens == {"input": 7, "output": 2}
+
+
+def test_tokens_are_asked_for_where_the_server_says_them(tmp_path: Path, upstream: Upstream, upstream_url: str) -> None:
+    with patient(
+        tmp_path, model_route("detailed", upstream_url, tokens=True), model_route("tiny", upstream_url)
+    ) as gateway:
+        gateway.chat("detailed", logprobs=False)
+        gateway.chat("tiny")
+        gateway.http.post("/v1/completions", json={"model": "detailed", "prompt": "hi"})
+        first, *_ = gateway.soon(SPANS, SpanEvent, 3)
+    chat, plain, text = upstream.asked
+    assert (chat["return_token_ids"], chat["logprobs"]) == (True, True)
+    assert "return_token_ids" not in plain
+    assert "logprobs" not in plain
+    assert (text["return_token_ids"], text["logprobs"]) == (True, 1)
+    assert first.payload.attributes[Attribute.RESPONSE_TOKEN_IDS] == [1, 2]
+    assert first.payload.attributes[Attribute.RESPONSE_LOGPROBS] == [-0.5, -0.25]

@@ -199,3 +199,16 @@ def test_trackers_that_are_not_there_are_named() -> None:
         trackers(["oracle"], Path())
     with pytest.raises(ConfigError, match="mlflow, which is not installed"):
         trackers(["mlflow"], Path())
+
+
+def test_where_the_cheaper_way_failed_the_next_is_taken(log: EmbeddedLog, base: Path, tmp_path: Path) -> None:
+    cheap, dear = config(base, "sft", max_length=8), config(base, "sft")
+    settings = settings_of(tmp_path, base)
+    ways = settings.training.model_copy(update={"models": {TARGET: (cheap, dear)}})
+    order(log)
+    with trainer_of(settings.model_copy(update={"training": ways}), log) as trainer:
+        first = until(trainer, lambda: ended(log))
+        assert (first.state, first.config_sha256) == (TrainingState.FAILED, cheap.sha256)
+        order(log, 2)
+        second = until(trainer, lambda: next((t for t in trainings(log) if t.state in ENDED and t != first), None))
+    assert (second.state, second.config_sha256) == (TrainingState.SUCCEEDED, dear.sha256)
