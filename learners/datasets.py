@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import blake2b, sha256
+from statistics import fmean, median
 from typing import Any
 
 import orjson
@@ -17,6 +18,12 @@ from learners.graders import valid_call
 from schemas.examples import ExampleEvent, RlExample, SftExample
 
 Messages = list[dict[str, Any]]
+TENANTS_TO_TELL, LESSONS_TO_TELL = 4, 20
+MEDIAN_OF_NORMAL = 0.6745
+"""The median distance from the mean of a normal distribution, in standard deviations."""
+
+LEAST_DEVIATION = 0.01
+"""Of tenants' mean rewards: where all are alike, chance alone is no outlier."""
 
 
 class DatasetConfig(BaseModel):
@@ -31,6 +38,10 @@ class DatasetConfig(BaseModel):
         margin: least difference of two rewards that says that one answer is better than another.
         pairs: most preference pairs of one prompt.
         stale_after: lessons older than the newest by more are left out; None keeps all.
+        outliers: tenants are left out whose mean reward is further from the median of all tenants' than so many
+            standard deviations, estimated from the median deviation (the modified z-score of Iglewicz & Hoaglin, 1993,
+            who take 3.5): their feedback is poisoned, or of another kind. Told from 4 tenants on with 20 lessons each;
+            None keeps all.
         held_out: share of tasks that is never trained on, in [0, 1).
     """
 
@@ -43,6 +54,7 @@ class DatasetConfig(BaseModel):
     margin: float = Field(default=0.2, gt=0.0, le=1.0)
     pairs: int = Field(default=4, ge=1)
     stale_after: timedelta | None = None
+    outliers: float | None = Field(default=None, gt=0.0)
     held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
 
 
@@ -248,7 +260,24 @@ def _answers(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[_An
         ours = config.tenants is None or event.tenant in config.tenants
         if wanted and ours and not stale:
             found.append(_answer(event, node, config))
-    return found
+    if config.outliers is None:
+        return found
+    strange = _outlying(found, config.outliers)
+    return [answer for answer in found if answer.origin.tenant not in strange]
+
+
+def _outlying(answers: Iterable[_Answer], limit: float) -> set[str]:
+    """Return the tenants whose rewards are unlike all others'."""
+    rewards: dict[str, list[float]] = {}
+    for answer in answers:
+        rewards.setdefault(answer.origin.tenant, []).append(answer.event.payload.reward)
+    means = {tenant: fmean(of) for tenant, of in rewards.items() if len(of) >= LESSONS_TO_TELL}
+    if len(means) < TENANTS_TO_TELL:
+        return set()
+    middle = median(means.values())
+    away = {tenant: abs(mean - middle) for tenant, mean in means.items()}
+    deviation = max(median(away.values()) / MEDIAN_OF_NORMAL, LEAST_DEVIATION)
+    return {tenant for tenant, distance in away.items() if distance > limit * deviation}
 
 
 def _answer(event: ExampleEvent, node: str, config: DatasetConfig) -> _Answer:

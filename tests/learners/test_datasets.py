@@ -81,6 +81,22 @@ def test_other_nodes_tenants_and_stale_lessons_are_left_out() -> None:
     assert len(sft_rows(lessons, ALL)) == 4
 
 
+def test_a_tenant_whose_rewards_are_unlike_all_others_is_left_out_where_that_is_wanted() -> None:
+    honest = [(f"tenant-{n}", 0.5 + 0.02 * n) for n in range(4)]
+    lessons = [
+        lesson(said(f"{tenant} {number}", f"{number}?"), reward, tenant=tenant, task=str(number))
+        for tenant, reward in [*honest, ("poisoner", 1.0), ("newcomer", 1.0)]
+        for number in range(3 if tenant == "newcomer" else 20)
+    ]
+
+    def tenants(**more: Any) -> set[str]:
+        config = ALL.model_copy(update={"least_reward": 0.0, **more})
+        return {row.origin.tenant for row in sft_rows(lessons, config)}
+
+    assert "poisoner" in tenants()
+    assert tenants(outliers=3.5) == {*(tenant for tenant, _ in honest), "newcomer"}, "of three lessons nobody can tell"
+
+
 def test_pairs_are_of_one_prompt_and_one_tenant_and_differ_by_the_margin() -> None:
     lessons = [
         lesson(sampled("good"), 0.9),
