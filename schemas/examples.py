@@ -10,12 +10,18 @@ from schemas.rollouts import Split
 
 
 class SftExample(Model):
-    """A conversation in the OpenAI chat format that ends with the assistant's answer."""
+    """A conversation in the OpenAI chat format that ends with the assistant's answer.
+
+    Attributes:
+        checkpoint: version of the target itself that answered, where no RL lesson says so; empty where another model
+            did.
+    """
 
     head: Literal["sft"] = "sft"
     node: str
     messages: list[dict[str, Any]] = Field(min_length=2)
     tools: list[dict[str, Any]] = []
+    checkpoint: str = ""
 
 
 class RlExample(Model):

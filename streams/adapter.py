@@ -73,7 +73,9 @@ def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Lesson]:
     calls = _model_calls(trajectory.spans)
     for target, nodes in config.sft.items():
         for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
-            yield target, span.event_id, span.span_id, _reward(trajectory, span.span_id), _conversation(span)
+            own = target not in config.rl and span.payload.text(Attribute.REQUEST_MODEL) == target
+            conversation = _conversation(span, _checkpoint(span) if own else "")
+            yield target, span.event_id, span.span_id, _reward(trajectory, span.span_id), conversation
         yield from _demonstrations(trajectory, target, nodes)
     for target, nodes in config.rl.items():
         for span in calls:
@@ -150,12 +152,17 @@ def _node(event: SpanEvent) -> str:
     return event.payload.text(Attribute.NODE) or ""
 
 
-def _conversation(event: SpanEvent) -> SftExample:
+def _conversation(event: SpanEvent, checkpoint: str) -> SftExample:
     return SftExample(
         node=_node(event),
         messages=[*_messages(event, "input"), *_messages(event, "output")[:1]],
         tools=_tools(event),
+        checkpoint=checkpoint,
     )
+
+
+def _checkpoint(event: SpanEvent) -> str:
+    return event.payload.text(Attribute.CHECKPOINT) or ""
 
 
 def _sample(event: SpanEvent) -> RlExample:
@@ -168,7 +175,7 @@ def _sample(event: SpanEvent) -> RlExample:
         prompt_token_ids=_list(attributes.get(Attribute.PROMPT_TOKEN_IDS)),
         response_token_ids=_list(attributes.get(Attribute.RESPONSE_TOKEN_IDS)),
         response_logprobs=_list(attributes.get(Attribute.RESPONSE_LOGPROBS)),
-        checkpoint=event.payload.text(Attribute.CHECKPOINT) or "",
+        checkpoint=_checkpoint(event),
     )
 
 

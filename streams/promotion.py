@@ -14,7 +14,7 @@ from learners.registry import IllegalTransitionError, Registry
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.decisions import Decision
 from schemas.envelope import AnyEvent
-from schemas.examples import BanditExample, Example, ExampleEvent, RlExample
+from schemas.examples import BanditExample, Example, ExampleEvent, RlExample, SftExample
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import CHECKPOINTS, EXAMPLES, ROUTES, Topic
 from streams.artifacts import ArtifactReader
@@ -23,6 +23,7 @@ from streams.processor import Outcome, Processor, output_id
 from streams.records import Outgoing, Record
 
 FINISHED_REMEMBERED = 50
+COUNTED_REMEMBERED = 64
 
 
 class Evidence(BaseModel):
@@ -39,6 +40,7 @@ class PromotionState(BaseModel):
         checkpoints: by version, in the order announced.
         evidence: decision id to the decision and its newest reward, the newest decision last.
         tallies: first rewards of decisions by the version that made them, of versions that may still be compared.
+        counted: rollouts whose reward was counted for a model last; their lessons come together.
         trial: the canary that is under way.
         waiting: version of the newest candidate that was announced meanwhile.
         watch: over what was promoted last.
@@ -51,6 +53,7 @@ class PromotionState(BaseModel):
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     evidence: dict[str, Evidence] = Field(default_factory=dict)
     tallies: dict[str, Tally] = Field(default_factory=dict)
+    counted: list[str] = Field(default_factory=list)
     trial: Trial | None = None
     waiting: str | None = None
     watch: Watch | None = None
@@ -114,7 +117,7 @@ class Promotion(Processor[PromotionState]):
             state.own.remove(event.event_id)
             ruling = Ruling()
         elif isinstance(event, ExampleEvent):
-            ruling = self._rewarded(state, event.payload)
+            ruling = self._rewarded(state, event.payload, event.rollout_id)
         elif isinstance(event, RouteEvent):
             ruling = self._routed(state, event.payload)
         else:
@@ -142,7 +145,7 @@ class Promotion(Processor[PromotionState]):
         """Return the state from JSON."""
         return PromotionState.model_validate_json(value)
 
-    def _rewarded(self, state: PromotionState, example: Example) -> Ruling:
+    def _rewarded(self, state: PromotionState, example: Example, rollout_id: str) -> Ruling:
         """Remember what a version earned, and end the trial or the served version where that is the last straw."""
         worth = self._worth(example)
         if isinstance(example.body, BanditExample) and example.split == "validation":
@@ -153,6 +156,10 @@ class Promotion(Processor[PromotionState]):
         version, ruling = _made_by(example), Ruling()
         if version is None or example.reward_revision > 1:
             return ruling  # counted when it was first rewarded: a wager cannot be taken back
+        if not isinstance(example.body, BanditExample):
+            if rollout_id in state.counted:
+                return ruling  # a rollout's calls share its reward, and one reward is one piece of evidence
+            state.counted = [*state.counted, rollout_id][-COUNTED_REMEMBERED:]
         state.tallies.setdefault(version, Tally()).take(worth)
         if state.trial is not None:
             state.trial.take(version, worth)
@@ -311,7 +318,7 @@ def _made_by(example: Example) -> str | None:
     match example.body:
         case BanditExample(decision=decision):
             return decision.policy_version
-        case RlExample(checkpoint=checkpoint):
+        case RlExample(checkpoint=checkpoint) | SftExample(checkpoint=checkpoint):
             return checkpoint or None
         case _:
             return None

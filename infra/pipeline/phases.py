@@ -225,7 +225,8 @@ class Pipeline:
 
     def _gather(self, phase: PhaseSettings, group: str, rollouts: int) -> None:
         self._say(f"{group}: {rollouts} rollouts" + (f" for {phase.target}" if phase.target else ""))
-        self._rollouts(islice(self._tasks, rollouts), "train", group)
+        repeated = (task for task in self._tasks for _ in range(phase.samples))
+        self._rollouts(islice(repeated, rollouts), "train", group)
 
     def _rollouts(self, tasks: Iterable[ResearchTask], split: Split, group: str) -> None:
         policy = self._settings.bandit.targets[0]

@@ -13,6 +13,7 @@ class PhaseSettings(BaseModel):
 
     Attributes:
         rollouts: run before it learns.
+        samples: of them on each task, one after another; learners that compare rollouts of one task need two.
         target: logical name of what learns; None only gathers.
         method: how; `bandit` learns from every decision anyway, so its phase is rollouts alone.
         trial: most rollouts that are run for the gate to decide whether what was learned takes over.
@@ -22,6 +23,7 @@ class PhaseSettings(BaseModel):
 
     name: Name
     rollouts: int = Field(ge=1)
+    samples: int = Field(default=1, ge=1)
     target: Name | None = None
     method: Method | Literal["bandit"] | None = None
     trial: int = Field(default=200, ge=0)
@@ -47,7 +49,7 @@ class PipelineSettings(BaseModel):
         default=(
             PhaseSettings(name="gather", rollouts=100),
             PhaseSettings(name="juniors", rollouts=100, target="junior_researcher_llm", method="sft"),
-            PhaseSettings(name="seniors", rollouts=100, target="senior_researcher_llm", method="ppo"),
+            PhaseSettings(name="seniors", rollouts=100, samples=2, target="senior_researcher_llm", method="ppo"),
             PhaseSettings(name="supervisor", rollouts=100, target="supervisor-policy", method="bandit"),
         ),
         min_length=1,

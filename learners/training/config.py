@@ -160,7 +160,9 @@ class PpoConfig(TrainingConfig):
     """Proximal policy optimization (Schulman et al., 2017, arXiv:1707.06347) by verl, on answers that were served.
 
     Attributes:
-        estimator: of advantages: `grpo` compares answers to one prompt, `gae` needs a critic.
+        estimator: of advantages: `grpo` compares answers to one another, `gae` needs a critic.
+        compared: which answers `grpo` compares: those to one `prompt`, or all that were given while working on one
+            `task`, as in agents of several steps, whose prompts are never twice the same.
         batch: rows of one update; verl calls it the mini-batch.
         clip: how far a token's probability may move, as a ratio.
         kl: weight of the divergence from the parent in the loss.
@@ -174,6 +176,7 @@ class PpoConfig(TrainingConfig):
     method: Literal["ppo"] = "ppo"
     learning_rate: float = Field(default=1e-6, gt=0.0)
     estimator: Literal["grpo", "gae"] = "grpo"
+    compared: Literal["prompt", "task"] = "prompt"
     epochs: float = Field(default=1.0, gt=0.0)
     clip: float = Field(default=0.2, gt=0.0)
     kl: float = Field(default=0.001, ge=0.0)

@@ -8,7 +8,6 @@ FSDP engine. What is ours: which answers, in which batches, and where the weight
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +70,8 @@ def usable(rows: Sequence[RlRow], config: PpoConfig) -> list[RlRow]:
         return kept
     rewards: dict[str, set[float]] = {}
     for row in kept:
-        rewards.setdefault(row.group, set()).add(row.reward)
-    return [row for row in kept if len(rewards[row.group]) > 1]  # else every advantage of the group is 0
+        rewards.setdefault(_group(row, config), set()).add(row.reward)
+    return [row for row in kept if len(rewards[_group(row, config)]) > 1]  # else every advantage of the group is 0
 
 
 def train(
@@ -96,7 +95,8 @@ def train(
     kept = usable(rows, config)
     if not kept:
         raise TrainingError(
-            f"none of {len(rows)} answers can be trained on: held out, too long, or all of a prompt earned the same"
+            f"none of {len(rows)} answers can be trained on: held out, too long,"
+            " or all that are compared earned the same"
         )
     verl_engine.prepare()
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,11 @@ def train(
             _save(folder, step, actor, critic)
         measured |= metrics
     _take(loaded, actor, config, adapter)
-    return measured | {"steps": float(len(batches)), "rows": float(len(kept)), "prompts": float(_groups(kept))}
+    return measured | {
+        "steps": float(len(batches)),
+        "rows": float(len(kept)),
+        "groups": float(len({_group(row, config) for row in kept})),
+    }
 
 
 def prepared(
@@ -156,7 +160,7 @@ def prepared(
             rewards, values, mask, torch.tensor(config.discount), torch.tensor(config.trace_decay)
         )
     else:
-        groups = np.array([row.group for row in rows])
+        groups = np.array([_group(row, config) for row in rows])
         advantages, returns = compute_grpo_outcome_advantage(rewards, mask, groups)
     weights, found = None, {}
     if config.importance:
@@ -169,8 +173,8 @@ def prepared(
     return lesson, measured | {"mean_reward": float(np.mean([row.reward for row in rows]))}
 
 
-def _groups(rows: Sequence[RlRow]) -> int:
-    return len(Counter(row.group for row in rows))
+def _group(row: RlRow, config: PpoConfig) -> str:
+    return row.group if config.compared == "prompt" else f"{row.origin.tenant}/{row.origin.task}"
 
 
 def _save(folder: Path, step: int, actor: Engine, critic: Engine | None) -> None:

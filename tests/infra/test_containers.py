@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import load_settings
+from infra.config import ConfigError, Settings, load_settings
+from infra.pipeline.phases import check_pipeline
 from infra.processes.entry import NAMES
+from learners.training.config import PpoConfig
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -42,6 +44,23 @@ def test_the_gpu_configuration_has_a_judge_and_every_model(monkeypatch: pytest.M
     settings = load_settings()
     assert settings.judge.model == "judge_llm"
     assert settings.simulated_models == []
+
+
+def test_the_articles_configuration_trains_what_its_phases_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_CONFIG", str(ROOT / "infra/docker/everloop.article.toml"))
+    settings = load_settings()
+    check_pipeline(settings)
+    assert settings.simulated_models == []
+    (ppo,) = settings.training.models["senior_researcher_llm"]
+    assert isinstance(ppo, PpoConfig)
+    assert (ppo.learning_rate, ppo.batch, ppo.epochs, ppo.save_every) == (1e-6, 4, 2, 5)
+    assert (ppo.prompt_tokens, ppo.response_tokens) == (4096, 2048)
+    assert [phase.method for phase in settings.pipeline.phases] == [None, "sft", "ppo", "bandit"]
+
+
+def test_a_phase_that_nothing_can_learn_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"say how in \[\[training.models.junior_researcher_llm\]\]"):
+        check_pipeline(Settings())
 
 
 def test_ports_are_published_on_loopback_alone() -> None:

@@ -122,6 +122,24 @@ def test_one_call_can_be_a_lesson_of_both_heads_for_one_model() -> None:
     assert heads == ["sft", "rl", "rl"]
 
 
+def test_a_conversation_says_which_version_of_its_target_answered_where_no_sample_does() -> None:
+    span = events.model_span("r", "writer", "answer")
+    attributes = span.payload.attributes | {Attribute.REQUEST_MODEL.value: "pupil"}
+    event = trajectory(
+        span.model_copy(update={"payload": span.payload.model_copy(update={"attributes": attributes})}),
+        events.reward("r", 0.75),
+    )
+    writer = frozenset({"writer"})
+
+    def checkpoints(config: AdapterConfig) -> list[str]:
+        bodies = [example.body for example in examples_of(event, config)]
+        return [body.checkpoint for body in bodies if isinstance(body, SftExample | RlExample)]
+
+    assert checkpoints(AdapterConfig(sft={"pupil": writer})) == ["v1"]
+    assert checkpoints(AdapterConfig(sft={"another": writer})) == [""], "a teacher answered, not the target"
+    assert checkpoints(AdapterConfig(sft={"pupil": writer}, rl={"pupil": writer})) == ["", "v1"], "counted once"
+
+
 def test_a_decision_that_comes_after_its_reward_is_a_lesson_still() -> None:
     router = LessonRouter(CONFIG, timedelta(days=1))
     whole = full_trajectory()

@@ -13,7 +13,8 @@ from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, Checkpoin
 from schemas.decisions import Candidate
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
-from schemas.examples import ExampleEvent, RlExample
+from schemas.examples import ExampleEvent, RlExample, SftExample
+from schemas.identifiers import new_event_id
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode
 from schemas.topics import CHECKPOINTS, DEAD_LETTERS, ROUTES
@@ -216,7 +217,7 @@ def answered(version: str, value: float, count: int) -> list[ExampleEvent]:
     """Return lessons of a model's answers that all earned the same."""
     body = RlExample(node="writer", prompt=[{"role": "user"}], response={"role": "assistant"}, checkpoint=version)
     example = events.lesson([GOOD], 0, value).payload.model_copy(update={"body": body})
-    return [ExampleEvent(rollout_id=f"{version}-{n}", time=events.START, payload=example) for n in range(count)]
+    return [ExampleEvent(rollout_id=new_event_id(), time=events.START, payload=example) for _ in range(count)]
 
 
 def adapter(store: ArtifactStore, version: str) -> CheckpointEvent:
@@ -255,6 +256,31 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
         {"configured:base": "base"},
     ]
     assert weights(log)[1] == {"configured:base": 0.75, "a1": 0.25}
+
+
+def test_the_calls_of_one_rollout_are_one_piece_of_evidence(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    once = alternating(answered("configured:base", 0.5, 4), answered("a1", 0.9, 4))
+    repeated = [event for event in once for _ in range(15)]
+    changes = promoted(log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *repeated, config=ON_TRIAL)
+    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary"], "eight rollouts decide nothing"
+
+
+def test_conversations_count_for_a_model_that_has_no_samples(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+
+    def talked(version: str, value: float) -> list[ExampleEvent]:
+        messages = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
+        body = SftExample(node="writer", messages=messages, checkpoint=version)
+        update = {"body": body}
+        return [
+            event.model_copy(update={"payload": event.payload.model_copy(update=update)})
+            for event in answered(version, value, 60)
+        ]
+
+    trial = alternating(talked("configured:base", 0.5), talked("a1", 0.9))
+    changes = promoted(log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *trial, config=ON_TRIAL)
+    assert changes[-1][1] == "promoted"
 
 
 def given_up(event: CheckpointEvent) -> CheckpointEvent:

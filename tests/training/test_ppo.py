@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_what_was_rewarded_becomes_likelier(base: Path, tmp_path: Path, lora: Lo
     seen: list[int] = []
     measured = ppo.train(loaded, before, settings, tmp_path / "run", lambda step, *_: seen.append(step))
     assert seen == list(range(1, steps + 1))
-    assert (measured["rows"], measured["prompts"]) == (4.0, 2.0), (
+    assert (measured["rows"], measured["groups"]) == (4.0, 2.0), (
         "an answer without another to compare it with teaches nothing"
     )
     change = [
@@ -192,6 +193,18 @@ def test_an_adapter_is_gone_on_with(base: Path, tmp_path: Path) -> None:
     trained = logprobs(parent.model, *tokens)
     assert logprobs(child.model, *tokens) == pytest.approx(trained, abs=1e-4)
     assert logprobs(load(whole, None).model, *tokens) != pytest.approx(trained, abs=1e-2)
+
+
+def test_answers_given_for_one_task_can_be_compared_whatever_was_asked(base: Path) -> None:
+    def of(row: RlRow, task: str) -> RlRow:
+        return replace(row, origin=replace(row.origin, task=task))
+
+    steps = [of(row, task) for row, task in zip(rows(base), "aabbc", strict=True)]
+    by_prompt, by_task = (ppo.usable(steps, config(base, compared=what)) for what in ("prompt", "task"))
+    assert [row.origin.task for row in by_prompt] == ["a", "a", "b", "b"], "two answers to each of two prompts"
+    assert [row.origin.task for row in by_task] == ["a", "a", "b", "b"]
+    alike = [replace(row, reward=0.5) if row.origin.task == "b" else row for row in steps]
+    assert [row.origin.task for row in ppo.usable(alike, config(base, compared="task"))] == ["a", "a"]
 
 
 def test_what_cannot_teach_is_said(base: Path, tmp_path: Path) -> None:
