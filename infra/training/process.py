@@ -12,7 +12,9 @@ from infra.config import ConfigError, load_settings
 from infra.logging import configure_logging
 from infra.logs import open_log
 from infra.training.jobs import CASES, FAILURE, PROGRESS, RESULT, Case, Failure, Job, JobFolder, Progress, Result
+from infra.training.judging import NAME, Judge
 from learners.datasets import prompt_rows
+from learners.graders import register
 from learners.training.errors import TrainingError
 from schemas.examples import ExampleEvent
 from streams.batching import lessons_of
@@ -50,7 +52,10 @@ def _run(folder: JobFolder) -> dict[str, float]:
     unsloth_trains(job.config)  # before what it changes is imported
     from learners.training.runs import run
 
-    with open_log(load_settings()) as log:
+    settings = load_settings()
+    if settings.training.judge is not None:
+        register(NAME, Judge(settings.training.judge))
+    with open_log(settings) as log:
         lessons = list(lessons_of(log, job.manifest))
     _write_cases(folder, job, lessons)
     with (folder.folder / PROGRESS).open("ab") as lines:

@@ -61,6 +61,25 @@ class ServingSettings(BaseModel):
     arguments: tuple[str, ...] = ()
 
 
+class GradingModelSettings(BaseModel):
+    """The model behind the grader `judge@1`.
+
+    Attributes:
+        base_url: of an OpenAI-compatible server, `/v1` included; the gateway's, so that what it says is on the log.
+        api_key_env: environment variable with its key.
+        rubric: what it is told to look for.
+        timeout_s: for one answer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str
+    model: str
+    api_key_env: str | None = None
+    rubric: str = "You grade an assistant's answer to a conversation. Look at what is right, complete and to the point."
+    timeout_s: float = Field(default=60.0, gt=0.0)
+
+
 class TrainingSettings(BaseModel):
     """Models that are trained.
 
@@ -71,6 +90,7 @@ class TrainingSettings(BaseModel):
         python: interpreter that has the extra `learn`; None is the trainer's own.
         concurrency: runs at once.
         track: experiment trackers that are told each step: `tensorboard`, `mlflow`, `wandb`.
+        judge: the model behind the grader `judge@1`; None where nobody grades so.
         attempts: how often a run is begun that ends without saying why; it goes on from its last saved state.
     """
 
@@ -81,5 +101,6 @@ class TrainingSettings(BaseModel):
     concurrency: int = Field(default=1, ge=1)
     attempts: int = Field(default=2, ge=1)
     track: tuple[str, ...] = ()
+    judge: GradingModelSettings | None = None
     serving: ServingSettings = ServingSettings()
     check: CheckSettings = CheckSettings()

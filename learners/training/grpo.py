@@ -10,7 +10,7 @@ from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
 from learners.datasets import PromptRow
-from learners.graders import GRADERS, Answer, Grader, grader
+from learners.graders import NEED_LABELS, Answer, Grader, grader
 from learners.training.config import GrpoConfig
 from learners.training.errors import TrainingError
 from learners.training.progress import Report, callbacks, run, trainer_arguments
@@ -23,16 +23,16 @@ def train(
     """Train in place; return what was measured.
 
     Groups whose answers all earned the same teach nothing: their advantages are 0. Prompts of which nobody knows what
-    is expected are left to graders of one's own.
+    is expected are left to graders that need no label.
 
     Raises:
         TrainingError: no prompt is left to train on.
     """
-    known = GRADERS.keys() & set(config.graders)
+    labelled = NEED_LABELS & set(config.graders)
     prompts = [
         _prompt(loaded.tokenizer, index, row)
         for index, row in enumerate(rows)
-        if not row.origin.held_out and (row.expected is not None or not known)
+        if not row.origin.held_out and (row.expected is not None or not labelled)
     ]
     prompts = [p for p in prompts if len(loaded.tokenizer(p["prompt"])["input_ids"]) <= config.prompt_tokens]
     if not prompts:
