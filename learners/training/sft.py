@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -12,13 +13,14 @@ from learners.datasets import SftRow, packed
 from learners.training.config import SftConfig
 from learners.training.errors import TrainingError
 from learners.training.progress import Report, callbacks, run, trainer_arguments
+from learners.training.vision import seen
 from learners.training.weights import Loaded, turns
 
 
 def train(loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Path, report: Report) -> dict[str, float]:
     """Train in place; return what was measured.
 
-    The loss is on what the assistant said, in all its turns.
+    The loss is on what the assistant said, in all its turns; of a model that sees, in the last.
 
     Args:
         folder: for states that a crashed run goes on from.
@@ -26,31 +28,39 @@ def train(loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Pat
     Raises:
         TrainingError: no row is left to train on.
     """
-    tokenized = {held_out: _tokenized(loaded.tokenizer, rows, held_out, config) for held_out in (False, True)}
-    if not tokenized[False]:
-        raise TrainingError(f"none of {len(rows)} rows can be trained on: held out, or longer than {config.max_length}")
-    evaluated = bool(tokenized[True])
+    taught, held_out = (_dataset(loaded, rows, which, config) for which in (False, True))
+    if not taught:
+        raise TrainingError(
+            f"none of {len(rows)} rows can be trained on: held out, longer than {config.max_length},"
+            " or, for a model that sees, without an image that is in the row"
+        )
     trainer = SFTTrainer(
         model=loaded.model,
         args=TrlConfig(
-            **trainer_arguments(config, folder, evaluated),
-            max_length=config.max_length,
+            **trainer_arguments(config, folder, bool(held_out)),
+            max_length=config.max_length if loaded.processor is None else None,  # images are not cut in two
             completion_only_loss=True,
             packing=False,  # rows are packed already, by whole rows
         ),
-        train_dataset=Dataset.from_list(_packed(tokenized[False], config)),
-        eval_dataset=Dataset.from_list(tokenized[True]) if evaluated else None,
-        processing_class=loaded.tokenizer,
-        callbacks=callbacks(config, report, evaluated),
+        train_dataset=Dataset.from_list(taught if loaded.processor is not None else _packed(taught, config)),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        processing_class=loaded.processor or loaded.tokenizer,
+        callbacks=callbacks(config, report, bool(held_out)),
     )
     measured = run(trainer, folder)
     loaded.model = trainer.model
-    return measured | {"rows": float(len(tokenized[False])), "held_out_rows": float(len(tokenized[True]))}
+    return measured | {"rows": float(len(taught)), "held_out_rows": float(len(held_out))}
+
+
+def _dataset(loaded: Loaded, rows: Sequence[SftRow], held_out: bool, config: SftConfig) -> list[dict[str, Any]]:
+    if loaded.processor is not None:
+        return seen(rows, held_out)
+    return _tokenized(loaded.tokenizer, rows, held_out, config)
 
 
 def _tokenized(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow], held_out: bool, config: SftConfig
-) -> list[dict[str, list[int]]]:
+) -> list[dict[str, Any]]:
     """Return tokens and which of them the assistant said."""
     found = []
     for row in rows:
@@ -67,7 +77,7 @@ def _tokenized(
     return found
 
 
-def _packed(rows: list[dict[str, list[int]]], config: SftConfig) -> list[dict[str, list[int]]]:
+def _packed(rows: list[dict[str, Any]], config: SftConfig) -> list[dict[str, Any]]:
     """Return rows joined into sequences of at most `max_length` tokens, where that is wanted."""
     if not config.packing:
         return rows

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from learners.training.backend import unsloth_trains
 from learners.training.config import ADAPTER_FILE, AnyConfig, SftConfig, TrainingConfig
@@ -21,11 +28,13 @@ class Loaded:
 
     Attributes:
         unsloth: whether unsloth loaded it, which then must write it too: its base may be held in 4 bits.
+        processor: of a model that sees, for its images and its tokens; None for others.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     unsloth: bool = False
+    processor: Any = None
 
 
 def make_repeatable(config: TrainingConfig) -> None:
@@ -53,15 +62,20 @@ def load(config: AnyConfig, parent: Path | None) -> Loaded:
     source = str(parent) if parent is not None and adapter is None else config.base
     try:
         tokenizer = AutoTokenizer.from_pretrained(adapter or source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype())
+        sees = hasattr(AutoConfig.from_pretrained(source), "vision_config")
+        processor = AutoProcessor.from_pretrained(adapter or source) if sees else None
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = kind.from_pretrained(source, dtype=_dtype())
     except (OSError, ValueError) as error:
         raise TrainingError(f"{source} has no weights that can be loaded: {error}") from error
+    if sees and config.method != "sft":
+        raise TrainingError(f"{source} sees images; such models learn by sft only, not by {config.method}")
     _add_tokens(config, model, tokenizer)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     elif config.lora is not None:
         model = get_peft_model(model, lora_config(config))
-    return Loaded(model, tokenizer)
+    return Loaded(model, tokenizer, processor=processor)
 
 
 def is_adapter(folder: Path | None) -> bool:
@@ -102,7 +116,7 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
     else:
         model.config.use_cache = True
         model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    (loaded.processor or loaded.tokenizer).save_pretrained(folder)
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:

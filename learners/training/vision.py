@@ -1,0 +1,66 @@
+"""Conversations with images, for models that see: as TRL's trainer takes them."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from learners.datasets import SftRow
+
+Part = dict[str, Any]
+
+
+def seen(rows: Sequence[SftRow], held_out: bool) -> list[dict[str, Any]]:
+    """Return the rows that a vision model can learn from: the last answer is the label.
+
+    Left out are rows without images, rows with tools (the collator knows none), and those whose images lie elsewhere: a
+    run reads its manifest and nothing else, so only `data:` URLs count (base64, any format that Pillow reads).
+
+    Returns:
+        `prompt` and `completion` in parts, and `images`, one for each part of type `image`.
+    """
+    found = []
+    for row in rows:
+        if row.origin.held_out is not held_out or row.tools:
+            continue
+        images: list[Image.Image] = []
+        try:
+            messages = [{"role": m["role"], "content": _parts(m.get("content"), images)} for m in row.messages]
+        except _UnreadableError:
+            continue
+        if images:
+            found.append({"prompt": messages[:-1], "completion": messages[-1:], "images": images})
+    return found
+
+
+class _UnreadableError(Exception):
+    """A part of a message is nothing that can be shown to a model here."""
+
+
+def _parts(content: Any, images: list[Image.Image]) -> list[Part]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    parts: list[Part] = []
+    for part in content or ():
+        if part.get("type") == "text":
+            parts.append({"type": "text", "text": part["text"]})
+        elif part.get("type") == "image_url":
+            images.append(_image(part["image_url"]))
+            parts.append({"type": "image", "text": None})
+        else:
+            raise _UnreadableError
+    return parts
+
+
+def _image(given: Any) -> Image.Image:
+    url = given.get("url") if isinstance(given, dict) else given
+    head, comma, data = str(url).partition(",")
+    if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
+        raise _UnreadableError
+    try:
+        return Image.open(BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
+    except (binascii.Error, UnidentifiedImageError, OSError) as error:
+        raise _UnreadableError from error
