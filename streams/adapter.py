@@ -19,7 +19,8 @@ class AdapterConfig(BaseModel):
     """Which nodes of an agent teach which logical model.
 
     Attributes:
-        sft, rl: logical name to the names of the nodes whose model calls are its lessons.
+        sft, rl: logical name to the names of the nodes whose model calls are its lessons. A name `NAME@TENANT` is a
+            tenant's own model: it learns from that tenant alone.
         sft_credit: `chosen` teaches only from the nodes whose candidates were chosen by a decision of the rollout (a
             rejected proposal did not earn the reward); `all` teaches from every node.
     """
@@ -71,13 +72,14 @@ def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Lesson]:
     """Yield the lessons."""
     trajectory = event.payload
     calls = _model_calls(trajectory.spans)
-    for target, nodes in config.sft.items():
+    for target, nodes in _of_tenant(config.sft, event.tenant):
         for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
-            own = target not in config.rl and span.payload.text(Attribute.REQUEST_MODEL) == target
+            called = span.payload.text(Attribute.REQUEST_MODEL)
+            own = target not in config.rl and called in (target, target.rpartition("@")[0])
             conversation = _conversation(span, _checkpoint(span) if own else "")
             yield target, span.event_id, span.span_id, _reward(trajectory, span.span_id), conversation
         yield from _demonstrations(trajectory, target, nodes)
-    for target, nodes in config.rl.items():
+    for target, nodes in _of_tenant(config.rl, event.tenant):
         for span in calls:
             if _node(span) in nodes:
                 yield target, span.event_id, span.span_id, _reward(trajectory, span.span_id), _sample(span)
@@ -85,6 +87,14 @@ def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Lesson]:
         body = BanditExample(decision_id=decision.event_id, decision=decision.payload)
         about = decision.span_id
         yield decision.payload.policy, decision.event_id, about, _reward(trajectory, about), body
+
+
+def _of_tenant(targets: Mapping[str, frozenset[str]], tenant: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield the targets that a tenant's trajectories teach: those of all, and its own."""
+    for target, nodes in targets.items():
+        _, at, whose = target.rpartition("@")
+        if not at or whose == tenant:
+            yield target, nodes
 
 
 def _cost(trajectory: Trajectory, span_id: str | None) -> float:

@@ -86,6 +86,8 @@ async def serve(
         if choice is not None:
             taken = chosen(services, api, call, rollout_id, choice, body)
             model, body = taken.option.model, taken.body
+        if resolved is None:
+            model = services.routing.own(model, call.caller.tenant)
         target, route = resolved or services.routing.resolve(model, "model", key)
     except ProblemError:
         if conversation is not None:

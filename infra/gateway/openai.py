@@ -25,8 +25,10 @@ def _body_of(api: Api) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def models(services: Shared, _: Agent) -> JSONResponse:
-    """List the logical models."""
-    names = sorted(route.name for route in services.routing.routes.values() if route.kind in ("model", "choice"))
+    """List the logical models; those of single tenants are called by the names that all share."""
+    routing = services.routing
+    found = [route.name for route in routing.routes.values() if route.kind in ("model", "choice")]
+    names = sorted(name for name in found if not routing.is_own(name))
     return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
 
@@ -34,7 +36,7 @@ async def models(services: Shared, _: Agent) -> JSONResponse:
 async def model(name: str, services: Shared, _: Agent) -> JSONResponse:
     """Return one logical model."""
     route = services.routing.routes.get(name)
-    if route is None or route.kind not in ("model", "choice"):
+    if route is None or route.kind not in ("model", "choice") or services.routing.is_own(name):
         raise ProblemError(404, "Unknown model", f"there is no model {name[:200]!r}; see /v1/models")
     return JSONResponse(_model(name))
 

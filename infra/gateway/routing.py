@@ -184,9 +184,29 @@ class RoutingTable:
         if target is None and route is not None:
             target = route.target_for(rollout)  # announced after the rollout began
         if target is None or route is None or route.kind != kind:
-            names = ", ".join(sorted(r.name for r in self._routes.values() if r.kind == kind)) or "none"
+            names = (
+                ", ".join(sorted(r.name for r in self._routes.values() if r.kind == kind and not self.is_own(r.name)))
+                or "none"
+            )
             raise ProblemError(404, f"Unknown {kind}", f"there is no {kind} {name[:200]!r}; there are: {names}")
         return target, route
+
+    def own(self, name: str, tenant: str) -> str:
+        """Return the name that a tenant's calls of a name lead to: `NAME@TENANT` where there is such a route.
+
+        Raises:
+            ProblemError: 404, the name is another tenant's own.
+        """
+        own = f"{name}@{tenant}"
+        if own in self._routes:
+            return own
+        if self.is_own(name) and not name.endswith(f"@{tenant}"):
+            raise ProblemError(404, "Unknown model", f"there is no model {name[:200]!r}")
+        return name
+
+    def is_own(self, name: str) -> bool:
+        """Return whether a name is some tenant's own version of another."""
+        return "@" in name and name in self._routes and name.rpartition("@")[0] in self._routes
 
     def choice(self, name: str) -> Choice | None:
         """Return the choice that a logical name stands for, if it is one."""

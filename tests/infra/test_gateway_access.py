@@ -20,6 +20,7 @@ from streams.embedded.log import EmbeddedLog
 from streams.log import read_all
 from streams.promotion import baseline_route
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
+from tests.infra.upstream import Upstream
 from tests.waiting import eventually
 
 
@@ -159,6 +160,27 @@ def test_tenants_with_one_rollout_id_do_not_meet(guarded: Gateway) -> None:
     with EmbeddedLog(guarded.settings.log_path) as log:
         for topic in (ROLLOUTS, SPANS, REWARDS):
             assert {record.key for record in read_all(log, topic.name)} == {b"acme|r1", b"globex|r1"}
+
+
+def test_a_tenants_own_model_answers_its_calls_and_nobody_elses(
+    settings: Settings, upstream: Upstream, upstream_url: str
+) -> None:
+    own = model_route("tiny", upstream_url, version="tuned").model_copy(update={"name": "tiny@acme"})
+    publish(settings.log_path, model_route("tiny", upstream_url), own)
+    acme, globex = (bearer(key(settings, tenant=tenant)) for tenant in ("acme", "globex"))
+    with running_gateway(settings) as gateway:
+        versions = [gateway.chat(headers=of).headers["x-everloop-checkpoint"] for of in (acme, globex)]
+        assert versions == ["tuned", "v1"]
+        assert gateway.chat("tiny@acme", headers=acme).headers["x-everloop-checkpoint"] == "tuned"
+        refused = gateway.chat("tiny@acme", headers=globex)
+        assert (refused.status_code, "tuned" in refused.text) == (404, False)
+        for of in (acme, globex):
+            listed = [model["id"] for model in gateway.http.get("/v1/models", headers=of).json()["data"]]
+            assert listed == ["tiny"]
+        assert gateway.http.get("/v1/models/tiny@acme", headers=globex).status_code == 404
+        spans = gateway.soon(SPANS, SpanEvent, 3)
+    assert [span.payload.attributes[Attribute.REQUEST_MODEL] for span in spans] == ["tiny", "tiny", "tiny@acme"]
+    assert len(upstream.asked) == 3
 
 
 def test_a_span_names_its_key_and_a_conversation_belongs_to_its_tenant(guarded: Gateway) -> None:

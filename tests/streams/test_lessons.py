@@ -140,6 +140,19 @@ def test_a_conversation_says_which_version_of_its_target_answered_where_no_sampl
     assert checkpoints(AdapterConfig(sft={"pupil": writer}, rl={"pupil": writer})) == ["", "v1"], "counted once"
 
 
+def test_a_tenants_own_model_learns_from_that_tenant_alone() -> None:
+    refiner = frozenset({"refiner"})
+    config = AdapterConfig(rl={"senior_llm": refiner, "senior_llm@acme": refiner, "senior_llm@other": refiner})
+    event = full_trajectory()
+    targets = {tenant: _rl_targets(event, config, tenant) for tenant in ("default", "acme")}
+    assert targets == {"default": {"senior_llm"}, "acme": {"senior_llm", "senior_llm@acme"}}
+
+
+def _rl_targets(event: TrajectoryEvent, config: AdapterConfig, tenant: str) -> set[str]:
+    found = examples_of(event.model_copy(update={"tenant": tenant}), config)
+    return {example.target for example in found if isinstance(example.body, RlExample)}
+
+
 def test_a_decision_that_comes_after_its_reward_is_a_lesson_still() -> None:
     router = LessonRouter(CONFIG, timedelta(days=1))
     whole = full_trajectory()
