@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.looking import existing_log
-from infra.cli.options import AsJson, app, console, print_json, print_table
+from infra.cli.options import AsJson, app, console, moment, print_json, print_table
 from infra.config import ConfigError, Settings, load_settings
 from infra.operating import checkpoints_on
 from learners.bandit.worth import earned
@@ -48,7 +48,8 @@ def ope(
     name = name or settings.bandit.targets[0]
     splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
     with existing_log(settings) as log:
-        decisions = list(logged_decisions(log, settings, name, splits, _time(since)))
+        begin = moment(since, "--since") if since is not None else None
+        decisions = list(logged_decisions(log, settings, name, splits, begin))
         first, second = (_policy(settings, log, name, version) for version in (policy, against))
     if len(decisions) < 2:
         raise ConfigError(f"{len(decisions)} rewarded decisions of {name} on {', '.join(splits)} tasks; two are needed")
@@ -112,13 +113,6 @@ def _policy(settings: Settings, log: Log, name: str, version: str) -> Policy:
         raise ConfigError(f"{name} has no checkpoint {version!r}; see `everloop checkpoints`")
     content = ArtifactStore(settings.artifacts_dir).get(checkpoint.artifact)
     return load_policy(content, checkpoint.artifact.media_type)
-
-
-def _time(since: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(since).astimezone() if since is not None else None
-    except ValueError as error:
-        raise ConfigError(f"--since is {since!r}; it must be a time like 2026-01-31T12:00") from error
 
 
 def _range(interval: dict[str, float]) -> str:

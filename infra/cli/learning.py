@@ -1,6 +1,5 @@
 """Commands about learning: replay."""
 
-from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.cli.looking import existing_log
-from infra.cli.options import AsJson, app, console, print_json, progress_bar
+from infra.cli.options import AsJson, app, console, moment, print_json, progress_bar
 from infra.config import ConfigError, Settings, load_settings
 from streams.learning import Learning
 from streams.log import Log
@@ -87,12 +86,7 @@ def _start(log: Log, processor: Learning[Any], start: str) -> dict[int, int]:
         return {}
     if start.isdigit():
         return dict.fromkeys(range(topic.partitions), int(start))
-    try:
-        time = datetime.fromisoformat(start).astimezone()
-    except ValueError as error:
-        raise ConfigError(
-            f"--from is {start!r}; it must be `beginning`, an offset or a time like 2026-01-31T12:00"
-        ) from error
+    time = moment(start, "--from", "`beginning`, an offset or ")
     return {partition: log.offset_at(topic.name, partition, time) for partition in range(topic.partitions)}
 
 

@@ -15,7 +15,8 @@ import typer
 
 from infra.analytics.report import Report, build_report
 from infra.cli.options import AsJson, app, console, print_json, print_table
-from infra.config import ConfigError, Settings, config_file, explained, load_settings
+from infra.config import ConfigError, Settings, config_file, load_settings
+from infra.config_sources import explained
 from infra.logs import open_log
 from infra.processes.running import running
 from schemas.checkpoints import CheckpointEvent

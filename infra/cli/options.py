@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from infra.config import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +37,21 @@ def everloop(
         os.environ["EVERLOOP_DATA_DIR"] = str(data_dir)
     if config is not None:
         os.environ["EVERLOOP_CONFIG"] = str(config)
+
+
+def moment(said: str, option: str, instead: str = "") -> datetime:
+    """Return the time that an option names (ISO 8601; without an offset it is this machine's).
+
+    Args:
+        instead: what else the option takes, for the message, such as "`now` or ".
+
+    Raises:
+        ConfigError: it names none.
+    """
+    try:
+        return datetime.fromisoformat(said).astimezone()
+    except ValueError as error:
+        raise ConfigError(f"{option} is {said!r}; it must be {instead}a time like 2026-01-31T12:00") from error
 
 
 def print_json(document: Any) -> None:

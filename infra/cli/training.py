@@ -2,7 +2,6 @@
 
 import time
 import tomllib
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from infra.cli.looking import existing_log
-from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
+from infra.cli.options import AsJson, app, console, moment, print_json, print_table, progress_bar
 from infra.config import ConfigError, Settings, load_settings
 from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, started
 from learners.training.config import HEADS, MODEL, AnyConfig, Method
@@ -146,13 +145,8 @@ def _offsets(log: Log, said: str, option: str) -> dict[int, int]:
         return dict(log.beginnings(EXAMPLES.name))
     if said == NOW:
         return dict(log.ends(EXAMPLES.name))
-    try:
-        moment = datetime.fromisoformat(said).astimezone()
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} is {said!r}; it must be `{BEGINNING}`, `{NOW}` or a time like 2026-01-31T12:00"
-        ) from error
-    return {partition: log.offset_at(EXAMPLES.name, partition, moment) for partition in range(EXAMPLES.partitions)}
+    begin = moment(said, option, f"`{BEGINNING}`, `{NOW}` or ")
+    return {partition: log.offset_at(EXAMPLES.name, partition, begin) for partition in range(EXAMPLES.partitions)}
 
 
 def _run(settings: Settings, folder: JobFolder) -> None:

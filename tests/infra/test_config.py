@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import ConfigError, explained, load_settings
+from infra.config import ConfigError, load_settings
+from infra.config_sources import explained
 
 
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
