@@ -92,6 +92,14 @@ class Servers:
         self._http = httpx.Client(timeout=settings.timeout_s)
         self.servers: dict[str, Server] = {}
 
+    def adopt(self) -> None:
+        """Take over all servers that a killed predecessor of this process left running, needed or not."""
+        for note in self._folder.glob("*.json"):
+            left = _Running.model_validate_json(note.read_bytes())
+            server = self._server(left.weights, note.stem, left.port)
+            if self._adopt(server):
+                self.servers[left.weights] = server
+
     def serve(self, weights: str, name: str, port: int | None = None) -> Server:
         """Return the server of whole weights, started where it does not run, once it answers.
 
@@ -104,9 +112,7 @@ class Servers:
         server = self.servers.get(weights)
         if server is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            host = self._settings.host
-            told = self._settings.advertised_host or host
-            server = Server(weights, name, port or free_port(host), self._folder / f"{name}.log", host, told)
+            server = self._server(weights, name, port or free_port(self._settings.host))
             self.servers[weights] = server
         if not server.alive and not self._adopt(server):
             self._start(server)
@@ -178,6 +184,11 @@ class Servers:
             "--enable-lora", "--max-lora-rank", str(settings.lora_rank),
             "--enable-auto-tool-choice", "--tool-call-parser", "hermes", *place,
         ]  # fmt: skip
+
+    def _server(self, weights: str, name: str, port: int) -> Server:
+        host = self._settings.host
+        told = self._settings.advertised_host or host
+        return Server(weights, name, port, self._folder / f"{name}.log", host, told)
 
     def _start(self, server: Server) -> None:
         environment = os.environ | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}

@@ -44,6 +44,7 @@ class Keeper:
         self._not_before: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
         self.servers = Servers(settings.training.serving, settings.data_dir / "logs" / "models")
+        self.servers.adopt()  # what is not needed any more is stopped like any other
 
     def keep(self) -> list[Checkpoint]:
         """Start servers that died, and those that routes lead to; stop what nothing leads to any more.

@@ -178,6 +178,7 @@ def test_a_trained_model_takes_over_and_bad_ones_do_not(
         assert {*answered} == {version, tried}
         assert answered.count(tried) / len(answered) <= CANARY_SHARE + 0.15, "its share of rollouts, and chance"
         assert running.exact(PUPIL)[0] >= 0.9
+    assert not list((settings.data_dir / "logs" / "models").glob("*.json")), "no server outlives its trainer"
 
 
 PLANTED = {

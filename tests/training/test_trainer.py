@@ -13,6 +13,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from infra.config import ConfigError, Settings
+from infra.serving.servers import Servers
 from infra.training.settings import CheckSettings, ServingSettings, TrainingSettings
 from infra.training.tracking import trackers
 from infra.training.trainer import Trainer
@@ -192,6 +193,20 @@ def test_an_adapter_is_loaded_into_its_bases_server_and_leaves_it_when_nothing_n
         other = route.model_copy(update={"targets": [target.model_copy(update={"version": "other"})]})
         log.append([Outgoing.of(ROUTES, TARGET, RouteEvent(payload=other)).record()])
         until(trainer, lambda: not trainer.keeper.servers.servers)
+
+
+def test_a_server_that_a_killed_trainer_left_and_nothing_needs_is_stopped(
+    log: EmbeddedLog, base: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path, base)
+    killed = Servers(settings.training.serving, tmp_path / "logs" / "models")
+    left = killed.serve(str(base), "left")
+    assert left.alive
+    killed._http.close()  # all that a kill would have closed
+    with trainer_of(settings, log) as trainer:
+        assert [server.name for server in trainer.keeper.servers.servers.values()] == ["left"]
+        until(trainer, lambda: not left.alive)
+    assert not list((tmp_path / "logs" / "models").glob("*.json"))
 
 
 def test_trackers_that_are_not_there_are_named() -> None:
