@@ -77,7 +77,7 @@ bench-bandit: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.bandits --out bench-bandit.json --chart bench-bandit.png
 
 bench-training: $(LEARN)/.synced
-	$(LEARN)/bin/pytest -o junit_family=xunit1 --junit-xml=bench-training.xml tests/training/bench_methods.py
+	$(LEARN)/bin/pytest -o junit_family=xunit1 --junit-xml=bench-training.xml tests/training/test_methods.py
 
 bench-gateway: setup
 	$(RUN)/python -m tests.benchmarks --only gateway switches decisions --out bench-gateway.json

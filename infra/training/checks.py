@@ -44,6 +44,38 @@ class Examined:
         return {f"{prefix}{name}": float(getattr(self, name)) for name in names}
 
 
+def checked(
+    candidate: Endpoint,
+    champion: Endpoint | None,
+    cases: Sequence[Case],
+    earlier: Sequence[Case],
+    settings: CheckSettings,
+    timeout_s: float,
+) -> tuple[dict[str, float], str | None]:
+    """Ask a model, and what serves now, held-out prompts.
+
+    Args:
+        champion: None where nothing of this name serves.
+        cases: of the run that made it.
+        earlier: of runs before, for what it may have forgotten.
+
+    Returns:
+        The figures by name, and why it must not be announced; None where it may.
+    """
+    metrics: dict[str, float] = {}
+    for prompts, prefix, judge in ((cases, "", refused), (earlier, "earlier_", forgotten)):
+        if not prompts:
+            continue
+        found = examined(candidate, prompts, timeout_s)
+        beside = examined(champion, prompts, timeout_s) if champion is not None else None
+        metrics |= found.metrics(f"held_out_{prefix}")
+        metrics |= beside.metrics(f"champion_{prefix}") if beside is not None else {}
+        reason = judge(found, beside, settings)
+        if reason is not None:
+            return metrics, reason
+    return metrics, None
+
+
 def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Examined:
     """Ask a model for its likeliest answers to held-out prompts."""
     rewards, validity, latencies, lengths, texts = [], [], [], [], set()
@@ -106,6 +138,16 @@ def refused(candidate: Examined, champion: Examined | None, settings: CheckSetti
     if champion.length and candidate.length > settings.most_length * champion.length:
         return f"answers with {candidate.length:.0f} characters, what serves now with {champion.length:.0f}"
     return None
+
+
+def forgotten(candidate: Examined, champion: Examined | None, settings: CheckSettings) -> str | None:
+    """Return what a model has forgotten of earlier runs' prompts, that what serves now knows; None where nothing."""
+    if champion is None or candidate.agreement >= champion.agreement - settings.tolerance:
+        return None
+    return (
+        f"forgot: agrees with {candidate.agreement:.3f} of the expected answers to prompts of earlier runs,"
+        f" what serves now with {champion.agreement:.3f}"
+    )
 
 
 def written(message: dict[str, Any], tools: list[dict[str, Any]]) -> tuple[str, list[float]]:

@@ -13,6 +13,8 @@ class CheckSettings(BaseModel):
 
     Attributes:
         prompts: most held-out prompts that it and what serves now are asked; 0 asks none.
+        earlier: most held-out prompts of earlier runs, drawn from all of them, that both are asked: who learns from new
+            traffic may forget the old.
         tolerance: how much less it may agree with the expected answers, as a share of the prompts.
         least_valid: share of its tool calls that their schemas must allow.
         least_distinct: share of its answers that must differ, of those that the expected ones let differ; a model that
@@ -24,6 +26,7 @@ class CheckSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompts: int = Field(default=50, ge=0)
+    earlier: int = Field(default=50, ge=0)
     tolerance: float = Field(default=0.05, ge=0.0, le=1.0)
     least_valid: float = Field(default=0.95, ge=0.0, le=1.0)
     least_distinct: float = Field(default=0.3, ge=0.0, le=1.0)

@@ -7,14 +7,15 @@ Everything it knows it reads from the log again when it starts: orders on `comma
 import subprocess
 import threading
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import structlog
 
 from infra.config import Settings
 from infra.serving.servers import ServingError
-from infra.training.checks import examined, refused
-from infra.training.jobs import JOB, OUTPUT, Job, JobFolder, started
+from infra.training.checks import checked
+from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder, started
 from infra.training.keeping import Keeper
 from infra.training.known import Following
 from infra.training.tracking import trackers
@@ -230,7 +231,7 @@ class Trainer:
         try:
             server = self.keeper.serve(candidate)
             candidate = candidate.model_copy(update={"endpoint": server.endpoint(version)})
-            metrics, reason = self._checked(candidate, folder)
+            metrics, reason = self._checked(candidate, run, folder)
             candidate = candidate.model_copy(update={"metrics": candidate.metrics | metrics})
         except (ServingError, RejectedRecordError) as error:
             reason = f"cannot be served: {error}"
@@ -241,18 +242,25 @@ class Trainer:
             self._announce(candidate.model_copy(update={"state": CheckpointState.REJECTED, "reason": reason}))
         self._ended(run, TrainingState.SUCCEEDED, reason or "announced", version)
 
-    def _checked(self, candidate: Checkpoint, folder: JobFolder) -> tuple[dict[str, float], str | None]:
-        """Ask a candidate, and what serves now, the run's held-out prompts; return the figures and why to refuse it."""
-        cases = folder.cases[: self._training.check.prompts]
-        if not cases:
-            return {}, None
-        timeout_s = self._training.serving.timeout_s
+    def _checked(self, candidate: Checkpoint, run: Run, folder: JobFolder) -> tuple[dict[str, float], str | None]:
+        """Ask a candidate, and what serves now, held-out prompts; return the figures and why to refuse it."""
+        check = self._training.check
+        cases = folder.cases[: check.prompts]
         assert candidate.endpoint is not None  # noqa: S101 - it was served just now
-        found = examined(candidate.endpoint, cases, timeout_s)
         serving = self._known.serving(candidate.name)
-        champion = examined(serving, cases, timeout_s) if serving is not None else None
-        metrics = found.metrics("held_out_") | (champion.metrics("champion_") if champion else {})
-        return metrics, refused(found, champion, self._training.check)
+        timeout_s = self._training.serving.timeout_s
+        return checked(candidate.endpoint, serving, cases, self._earlier(run), check, timeout_s)
+
+    def _earlier(self, run: Run) -> list[Case]:
+        """Return held-out prompts of the target's earlier runs, some of all."""
+        jobs = dict.fromkeys(
+            training.job
+            for training in self._known.trainings.values()
+            if training.target == run.job.target and training.state is TrainingState.SUCCEEDED
+        )
+        found = [case for job in jobs if job != run.job.id for case in JobFolder(self._folder / job).cases]
+        most = self._training.check.earlier
+        return found if len(found) <= most else Random(run.job.id).sample(found, most)  # noqa: S311 - no secret
 
     def _change(self, run: Run, state: TrainingState, reason: str) -> None:
         run.training = run.training.model_copy(update={"state": state, "reason": reason})

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from infra.training.checks import Examined, examined, refused
+from infra.training.checks import Examined, checked, examined, refused
 from infra.training.jobs import Case
 from infra.training.settings import CheckSettings
 from schemas.endpoints import Endpoint
@@ -35,7 +35,7 @@ def models() -> FastAPI:
     async def answer(request: Request) -> Response:
         body: dict[str, Any] = await request.json()
         number = int(body["messages"][0]["content"].split()[1])
-        arguments = json.dumps({"n": number})
+        arguments = json.dumps({"n": number - 4 if number >= 4 and body["model"] == "elephant" else number})
         match body["model"]:
             case "broken":
                 arguments = '{"n": '
@@ -94,6 +94,25 @@ def test_what_answers_as_well_may_be_announced(url: str) -> None:
 def test_what_is_worse_is_refused_with_the_reason(url: str, model: str, said: str) -> None:
     champion = asked(url, "good")
     assert said in str(refused(asked(url, model), champion, CheckSettings()))
+
+
+EARLIER = [
+    case.model_copy(update={"prompt": [{"role": "user", "content": f"book {n + 4}"}]}) for n, case in enumerate(CASES)
+]
+"""Prompts whose right answer is four less than they say: only who learned that knows."""
+
+
+def test_what_is_forgotten_of_earlier_runs_is_refused(url: str) -> None:
+    def at(model: str) -> Endpoint:
+        return Endpoint(base_url=f"{url}/v1", model=model)
+
+    settings = CheckSettings()
+    metrics, reason = checked(at("good"), at("elephant"), CASES, EARLIER, settings, timeout_s=20)
+    assert str(reason).startswith("forgot: agrees with 0.200 of the expected answers to prompts of earlier runs")
+    assert (metrics["held_out_agreement"], metrics["champion_earlier_agreement"]) == (1.0, 1.0)
+    assert checked(at("elephant"), at("good"), CASES, EARLIER, settings, timeout_s=20)[1] is None
+    assert checked(at("good"), None, CASES, EARLIER, settings, timeout_s=20)[1] is None
+    assert checked(at("good"), at("elephant"), [], [], settings, timeout_s=20) == ({}, None)
 
 
 def test_what_nobody_serves_is_not_answered() -> None:

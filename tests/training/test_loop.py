@@ -163,7 +163,7 @@ def test_a_trained_model_takes_over_and_bad_ones_do_not(
             assert (last.state, reason in last.reason) == (CheckpointState.REJECTED, True), (planted, last.reason)
         assert states(checkpoints(log), version)[-1] == "promoted"
 
-        unchecked = CONFIGURATION.replace("{base}", str(base)) + "\n[training.check]\nprompts = 0\n"
+        unchecked = CONFIGURATION.replace("{base}", str(base)) + "\n[training.check]\nprompts = 0\nearlier = 0\n"
         Path(os.environ["EVERLOOP_CONFIG"]).write_text(unchecked)
         trainer.kill_and_restart()
         begun = len(running.spans())

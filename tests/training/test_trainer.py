@@ -37,7 +37,7 @@ def settings_of(folder: Path, base: Path, **more: Any) -> Settings:
     training = TrainingSettings(
         models={TARGET: (TypeAdapter[AnyConfig](AnyConfig).validate_python(config(base, "sft", **more)),)},
         serving=ServingSettings(start_timeout_s=120, drain_s=0.0),
-        check=CheckSettings(prompts=0),
+        check=CheckSettings(prompts=0, earlier=0),
     )
     return Settings(data_dir=folder, training=training)
 

@@ -1,4 +1,4 @@
-"""Every method raises what its parent earns, measured on answers that the gateway served: `make bench-training`."""
+"""Every method raises what its parent earns, measured on answers that the gateway served."""
 
 import json
 import sys
@@ -126,4 +126,5 @@ def test_each_method_raises_what_its_parent_earns(
     assert figures["sft"]["exact"] >= 0.9
     assert figures["sft"]["false_calls"] <= 0.1
     for method in METHODS:
-        assert figures[method]["mean"] - figures["parent"] > 2 * figures[method]["spread"], (method, figures)
+        assert min(figures[method]["rewards"]) > figures["parent"], (method, figures)
+        assert figures[method]["mean"] - figures["parent"] > figures[method]["spread"], (method, figures)
