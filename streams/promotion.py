@@ -224,6 +224,8 @@ class Promotion(Processor[PromotionState]):
 
     def _fell(self, state: PromotionState, ruling: Ruling, fallen: Checkpoint) -> None:
         """Serve what was served before, where who keeps a version served has given it up."""
+        if state.waiting == fallen.version:
+            state.waiting = None
         if state.stable is None:
             return
         if state.trial is not None and state.trial.candidate == fallen.version:

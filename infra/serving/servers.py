@@ -205,7 +205,9 @@ class Servers:
         running = _Running(
             weights=server.weights, port=server.port, pid=started.pid, created=server.process.create_time()
         )
-        self._note(server).write_text(running.model_dump_json())
+        partial = self._note(server).with_suffix(".partial")
+        partial.write_text(running.model_dump_json())
+        partial.replace(self._note(server))
 
     def _adopt(self, server: Server) -> bool:
         """Take over a server that a killed predecessor of this process left running; return whether there is one."""

@@ -332,6 +332,23 @@ def test_a_model_that_cannot_be_served_any_more_leaves_its_trial(log: EmbeddedLo
     ]
 
 
+def test_a_model_that_was_given_up_while_it_waited_is_not_tried(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    waits = adapter(store, "a2")
+    refused = {"state": CheckpointState.REJECTED, "reason": "its server died"}
+    gone = CheckpointEvent(time=events.START, payload=waits.payload.model_copy(update=refused))
+    begin: list[AnyEvent] = [
+        RouteEvent(payload=BASE),
+        adapter(store, "a1"),
+        waits,
+        gone,
+        given_up(adapter(store, "a1")),
+    ]
+    changes = promoted(log, store, *begin, config=ON_TRIAL)
+    assert [state for version, state, _ in changes if version == "a2"] == ["candidate", "rejected"]
+    assert list(models(log)[-1]) == ["configured:base"]
+
+
 def test_where_a_promoted_model_cannot_be_served_any_more_its_parent_is(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     for champion, version in (("configured:base", "a1"), ("a1", "a2")):
