@@ -1,7 +1,7 @@
 """How far an installation's processors are behind the log."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -10,6 +10,8 @@ from streams.log import Log
 from streams.processor import Processor
 
 SETTLED_FOR_S = 0.3
+STAGES = 8
+"""From a span to a learner's order: join, judge, join, lessons, batch or promotion, and what follows from those."""
 
 
 class NotDrainedError(Exception):
@@ -59,3 +61,25 @@ def wait_until_drained(log: Log, processors: Sequence[Processor[Any]], timeout_s
         if time.monotonic() > deadline:
             raise NotDrainedError(f"records still to be read after {timeout_s:.0f} s: {waiting}")
         time.sleep(0.05)
+
+
+def wait_until_taken(log: Log, processors: Sequence[Processor[Any]], timeout_s: float) -> None:
+    """Return when what is on the log now, and all that follows from it, was processed; what comes meanwhile may wait.
+
+    Raises:
+        NotDrainedError: it took longer than `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    for _ in range(STAGES):  # what one stage writes before it commits is among the next one's ends
+        ends = {topic.name: log.ends(topic.name) for processor in processors for topic in processor.topics}
+        while waiting := [processor.group for processor in processors if not _has_taken(log, processor, ends)]:
+            if time.monotonic() > deadline:
+                raise NotDrainedError(f"not processed after {timeout_s:.0f} s by {', '.join(waiting)}")
+            time.sleep(0.05)
+
+
+def _has_taken(log: Log, processor: Processor[Any], ends: Mapping[str, Mapping[int, int]]) -> bool:
+    topics = [topic.name for topic in processor.topics]
+    committed = log.committed(processor.group, topics, range(processor.topics[0].partitions))
+    before = {place: offset for place, offset in committed.items() if offset < ends[place[0]].get(place[1], 0)}
+    return not any(log.unread(before).values())  # on Kafka the last offsets may be marks of transactions

@@ -15,7 +15,7 @@ from agents.tasks import ResearchTask
 from infra.analytics.report import Report
 from infra.config import ConfigError, Settings
 from infra.pipeline.settings import PhaseSettings
-from infra.progress import wait_until_drained
+from infra.progress import wait_until_taken
 from infra.topology import all_processors
 from infra.training.known import Following
 from learners.training.config import HEADS
@@ -239,7 +239,7 @@ class Pipeline:
             pass
 
     def _drained(self) -> None:
-        wait_until_drained(self._log, self._processors, DRAIN_TIMEOUT_S)
+        wait_until_taken(self._log, self._processors, DRAIN_TIMEOUT_S)
 
 
 def measured(results: Sequence[PhaseResult], report: Report) -> list[PhaseResult]:
