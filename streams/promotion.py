@@ -117,7 +117,7 @@ class Promotion(Processor[PromotionState]):
             state.own.remove(event.event_id)
             ruling = Ruling()
         elif isinstance(event, ExampleEvent):
-            ruling = self._rewarded(state, event.payload, event.rollout_id)
+            ruling = self._rewarded(state, event.payload, event.rollout_key)
         elif isinstance(event, RouteEvent):
             ruling = self._routed(state, event.payload)
         else:
@@ -145,7 +145,7 @@ class Promotion(Processor[PromotionState]):
         """Return the state from JSON."""
         return PromotionState.model_validate_json(value)
 
-    def _rewarded(self, state: PromotionState, example: Example, rollout_id: str) -> Ruling:
+    def _rewarded(self, state: PromotionState, example: Example, rollout: str) -> Ruling:
         """Remember what a version earned, and end the trial or the served version where that is the last straw."""
         worth = self._worth(example)
         if isinstance(example.body, BanditExample) and example.split == "validation":
@@ -157,9 +157,9 @@ class Promotion(Processor[PromotionState]):
         if version is None or example.reward_revision > 1:
             return ruling  # counted when it was first rewarded: a wager cannot be taken back
         if not isinstance(example.body, BanditExample):
-            if rollout_id in state.counted:
+            if rollout in state.counted:
                 return ruling  # a rollout's calls share its reward, and one reward is one piece of evidence
-            state.counted = [*state.counted, rollout_id][-COUNTED_REMEMBERED:]
+            state.counted = [*state.counted, rollout][-COUNTED_REMEMBERED:]
         state.tallies.setdefault(version, Tally()).take(worth)
         if state.trial is not None:
             state.trial.take(version, worth)
