@@ -99,6 +99,8 @@ class Servers:
             server = self._server(left.weights, note.stem, left.port)
             if self._adopt(server):
                 self.servers[left.weights] = server
+            else:
+                note.unlink()
 
     def serve(self, weights: str, name: str, port: int | None = None) -> Server:
         """Return the server of whole weights, started where it does not run, once it answers.

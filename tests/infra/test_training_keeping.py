@@ -1,5 +1,8 @@
 """What cannot be served again is given up where something else can answer, and only there."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,16 @@ def test_it_is_tried_for_ever_where_nothing_else_would_answer(tmp_path: Path, mo
     monkeypatch.setattr(keeping, "RETRY_S", 0.0)
     kept = keeper(tmp_path, CheckpointState.PROMOTED, [])
     assert [kept.keep() for _ in range(2 * ATTEMPTS)] == [[]] * (2 * ATTEMPTS)
+
+
+def test_the_note_of_a_server_that_is_gone_is_thrown_away(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    note = tmp_path / "logs" / "models" / "m0.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps({"weights": "w", "port": 9, "pid": gone.pid, "created": 0.0}))
+    kept = keeper(tmp_path, CheckpointState.RETIRED, [])
+    assert (kept.servers.servers, note.exists()) == ({}, False)
 
 
 def test_it_is_left_alone_for_a_while_after_each_attempt(tmp_path: Path) -> None:
