@@ -5,7 +5,9 @@ It can read what this user can read, but not the environment, where keys are: fo
 """
 
 import math
+import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,7 +64,7 @@ def ran(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
             process.communicate(given.encode(), timeout_s)
             status = process.returncode
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started too
             process.wait()
         output.seek(0)
         return Ran(status, output.read(MOST_OUTPUT).decode(errors="replace"))

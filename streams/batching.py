@@ -128,8 +128,8 @@ class Batching(Processor[OpenBatch]):
         return self._closed(batch, target, output_id(self, source, event.time), event.time, reason, order.arguments)
 
     def expire(self, state: OpenBatch, key: str, now: datetime) -> Outcome[OpenBatch]:
-        """Close a batch that is old enough; one that is too small waits for more."""
-        if state.lessons < self.config.least:
+        """Close a batch that is old enough; one that is too small, or that time closes no longer, waits for more."""
+        if self.config.seconds is None or state.lessons < self.config.least:
             return Outcome(state=state)
         event_id = derived_event_id(now, self.name, "old", key, str(state.number))
         return self._closed(state, key, event_id, now, f"{self.config.seconds:g} s since its first lesson")

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,17 @@ def test_time_memory_and_output_are_limited() -> None:
     assert time.monotonic() - begun < 30
     assert ran("x = bytearray(2**31)").status not in (0, None)
     assert len(ran("print('x' * 10**8)").output) <= MOST_OUTPUT
+
+
+def test_what_it_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_jail", tuple)  # as on a machine that lets no user make namespaces
+    mark = tmp_path / "alive"
+    child = f"import time; time.sleep(2); open({str(mark)!r}, 'w').close()"
+    assert (
+        ran(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])", timeout_s=0.5).status is None
+    )
+    time.sleep(2.5)
+    assert not mark.exists()
 
 
 def test_the_environment_is_empty_and_the_folder_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

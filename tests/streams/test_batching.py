@@ -8,7 +8,7 @@ from schemas.manifests import Manifest
 from schemas.rollouts import Split
 from schemas.serialization import decode
 from schemas.topics import COMMANDS, EXAMPLES
-from streams.batching import BatchConfig, Batching, lessons_of
+from streams.batching import BatchConfig, Batching, OpenBatch, lessons_of
 from streams.embedded.log import EmbeddedLog
 from streams.embedded.runner import EmbeddedRunner
 from streams.log import Log, read_all
@@ -105,6 +105,12 @@ def test_time_runs_from_the_first_lesson_of_a_batch() -> None:
         deadlines.append(outcome.deadline)
     first, fourth = (events.START + timedelta(seconds=60 + number) for number in (0, 3))
     assert deadlines == [first, first, None, fourth]
+
+
+def test_a_deadline_from_before_time_closed_no_batch_closes_none() -> None:
+    batching = Batching("sft", [TARGET], BatchConfig(lessons=100))
+    state = OpenBatch(lessons=1, ranges={0: (0, 0)}, closes=events.START)
+    assert batching.expire(state, TARGET, events.START).records == ()
 
 
 def test_a_batch_is_closed_when_rewards_have_dropped(log: EmbeddedLog) -> None:
