@@ -1,8 +1,9 @@
 """The command that runs the pipeline's phases."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,12 @@ from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.config import Settings, load_settings
 from infra.logs import open_log
 from infra.processes.running import running
+
+if TYPE_CHECKING:
+    from infra.analytics.report import Report
+    from infra.pipeline.phases import PhaseResult
+
+ANALYTICS_TIMEOUT_S = 30.0
 
 
 @app.command()
@@ -40,7 +47,7 @@ def pipeline(
         for result in phases.rounds(rounds or None):
             results.append(result)
             _say(f"{result.round}-{result.phase}: {result.state or 'gathered'} {result.version or ''} {result.reason}")
-    report = current_report(settings)
+    report = _report(settings, results)
     results = measured(results, report)
     html, png = write_report(report, settings.data_dir, "the pipeline's phases are the groups")
     if as_json:
@@ -58,6 +65,17 @@ def pipeline(
         ],
     )  # fmt: skip
     console.print(f"Reward, success and alignment are of held-out tasks.\nReport: [bold]{html}[/]\nPicture: {png}")
+
+
+def _report(settings: Settings, results: "list[PhaseResult]") -> "Report":
+    """Return the report once it has all that was measured; where analytics are far behind, without the last of it."""
+    deadline = time.monotonic() + ANALYTICS_TIMEOUT_S
+    while True:
+        report = current_report(settings)
+        known = {group.group: group.rollouts for group in report.groups}
+        if all(known.get(r.group or "", 0) >= r.held_out for r in results) or time.monotonic() > deadline:
+            return report
+        time.sleep(0.5)
 
 
 def _say(what: str) -> None:

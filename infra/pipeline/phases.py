@@ -42,6 +42,7 @@ class PhaseResult(BaseModel):
         state: of what was learned: `promoted` means that it serves; `failed` and `cancelled` are of the run, `nothing`
             means that there was nothing to learn from. None where the phase only gathers.
         group: of its rollouts on held-out tasks in the report.
+        held_out: how many those are.
         mean_reward, success_rate, decision_alignment: of those.
     """
 
@@ -54,6 +55,7 @@ class PhaseResult(BaseModel):
     state: str | None = None
     reason: str = ""
     group: str | None = None
+    held_out: int = 0
     mean_reward: float | None = None
     success_rate: float | None = None
     decision_alignment: float | None = None
@@ -153,7 +155,7 @@ class Pipeline:
                 }
             )
         if self._held_out:
-            result.group = f"{group}-held-out"
+            result.group, result.held_out = f"{group}-held-out", len(self._held_out)
             self._say(f"{group}: measuring on {len(self._held_out)} held-out tasks")
             self._rollouts(self._held_out, "test", result.group)
         return result
