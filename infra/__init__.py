@@ -1,1 +1,3 @@
-"""What surrounds the streams: gateway, model serving, analytics, configuration, processes and the command line."""
+"""What surrounds the streams: gateway, model serving, analytics, configuration, processes and the
+command line.
+"""

@@ -1,4 +1,6 @@
-"""The demonstration: the whole loop on this machine, with a second arm on the same tasks that learns nothing."""
+"""The demonstration: the whole loop on this machine, with a second arm on the same tasks that
+learns nothing.
+"""
 
 import asyncio
 import time
@@ -11,28 +13,30 @@ from typing import Any
 
 import httpx
 from pydantic import BaseModel
+from research_society.runner import Attempt, Runner
+from research_society.tasks import ResearchTask
 
-from agents.runner import Attempt, Runner
-from agents.tasks import ResearchTask
 from infra.analytics.client import connect
 from infra.analytics.report import CheckpointReport, Report, build_report
 from infra.analytics.sink import Sink
-from infra.config import Settings
-from infra.logs import open_log
-from infra.processes.routes import RANDOM_POLICY
+from infra.config.settings import Settings
+from infra.installation.log import open_log
+from infra.installation.processors import all_processors, learning_processors
+from infra.installation.routes import RANDOM_POLICY
 from infra.processes.supervisor import Supervisor
-from infra.progress import wait_until_drained
-from infra.topology import all_processors, learning_processors
 from learners.gate import GateConfig
 from schemas.topics import DECISIONS, ROLLOUTS, SPANS, TOPICS
-from streams.log import Log
-from streams.replay import live_state
+from streams.runners.lag import wait_until_drained
+from streams.runners.replay import live_state
+from streams.storage.log import Log
 
 LEARNED, RANDOM = "learned", "random"
 DRAIN_TIMEOUT_S = 120.0
 PARALLEL = 4
 DEMO_GATE = GateConfig(confidence=0.75, tolerance=0.15, canary_share=0.0)
-"""A demonstration has some hundred rewards to go by; the gate's defaults want some hundred more to be sure."""
+"""A demonstration has some hundred rewards to go by; the gate's defaults want some hundred more to
+be sure.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class PairedComparison(BaseModel):
     """The learned policy against the random one on the same tasks: paired t-test, two-sided.
 
     Attributes:
-        difference: mean of the paired differences of reward, over all rollouts, the first ones included.
+        difference: mean of the paired differences of reward, over all rollouts, the first ones
+            included.
         low, high: 95 % confidence interval of it.
     """
 
@@ -103,7 +108,8 @@ def run_demo(
         on_progress: called with the number of rollouts done.
 
     Raises:
-        ConfigError, StartError, NotDrainedError: see `infra.processes.supervisor` and `infra.progress`.
+        ConfigError, StartError, NotDrainedError: see `infra.processes.supervisor` and
+            `streams.runners.lag`.
     """
     begun = time.monotonic()
     supervisor = Supervisor(settings)
@@ -120,7 +126,9 @@ def run_demo(
         client = connect(settings.analytics_dsn)
         Sink(log, client).catch_up()
         report = build_report(client)
-        return _result(settings, options, log, client, report, gateway, time.monotonic() - begun), report
+        return _result(
+            settings, options, log, client, report, gateway, time.monotonic() - begun
+        ), report
 
 
 async def _rollouts(
@@ -137,8 +145,8 @@ async def _rollouts(
 def _attempts(settings: Settings, options: DemoOptions) -> list[Attempt]:
     """Return both arms' rollouts, side by side in time, on the same tasks in the same order.
 
-    The random arm is for comparison: its rollouts are never learned from. On held-out tasks both arms are evidence for
-    the gate.
+    The random arm is for comparison: its rollouts are never learned from. On held-out tasks both
+    arms are evidence for the gate.
     """
     order = list(options.tasks)
     Random(options.seed).shuffle(order)  # noqa: S311 - a reproducible order, not a secret
@@ -147,7 +155,9 @@ def _attempts(settings: Settings, options: DemoOptions) -> list[Attempt]:
         task = order[number % len(order)]
         for group, policy in ((LEARNED, settings.bandit.targets[0]), (RANDOM, RANDOM_POLICY)):
             split = task.split if group == LEARNED or task.split == "validation" else "test"
-            attempts.append(Attempt(f"demo-{options.seed}-{number:05d}-{group}", task, policy, split, group))
+            attempts.append(
+                Attempt(f"demo-{options.seed}-{number:05d}-{group}", task, policy, split, group)
+            )
     return attempts
 
 
@@ -176,7 +186,7 @@ def _result(
         decision_alignment=learned.decision_alignment or 0.0,
         decision_alignment_random_policy=random.decision_alignment or 0.0,
         mean_turns=learned.mean_turns or 0.0,
-        policy_updates=state.state.lessons if state else 0,
+        policy_updates=state.state.examples if state else 0,
         checkpoints=report.checkpoints,
         switches=len(report.switches),
         failed_requests=gateway["requests"].get("failed", 0),
@@ -188,16 +198,22 @@ def _result(
         reward_kind="six criteria by a judge's model"
         if settings.judge.model
         else "measured criteria, no judge's model",
-        models="simulated: " + ", ".join(settings.simulated_models) if settings.simulated_models else "configured",
+        models="simulated: " + ", ".join(settings.simulated_models)
+        if settings.simulated_models
+        else "configured",
         duration_s=round(duration_s, 1),
         data_dir=settings.data_dir,
     )
 
 
 def _compared(client: Any) -> PairedComparison:
-    from scipy import stats  # takes a second to import, which only the end of a demonstration should cost
+    from scipy import (
+        stats,  # takes a second to import, which only the end of a demonstration should cost
+    )
 
-    rows = client.query("SELECT rollout_id, reward FROM rollouts WHERE reward IS NOT NULL ORDER BY rollout_id")
+    rows = client.query(
+        "SELECT rollout_id, reward FROM rollouts WHERE reward IS NOT NULL ORDER BY rollout_id"
+    )
     rewards: dict[str, dict[str, float]] = {}
     for rollout_id, reward in rows.result_rows:
         number, _, group = rollout_id.rpartition("-")
@@ -215,7 +231,10 @@ def _compared(client: Any) -> PairedComparison:
 
 
 def _lost(log: Log, accepted: dict[str, int]) -> int:
-    """Return how many events the gateway took that are not on the log, of the topics that only it writes."""
+    """Return how many events the gateway took that are not on the log, of the topics that only it
+    writes.
+    """
     return sum(
-        accepted.get(topic.name, 0) - sum(log.ends(topic.name).values()) for topic in (ROLLOUTS, SPANS, DECISIONS)
+        accepted.get(topic.name, 0) - sum(log.ends(topic.name).values())
+        for topic in (ROLLOUTS, SPANS, DECISIONS)
     )

@@ -1,1 +1,1 @@
-"""Learners: folds from lessons to checkpoints; and the gates their checkpoints must pass."""
+"""Learners: folds from examples to checkpoints; and the gates their checkpoints must pass."""

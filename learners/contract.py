@@ -1,4 +1,6 @@
-"""The contract of a learner: a deterministic fold over lessons that now and then has a checkpoint to announce."""
+"""The contract of a learner: a deterministic fold over examples that now and then has a checkpoint
+to announce.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ class NewCheckpoint:
     Attributes:
         version: unique within the name; equal states give equal versions.
         artifact: the bytes to be served.
-        lessons: how many examples changed it.
+        examples: how many examples changed it.
         metrics: measured numbers, by name.
     """
 
@@ -27,14 +29,16 @@ class NewCheckpoint:
     kind: Kind
     artifact: bytes
     media_type: str
-    lessons: int
+    examples: int
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Learner(Protocol[S]):
-    """Events in, checkpoints out: no clock, no randomness that is not seeded, no input but the events.
+    """Events in, checkpoints out: no clock, no randomness that is not seeded, no input but the
+    events.
 
-    Folding the same events from the same state gives the same state, bit for bit: live, in replay and after a crash.
+    Folding the same events from the same state gives the same state, bit for bit: live, in replay
+    and after a crash.
 
     Attributes:
         identity: learner and version, such as `bandit@1`; changes when its arithmetic does.
@@ -47,11 +51,13 @@ class Learner(Protocol[S]):
     config_sha256: str
 
     def initial(self) -> S:
-        """Return the state before the first lesson."""
+        """Return the state before the first example."""
         ...
 
     def fold(self, state: S, event: ExampleEvent) -> S:
-        """Return the state after a lesson. May change `state` in place; after an exception it must be read anew."""
+        """Return the state after an example. May change `state` in place; after an exception it
+        must be read anew.
+        """
         ...
 
     def checkpoint(self, state: S) -> NewCheckpoint | None:
@@ -71,13 +77,17 @@ class Policy(Protocol):
     """Chooses among candidates.
 
     Attributes:
-        feature_version: version of the function from text to features; 0 for a policy that reads none.
+        feature_version: version of the function from text to features; 0 for a policy that reads
+            none.
     """
 
     feature_version: int
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
-        """Return the probability of each candidate, in their order; each greater than 0, summing to 1.
+    def probabilities(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> list[float]:
+        """Return the probability of each candidate, in their order; each greater than 0, summing to
+        1.
 
         Args:
             tenant: for whom; policies may differ for tenants.
@@ -86,5 +96,7 @@ class Policy(Protocol):
 
 
 def distribution(policy: Policy, decision: Decision) -> list[float]:
-    """Return the probabilities that a policy would have given the candidates of a logged decision."""
+    """Return the probabilities that a policy would have given the candidates of a logged
+    decision.
+    """
     return policy.probabilities(decision.context, decision.candidates, decision.tenant)

@@ -1,7 +1,7 @@
-"""Datasets: from lessons to the rows that trainers read, each with the events it came from.
+"""Datasets: from examples to the rows that trainers read, each with the events it came from.
 
-Everything here is a pure function of the lessons, in the order of the log: the same manifest gives the same rows. Rows
-of two tenants are never mixed.
+Everything here is a pure function of the examples, in the order of the log: the same manifest gives
+the same rows. Rows of two tenants are never mixed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from learners.graders import valid_call
 from schemas.examples import ExampleEvent, RlExample, SftExample
 
 Messages = list[dict[str, Any]]
-TENANTS_TO_TELL, LESSONS_TO_TELL = 4, 20
+TENANTS_TO_TELL, EXAMPLES_TO_TELL = 4, 20
 MEDIAN_OF_NORMAL = 0.6745
 """The median distance from the mean of a normal distribution, in standard deviations."""
 
@@ -27,21 +27,21 @@ LEAST_DEVIATION = 0.01
 
 
 class DatasetConfig(BaseModel):
-    """Which lessons become rows.
+    """Which examples become rows.
 
     Attributes:
         nodes: of the agent; None for all.
         tenants: None for all.
         least_reward: of a conversation to be imitated.
-        valid_calls: whether conversations are left out in which a tool is called that is not there, or with arguments
-            that its schema does not allow.
+        valid_calls: whether conversations are left out in which a tool is called that is not there,
+            or with arguments that its schema does not allow.
         margin: least difference of two rewards that says that one answer is better than another.
         pairs: most preference pairs of one prompt.
-        stale_after: lessons older than the newest by more are left out; None keeps all.
-        outliers: tenants are left out whose mean reward is further from the median of all tenants' than so many
-            standard deviations, estimated from the median deviation (the modified z-score of Iglewicz & Hoaglin, 1993,
-            who take 3.5): their feedback is poisoned, or of another kind. Told from 4 tenants on with 20 lessons each;
-            None keeps all.
+        stale_after: examples older than the newest by more are left out; None keeps all.
+        outliers: tenants are left out whose mean reward is further from the median of all tenants'
+            than so many standard deviations, estimated from the median deviation (the modified
+            z-score of Iglewicz & Hoaglin, 1993, who take 3.5): their feedback is poisoned, or of
+            another kind. Told from 4 tenants on with 20 examples each; None keeps all.
         held_out: share of tasks that is never trained on, in [0, 1).
     """
 
@@ -63,9 +63,10 @@ class Origin:
     """Where a row comes from.
 
     Attributes:
-        task: id of the task, or a hash of the prompt where the rollout had none; what is held out is so by task.
+        task: id of the task, or a hash of the prompt where the rollout had none; what is held out
+            is so by task.
         held_out: whether the row is for evaluation only.
-        event_ids: of the lessons and what they were made from.
+        event_ids: of the examples and what they were made from.
     """
 
     tenant: str
@@ -122,7 +123,8 @@ class PromptRow:
     """A prompt to be answered anew and graded.
 
     Attributes:
-        expected: the task's label, or else the answer that earned most, where one earned enough; None without either.
+        expected: the task's label, or else the answer that earned most, where one earned enough;
+            None without either.
     """
 
     prompt: Messages
@@ -133,7 +135,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a lesson says of an answer, whichever head it is of."""
+    """What an example says of an answer, whichever head it is of."""
 
     event: ExampleEvent
     prompt: Messages
@@ -142,15 +144,19 @@ class _Answer:
     origin: Origin
 
 
-def sft_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[SftRow]:
-    """Return the conversations that earned enough; one that came several times once, with all its events."""
+def sft_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[SftRow]:
+    """Return the conversations that earned enough; one that came several times once, with all its
+    events.
+    """
     rows: dict[str, SftRow] = {}
-    for answer in _answers(lessons, config):
+    for answer in _answers(examples, config):
         reward = answer.event.payload.reward
         if not isinstance(answer.event.payload.body, SftExample) or reward < config.least_reward:
             continue
         messages = [*answer.prompt, answer.response]
-        if config.valid_calls and not all(_is_valid(call, answer.tools) for call in _calls(messages)):
+        if config.valid_calls and not all(
+            _is_valid(call, answer.tools) for call in _calls(messages)
+        ):
             continue
         name = _hash([answer.origin.tenant, messages, answer.tools])
         known = rows.get(name)
@@ -158,16 +164,22 @@ def sft_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[Sft
             rows[name] = SftRow(messages, answer.tools, reward, answer.origin)
             continue
         ids = tuple(dict.fromkeys((*known.origin.event_ids, *answer.origin.event_ids)))
-        origin = replace(known.origin, event_ids=ids, held_out=known.origin.held_out or answer.origin.held_out)
+        origin = replace(
+            known.origin, event_ids=ids, held_out=known.origin.held_out or answer.origin.held_out
+        )
         rows[name] = replace(known, reward=max(known.reward, reward), origin=origin)
     return list(rows.values())
 
 
-def preference_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[PreferenceRow]:
-    """Return pairs of different answers to the same prompt whose rewards differ enough, the clearest first."""
+def preference_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[PreferenceRow]:
+    """Return pairs of different answers to the same prompt whose rewards differ enough, the
+    clearest first.
+    """
     by_prompt: dict[str, list[_Answer]] = {}
-    for answer in _answers(lessons, config):
-        by_prompt.setdefault(_hash([answer.origin.tenant, answer.prompt, answer.tools]), []).append(answer)
+    for answer in _answers(examples, config):
+        by_prompt.setdefault(_hash([answer.origin.tenant, answer.prompt, answer.tools]), []).append(
+            answer
+        )
     rows = []
     for answers in by_prompt.values():
         found = []
@@ -181,10 +193,12 @@ def preference_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> l
     return rows
 
 
-def rl_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[RlRow]:
-    """Return the sampled answers whose server said tokens and log-probabilities; importance weights need them."""
+def rl_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[RlRow]:
+    """Return the sampled answers whose server said tokens and log-probabilities; importance weights
+    need them.
+    """
     rows = []
-    for answer in _answers(lessons, config):
+    for answer in _answers(examples, config):
         body = answer.event.payload.body
         if not isinstance(body, RlExample) or not body.prompt_token_ids:
             continue
@@ -204,33 +218,44 @@ def rl_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[RlRo
     return rows
 
 
-def prompt_rows(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[PromptRow]:
+def prompt_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[PromptRow]:
     """Return each prompt once, with what its answers are graded against."""
     by_prompt: dict[str, list[_Answer]] = {}
-    for answer in _answers(lessons, config):
-        by_prompt.setdefault(_hash([answer.origin.tenant, answer.prompt, answer.tools]), []).append(answer)
+    for answer in _answers(examples, config):
+        by_prompt.setdefault(_hash([answer.origin.tenant, answer.prompt, answer.tools]), []).append(
+            answer
+        )
     rows = []
     for answers in by_prompt.values():
         best = max(answers, key=lambda answer: answer.event.payload.reward)
         enough = best.event.payload.reward >= config.least_reward
         label = best.event.payload.expected
         expected = label if label is not None else best.response if enough else None
-        ids = tuple(dict.fromkeys(event_id for answer in answers for event_id in answer.origin.event_ids))
+        ids = tuple(
+            dict.fromkeys(event_id for answer in answers for event_id in answer.origin.event_ids)
+        )
         held_out = any(answer.origin.held_out for answer in answers)
         rows.append(
-            PromptRow(best.prompt, best.tools, expected, replace(best.origin, held_out=held_out, event_ids=ids))
+            PromptRow(
+                best.prompt,
+                best.tools,
+                expected,
+                replace(best.origin, held_out=held_out, event_ids=ids),
+            )
         )
     return rows
 
 
 def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return which rows share a sequence of at most `budget` tokens, by first fit decreasing (Johnson, 1973).
+    """Return which rows share a sequence of at most `budget` tokens, by first fit decreasing
+    (Johnson, 1973).
 
     Args:
         lengths: tokens of each row; rows longer than the budget are left out.
 
     Returns:
-        Indices of rows, a list a sequence; no more than 11/9 of the fewest sequences possible, and one.
+        Indices of rows, a list a sequence; no more than 11/9 of the fewest sequences possible, and
+        one.
     """
     bins: list[tuple[int, list[int]]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -245,16 +270,22 @@ def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return [rows for _, rows in bins]
 
 
-def _answers(lessons: Iterable[ExampleEvent], config: DatasetConfig) -> list[_Answer]:
-    """Return what the lessons say after all corrections, without what the configuration leaves out, in order."""
+def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_Answer]:
+    """Return what the examples say after all corrections, in order, without what the
+    configuration leaves out.
+    """
     newest: dict[tuple[str, str], ExampleEvent] = {}
-    for event in lessons:
+    for event in examples:
         if isinstance(event.payload.body, SftExample | RlExample):
             newest[event.payload.body.head, event.payload.source_event_ids[-1]] = event
     latest = max((event.time for event in newest.values()), default=None)
     found = []
     for event in newest.values():
-        stale = config.stale_after is not None and latest is not None and latest - event.time > config.stale_after
+        stale = (
+            config.stale_after is not None
+            and latest is not None
+            and latest - event.time > config.stale_after
+        )
         node = getattr(event.payload.body, "node", "")
         wanted = config.nodes is None or node in config.nodes
         ours = config.tenants is None or event.tenant in config.tenants
@@ -271,7 +302,7 @@ def _outlying(answers: Iterable[_Answer], limit: float) -> set[str]:
     rewards: dict[str, list[float]] = {}
     for answer in answers:
         rewards.setdefault(answer.origin.tenant, []).append(answer.event.payload.reward)
-    means = {tenant: fmean(of) for tenant, of in rewards.items() if len(of) >= LESSONS_TO_TELL}
+    means = {tenant: fmean(of) for tenant, of in rewards.items() if len(of) >= EXAMPLES_TO_TELL}
     if len(means) < TENANTS_TO_TELL:
         return set()
     middle = median(means.values())
@@ -290,13 +321,21 @@ def _answer(event: ExampleEvent, node: str, config: DatasetConfig) -> _Answer:
     task = example.task_id or _hash([prompt])
     held_out = example.split != "train" or _unit(task) < config.held_out
     ids = (event.event_id, *example.source_event_ids)
-    return _Answer(event, prompt, response, body.tools, Origin(event.tenant, node, task, held_out, ids))
+    return _Answer(
+        event, prompt, response, body.tools, Origin(event.tenant, node, task, held_out, ids)
+    )
 
 
 def _preferred(better: _Answer, worse: _Answer, margin: float) -> PreferenceRow:
     held_out = better.origin.held_out or worse.origin.held_out
-    origin = replace(better.origin, held_out=held_out, event_ids=(*better.origin.event_ids, *worse.origin.event_ids))
-    return PreferenceRow(better.prompt, better.response, worse.response, better.tools, margin, origin)
+    origin = replace(
+        better.origin,
+        held_out=held_out,
+        event_ids=(*better.origin.event_ids, *worse.origin.event_ids),
+    )
+    return PreferenceRow(
+        better.prompt, better.response, worse.response, better.tools, margin, origin
+    )
 
 
 def _calls(messages: Messages) -> list[dict[str, Any]]:

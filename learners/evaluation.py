@@ -1,10 +1,12 @@
 """Off-policy evaluation: what a policy would have earned on decisions that another one made.
 
-Point estimates: inverse propensity scoring (Horvitz & Thompson, 1952), its self-normalised form (Swaminathan &
-Joachims, NIPS 2015), the direct method, the doubly robust estimator (Dudík, Langford & Li, ICML 2011) and its switching
-form (Wang, Agarwal & Dudík, ICML 2017). Bounds: confidence sequences by betting (Waudby-Smith & Ramdas, JRSS B 2024;
-for weighted rewards Waudby-Smith, Wu, Ramdas, Karampatziakis & Mineiro, 2022). They hold at every number of decisions
-at once, so one may look as often as one likes, and they need no bound on the weights from above.
+Point estimates: inverse propensity scoring (Horvitz & Thompson, 1952), its self-normalised form
+    (Swaminathan &
+Joachims, NIPS 2015), the direct method, the doubly robust estimator (Dudík, Langford & Li, ICML
+2011) and its switching form (Wang, Agarwal & Dudík, ICML 2017). Bounds: confidence sequences by
+betting (Waudby-Smith & Ramdas, JRSS B 2024; for weighted rewards Waudby-Smith, Wu, Ramdas,
+Karampatziakis & Mineiro, 2022). They hold at every number of decisions at once, so one may look as
+often as one likes, and they need no bound on the weights from above.
 
 Rewards are in [0, 1]. The decisions must not have taught the policy that is evaluated.
 """
@@ -31,7 +33,9 @@ BISECTIONS = 50
 FOLDS = 5
 SWITCH_ABOVE = 20.0
 MODEL = RegressorConfig(prior_variance=0.5, forgetting=(1e-5,), dense=0)
-"""The regression of the direct method: without covariances, because it is fitted once for each fold."""
+"""The regression of the direct method: without covariances, because it is fitted once for each
+fold.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,10 @@ class Diagnostics:
         effective: effective sample size, (sum of weights)^2 / sum of squared weights (Kish, 1965).
         largest_weight: of one decision.
         mean_weight: 1 in expectation when the propensities are true.
-        mean_weight_error: its standard error; a mean weight many of them from 1 says that the propensities are wrong.
-        unsupported: share of the policy's own choices, on average, on candidates with a propensity below 0.001.
+        mean_weight_error: its standard error; a mean weight many of them from 1 says that the
+            propensities are wrong.
+        unsupported: share of the policy's own choices, on average, on candidates with a propensity
+            below 0.001.
     """
 
     decisions: int
@@ -134,7 +140,9 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
     return Evaluation(
         logged=float(rewards.mean()),
         ips=float((weights * rewards).mean()),
-        snips=float((weights * rewards).sum() / weights.sum()) if weights.sum() > 0 else float("nan"),
+        snips=float((weights * rewards).sum() / weights.sum())
+        if weights.sum() > 0
+        else float("nan"),
         direct=float(direct.mean()),
         doubly_robust=float((direct + correction).mean()),
         switch=float((direct + np.where(weights <= SWITCH_ABOVE, correction, 0.0)).mean()),
@@ -146,7 +154,9 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
     )
 
 
-def compare(policy: Policy, against: Policy, log: Sequence[Logged], confidence: float = 0.95) -> Comparison:
+def compare(
+    policy: Policy, against: Policy, log: Sequence[Logged], confidence: float = 0.95
+) -> Comparison:
     """Return how much more a policy would have earned than another, on the same logged decisions.
 
     Raises:
@@ -175,7 +185,8 @@ class Arm:
 
     Attributes:
         offered, chosen: decisions.
-        value: self-normalised estimate of the mean reward where it is offered; None where it was never chosen.
+        value: self-normalised estimate of the mean reward where it is offered; None where it was
+            never chosen.
     """
 
     offered: int
@@ -197,15 +208,20 @@ def _arm(of: Sequence[tuple[Logged, bool]]) -> Arm:
     weights = [1.0 / item.decision.propensity for item, chosen in of if chosen]
     rewards = [item.reward for item, chosen in of if chosen]
     total = sum(weights)
-    value = sum(w * reward for w, reward in zip(weights, rewards, strict=True)) / total if total else None
+    value = (
+        sum(w * reward for w, reward in zip(weights, rewards, strict=True)) / total
+        if total
+        else None
+    )
     return Arm(len(of), len(weights), value)
 
 
 def regrets(log: Sequence[Logged]) -> Floats:
-    """Return how much more the best candidate of each decision would have earned, as the direct method tells.
+    """Return how much more the best candidate of each decision would have earned, as the direct
+    method tells.
 
-    Each decision's rewards are modelled from the others; the best of several noisy estimates flatters, so this is
-    rather too much than too little.
+    Each decision's rewards are modelled from the others; the best of several noisy estimates
+    flatters, so this is rather too much than too little.
 
     Returns:
         Shape (n,), in [0, 1].
@@ -213,12 +229,16 @@ def regrets(log: Sequence[Logged]) -> Floats:
     return _ModelledRewards(log).regrets
 
 
-def gain_is_sure(policy: Policy, against: Policy, log: Sequence[Logged], error: float, tolerance: float = 0.0) -> bool:
+def gain_is_sure(
+    policy: Policy, against: Policy, log: Sequence[Logged], error: float, tolerance: float = 0.0
+) -> bool:
     """Return whether a policy surely earns more than another, less a tolerance.
 
     Asked again and again as the log grows, it says so wrongly with probability `error` at most.
     """
-    return difference_bound(weights_of(policy, log), weights_of(against, log), log, error) > -tolerance
+    return (
+        difference_bound(weights_of(policy, log), weights_of(against, log), log, error) > -tolerance
+    )
 
 
 def weights_of(policy: Policy, log: Sequence[Logged]) -> Floats:
@@ -227,7 +247,8 @@ def weights_of(policy: Policy, log: Sequence[Logged]) -> Floats:
 
 
 def difference_bound(new: Floats, old: Floats, log: Sequence[Logged], error: float) -> float:
-    """Return what a policy surely earns more than another; wrong at some length of the log with probability `error`.
+    """Return what a policy surely earns more than another; wrong at some length of the log with
+    probability `error`.
 
     Args:
         new, old: the two policies' weights on the log.
@@ -236,7 +257,8 @@ def difference_bound(new: Floats, old: Floats, log: Sequence[Logged], error: flo
 
 
 def lower_bound(values: Floats, least: Floats | float, error: float) -> float:
-    """Return a lower bound of the mean of `values` that holds, with probability 1 - error, for all their prefixes.
+    """Return a lower bound of the mean of `values` that holds, with probability 1 - error, for all
+    their prefixes.
 
     The means are ruled out against which a gambler has won at some time (`learners.betting`).
 
@@ -259,24 +281,31 @@ def lower_bound(values: Floats, least: Floats | float, error: float) -> float:
     return low
 
 
-def decisions_needed(difference: float, deviation: float, error: float = 0.05, power: float = 0.8) -> int:
+def decisions_needed(
+    difference: float, deviation: float, error: float = 0.05, power: float = 0.8
+) -> int:
     """Return about how many decisions a bound by betting needs to tell a difference from nothing.
 
-    The logarithm of the gambler's stake grows by difference^2 / (2 deviation^2) a decision at best, and must reach
-    log(1/error), with what the mixture over `FRACTIONS` costs; more for the power that is asked for.
+    The logarithm of the gambler's stake grows by difference^2 / (2 deviation^2) a decision at best,
+    and must reach log(1/error), with what the mixture over `FRACTIONS` costs; more for the power
+    that is asked for.
 
     Args:
         difference: of mean rewards, > 0.
-        deviation: standard deviation of a decision's weighted difference, > 0; see `difference_deviation`.
+        deviation: standard deviation of a decision's weighted difference, > 0; see
+            `difference_deviation`.
         error: of the bound, one-sided.
         power: chance to tell the difference, in (0, 1).
     """
     from scipy.special import ndtri  # takes a third of a second to import
 
     if difference <= 0 or deviation <= 0:
-        raise ValueError(f"difference and deviation must be positive, got {difference} and {deviation}")
+        raise ValueError(
+            f"difference and deviation must be positive, got {difference} and {deviation}"
+        )
     growth = difference / deviation
-    # log of the stake after n decisions is about normal with mean n growth^2/2 and variance n growth^2
+    # log of the stake after n decisions is about normal with mean n growth^2/2 and variance n
+    # growth^2
     target = ln(1.0 / error) + ln(len(FRACTIONS)) / 2
     root = (float(ndtri(power)) + (float(ndtri(power)) ** 2 + 2.0 * target) ** 0.5) / growth
     needed: int = ceil(root * root)
@@ -290,23 +319,31 @@ def difference_deviation(policy: Policy, against: Policy, log: Sequence[Logged])
 
 
 def _bets(new: Floats, old: Floats, log: Sequence[Logged]) -> tuple[Floats, Floats]:
-    """Return what each decision says of the difference of two policies, and how little it could have said.
+    """Return what each decision says of the difference of two policies, and how little it could
+    have said.
 
-    All have the difference as their mean. With weights w and v and reward r, it is w r + v (1 - r) - 1 >= -1, whatever
-    the weights. Where the uniform baseline chose among K at most, weights are known to be at most K, so that a constant
-    can be taken from the reward that its mean before suggests, which makes it vary far less: (w - v) (r - mean).
+    All have the difference as their mean. With weights w and v and reward r, it is w r + v (1 - r)
+    - 1 >= -1, whatever the weights. Where the uniform baseline chose among K at most, weights are
+    known to be at most K, so that a constant can be taken from the reward that its mean before
+    suggests, which makes it vary far less: (w - v) (r - mean).
     """
     rewards = _rewards(log)
-    before = (0.5 + np.concatenate([[0.0], np.cumsum(rewards)[:-1]])) / np.arange(1, len(rewards) + 1)
+    before = (0.5 + np.concatenate([[0.0], np.cumsum(rewards)[:-1]])) / np.arange(
+        1, len(rewards) + 1
+    )
     uniform = np.array([item.decision.policy_version == UNIFORM_VERSION for item in log])
     most = max((len(item.decision.candidates) for item in log), default=1)
-    values = np.where(uniform, (new - old) * (rewards - before), new * rewards + old * (1.0 - rewards) - 1.0)
+    values = np.where(
+        uniform, (new - old) * (rewards - before), new * rewards + old * (1.0 - rewards) - 1.0
+    )
     least = np.where(uniform, -most * np.maximum(before, 1.0 - before), -1.0)
     return values, np.minimum(least, -1.0)
 
 
 def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float) -> bool:
-    """Return whether the gambler's stake has reached 1/error at some time, had the mean been this."""
+    """Return whether the gambler's stake has reached 1/error at some time, had the mean been
+    this.
+    """
     if mean <= np.max(least):
         return True
     odds = (values - mean) / (mean - least)
@@ -317,7 +354,8 @@ def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float)
 
 
 class _ModelledRewards:
-    """Rewards as a regression tells them, each decision's from a regression that has not seen it (cross-fitting).
+    """Rewards as a regression tells them, each decision's from a regression that has not seen it
+    (cross-fitting).
 
     Attributes:
         chosen: shape (n,), of the candidates that were chosen.
@@ -341,7 +379,9 @@ class _ModelledRewards:
         return np.array([float(p @ q) for p, q in zip(distributions, self._all, strict=True)])
 
 
-def _fitted(found: list[list[Features]], log: Sequence[Logged], left_out: int) -> BlockBayesianRegressor:
+def _fitted(
+    found: list[list[Features]], log: Sequence[Logged], left_out: int
+) -> BlockBayesianRegressor:
     model = BlockBayesianRegressor(MODEL)
     for number, (candidates, item) in enumerate(zip(found, log, strict=True)):
         if number % FOLDS != left_out:
@@ -350,7 +390,9 @@ def _fitted(found: list[list[Features]], log: Sequence[Logged], left_out: int) -
 
 
 def _chances(policy: Policy, log: Sequence[Logged]) -> tuple[Floats, list[Floats]]:
-    """Return the policy's probability of each logged choice, shape (n,), and its whole distributions."""
+    """Return the policy's probability of each logged choice, shape (n,), and its whole
+    distributions.
+    """
     distributions = [np.array(distribution(policy, item.decision)) for item in log]
     chosen = [p[item.decision.choice] for p, item in zip(distributions, log, strict=True)]
     return np.array(chosen), distributions
@@ -364,7 +406,9 @@ def _propensities(log: Sequence[Logged]) -> Floats:
     return np.array([item.decision.propensity for item in log])
 
 
-def _diagnosed(weights: Floats, distributions: Sequence[Floats], log: Sequence[Logged]) -> Diagnostics:
+def _diagnosed(
+    weights: Floats, distributions: Sequence[Floats], log: Sequence[Logged]
+) -> Diagnostics:
     unsupported = [
         float(p[np.array(item.decision.probabilities) < 0.001].sum())
         for p, item in zip(distributions, log, strict=True)

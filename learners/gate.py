@@ -1,4 +1,6 @@
-"""The gate: is a candidate surely no worse than what serves, before it serves, on trial, and after?"""
+"""The gate: is a candidate surely no worse than what serves, before it serves, on trial, and
+after?
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +20,15 @@ class GateConfig(BaseModel):
     Attributes:
         least_evidence: held-out decisions needed for a verdict.
         most_evidence: held-out decisions remembered, the newest.
-        confidence: one-sided, of each verdict on its own: of the lower bound, of a trial, and of a drop.
+        confidence: one-sided, of each verdict on its own: of the lower bound, of a trial, and of a
+            drop.
         tolerance: a candidate passes when it is surely no more than this worse than the champion.
-        canary_share: of new rollouts on trial with a candidate that passed; 0 promotes without a trial.
-        canary_pairs: a trial that has not convinced after so many rewards of the candidate is given up.
-        drop: what is promoted is rolled back when it surely earns less, by more than this, than what it replaced.
+        canary_share: of new rollouts on trial with a candidate that passed; 0 promotes without a
+            trial.
+        canary_pairs: a trial that has not convinced after so many rewards of the candidate is given
+            up.
+        drop: what is promoted is rolled back when it surely earns less, by more than this, than
+            what it replaced.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,13 +76,15 @@ class Verdict:
         }
 
 
-def judge(candidate: Policy, champion: Policy, evidence: Sequence[Logged], config: GateConfig) -> Verdict:
+def judge(
+    candidate: Policy, champion: Policy, evidence: Sequence[Logged], config: GateConfig
+) -> Verdict:
     """Compare two policies on the same held-out decisions, off-policy.
 
-    The bound is by betting (`learners.evaluation.difference_bound`). The estimate is by inverse propensity, each
-    decision contributing (w_candidate - w_champion) * (reward - mean reward), where w is the policy's probability of
-    the logged choice over its logged propensity; the weights' difference has mean zero, so that a constant may be
-    subtracted.
+    The bound is by betting (`learners.evaluation.difference_bound`). The estimate is by inverse
+    propensity, each decision contributing (w_candidate - w_champion) * (reward - mean reward),
+    where w is the policy's probability of the logged choice over its logged propensity; the
+    weights' difference has mean zero, so that a constant may be subtracted.
     """
     count = len(evidence)
     if count < config.least_evidence:
@@ -127,9 +135,9 @@ class Tally(BaseModel):
 class Trial(BaseModel):
     """A canary: a candidate beside the champion, on rewards of rollouts that were drawn for either.
 
-    Each reward of the candidate is paired with the mean of the champion's since the last: differences in [-1, 1] whose
-    mean is that of the two versions' rewards. Two wagers run on them, one for each verdict; neither minds how often it
-    is asked.
+    Each reward of the candidate is paired with the mean of the champion's since the last:
+    differences in [-1, 1] whose mean is that of the two versions' rewards. Two wagers run on them,
+    one for each verdict; neither minds how often it is asked.
 
     Attributes:
         candidate, champion: their versions.
@@ -151,7 +159,10 @@ class Trial(BaseModel):
         """Return the trial before its first reward."""
         no_worse = Wager(mean=-config.tolerance, least=-1.0)
         return cls(
-            candidate=candidate, champion=champion, no_worse=no_worse, worse=Wager(mean=config.tolerance, least=-1.0)
+            candidate=candidate,
+            champion=champion,
+            no_worse=no_worse,
+            worse=Wager(mean=config.tolerance, least=-1.0),
         )
 
     def take(self, version: str, reward: float) -> None:
@@ -170,11 +181,23 @@ class Trial(BaseModel):
         """Return whether the candidate passes, and why; None while that is open."""
         pairs = self.no_worse.values
         if self.worse.won(config.error):
-            return False, f"on trial it earned less than {self.champion}, surely, after {pairs} pairs of rewards"
+            return (
+                False,
+                f"on trial it earned less than {self.champion}, surely, after {pairs} pairs of"
+                " rewards",
+            )
         if self.no_worse.won(config.error):
-            return True, f"on trial surely no worse than {self.champion} by {config.tolerance}, after {pairs} pairs"
+            return (
+                True,
+                f"on trial surely no worse than {self.champion} by {config.tolerance}, after"
+                f" {pairs} pairs",
+            )
         if pairs >= config.canary_pairs:
-            return False, f"the trial did not convince within {pairs} pairs of rewards; see `everloop ope` for how many"
+            return (
+                False,
+                f"the trial did not convince within {pairs} pairs of rewards; see `everloop"
+                " ope` for how many",
+            )
         return None
 
 
@@ -192,13 +215,17 @@ class Watch(BaseModel):
 
     @classmethod
     def of(cls, version: str, replaced: str, before: Tally, config: GateConfig) -> "Watch | None":
-        """Return the watch over a version; None where too little is known of what it replaced to tell a drop."""
+        """Return the watch over a version; None where too little is known of what it replaced to
+        tell a drop.
+        """
         bar = before.surely_above(config.error / 2) - config.drop
         if bar <= 0.0:
             return None
         return cls(version=version, replaced=replaced, drop=Wager(mean=-bar, least=-1.0))
 
     def dropped(self, reward: float, config: GateConfig) -> bool:
-        """Take in a reward in [0, 1]; return whether it is sure by now that too little is earned."""
+        """Take in a reward in [0, 1]; return whether it is sure by now that too little is
+        earned.
+        """
         self.drop.take(-reward)
         return self.drop.won(config.error / 2)

@@ -1,7 +1,9 @@
-"""Registered graders: named, versioned functions from an answer to a reward, for answers whose worth can be verified.
+"""Registered graders: named, versioned functions from an answer to a reward, for answers whose
+worth can be verified.
 
-A grader is deterministic and never lenient: what it cannot read earns nothing. A new version gets a new name, since a
-model that was trained against the old one is not comparable with one trained against the new.
+A grader is deterministic and never lenient: what it cannot read earns nothing. A new version gets a
+new name, since a model that was trained against the old one is not comparable with one trained
+against the new.
 """
 
 import json
@@ -18,7 +20,8 @@ Grader = Callable[["Answer"], float]
 """From an answer to a reward in [0, 1]."""
 
 TOOL_CALL = re.compile(
-    r"\A\s*(?:<think>(?:(?!</?think>|</?tool_call>).)*</think>)?\s*<tool_call>(.*?)</tool_call>\s*\Z", re.S
+    r"\A\s*(?:<think>(?:(?!</?think>|</?tool_call>).)*</think>)?\s*<tool_call>(.*?)</tool_call>\s*\Z",
+    re.S,
 )
 """A thought, if any, then one call and nothing else."""
 
@@ -57,7 +60,8 @@ class Answer:
         text: as the model wrote it, marks of thoughts and tool calls included.
         prompt: in OpenAI's chat format.
         tools: that could be called, in OpenAI's format.
-        expected: the task's label, or an answer that is known to be good: a text, or a message of the assistant.
+        expected: the task's label, or an answer that is known to be good: a text, or a message of
+            the assistant.
     """
 
     text: str
@@ -75,7 +79,8 @@ class ToolCall:
 
 
 def grader(name: str) -> Grader:
-    """Return a grader by name and version, such as `tool-call@1`, or a function of yours as `module:function`.
+    """Return a grader by name and version, such as `tool-call@1`, or a function of yours as
+    `module:function`.
 
     Raises:
         UnknownGraderError: there is none.
@@ -88,7 +93,9 @@ def grader(name: str) -> Grader:
     except (ImportError, AttributeError) as error:
         raise UnknownGraderError(f"no grader {name}: {error}") from error
     if not callable(found):
-        raise UnknownGraderError(f"no grader {name!r}; there are {', '.join(GRADERS)}, and yours as module:function")
+        raise UnknownGraderError(
+            f"no grader {name!r}; there are {', '.join(GRADERS)}, and yours as module:function"
+        )
     return lambda answer: bounded(found(answer), name)
 
 
@@ -104,8 +111,12 @@ def bounded(reward: Any, name: str) -> float:
 
 
 def same_answer(answer: Answer) -> float:
-    """Return 1 where the answer, without thoughts and outer white space, is the expected text; else 0."""
-    expected = answer.expected.get("content") if isinstance(answer.expected, dict) else answer.expected
+    """Return 1 where the answer, without thoughts and outer white space, is the expected text; else
+    0.
+    """
+    expected = (
+        answer.expected.get("content") if isinstance(answer.expected, dict) else answer.expected
+    )
     said = THOUGHT.sub("", answer.text).strip()
     return float(expected is not None and said == str(expected).strip())
 
@@ -121,15 +132,19 @@ def fits_schema(answer: Answer) -> float:
 
 
 def right_tool_call(answer: Answer) -> float:
-    """Return how right a tool call is: 1 for the expected one, or for calling none where none is expected.
+    """Return how right a tool call is: 1 for the expected one, or for calling none where none is
+    expected.
 
-    A call that its tool's schema does not allow earns 0, an allowed call of another tool 0.1; the right tool earns 0.2,
-    and the rest by the share of arguments that are as expected, of all that either call has.
+    A call that its tool's schema does not allow earns 0, an allowed call of another tool 0.1; the
+    right tool earns 0.2, and the rest by the share of arguments that are as expected, of all that
+    either call has.
     """
     wanted = _expected_call(answer.expected)
     if wanted is None:
         return float(
-            "<tool_call>" not in answer.text and "</tool_call>" not in answer.text and bool(answer.text.strip())
+            "<tool_call>" not in answer.text
+            and "</tool_call>" not in answer.text
+            and bool(answer.text.strip())
         )
     called = tool_call(answer.text, answer.tools)
     if called is None:
@@ -138,12 +153,16 @@ def right_tool_call(answer: Answer) -> float:
         return 0.1
     names = called.arguments.keys() | wanted.arguments.keys()
     absent = object()
-    right = sum(called.arguments.get(name, absent) == wanted.arguments.get(name, absent) for name in names)
+    right = sum(
+        called.arguments.get(name, absent) == wanted.arguments.get(name, absent) for name in names
+    )
     return 0.2 + 0.8 * (right / len(names) if names else 1.0)
 
 
 def tool_call(text: str, tools: list[dict[str, Any]]) -> ToolCall | None:
-    """Return the one call that a text consists of; None where it is none, or its tool's schema does not allow it."""
+    """Return the one call that a text consists of; None where it is none, or its tool's schema does
+    not allow it.
+    """
     found = TOOL_CALL.match(text)
     try:
         document = json.loads(found[1]) if found else None
@@ -159,7 +178,10 @@ def valid_call(document: Any, tools: list[dict[str, Any]]) -> ToolCall | None:
     name, arguments = document["name"], document["arguments"]
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
-    schema = next((t["function"].get("parameters") or {} for t in tools if t["function"]["name"] == name), None)
+    schema = next(
+        (t["function"].get("parameters") or {} for t in tools if t["function"]["name"] == name),
+        None,
+    )
     if schema is None:
         return None
     try:
@@ -169,26 +191,35 @@ def valid_call(document: Any, tools: list[dict[str, Any]]) -> ToolCall | None:
 
 
 def _expected_call(expected: Any) -> ToolCall | None:
-    """Return the call in a label `{"name", "arguments"}` or in an assistant's message; None where none is expected."""
+    """Return the call in a label `{"name", "arguments"}` or in an assistant's message; None where
+    none is expected.
+    """
     if not isinstance(expected, dict):
         return None
     if expected.get("tool_calls"):
         function = expected["tool_calls"][0]["function"]
         arguments = function["arguments"]
-        return ToolCall(function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments)
+        return ToolCall(
+            function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments
+        )
     if "name" in expected and isinstance(expected.get("arguments"), dict):
         return ToolCall(expected["name"], expected["arguments"])
     found = TOOL_CALL.match(str(expected.get("content") or ""))
     document = json.loads(found[1]) if found else {}
-    return ToolCall(document["name"], document["arguments"]) if document.keys() == {"name", "arguments"} else None
+    return (
+        ToolCall(document["name"], document["arguments"])
+        if document.keys() == {"name", "arguments"}
+        else None
+    )
 
 
 def passes_tests(answer: Answer) -> float:
     """Return 1 where the code in an answer passes every case of `expected`, else 0.
 
-    The code is the last fenced block, or all of the answer. Cases are `{"stdin", "stdout"}` of a program, or
-    `{"args", "result"}` of the function that `expected["function"]` names, in JSON. What is expected never comes near
-    the code: it runs in a sandbox that is told the arguments alone (`learners.sandbox`).
+    The code is the last fenced block, or all of the answer. Cases are `{"stdin", "stdout"}` of a
+    program, or `{"args", "result"}` of the function that `expected["function"]` names, in JSON.
+    What is expected never comes near the code: it runs in a sandbox that is told the arguments
+    alone (`learners.sandbox`).
     """
     if not isinstance(answer.expected, dict) or not answer.expected.get("cases"):
         return 0.0
@@ -197,11 +228,23 @@ def passes_tests(answer: Answer) -> float:
     code, cases = blocks[-1] if blocks else text, answer.expected["cases"]
     if "function" not in answer.expected:
         programs = ((ran(code, str(case["stdin"])), str(case["stdout"])) for case in cases)
-        return float(all(one.status == 0 and one.output.rstrip() == wanted.rstrip() for one, wanted in programs))
-    task = {"code": code, "function": answer.expected["function"], "args": [case["args"] for case in cases]}
+        return float(
+            all(
+                one.status == 0 and one.output.rstrip() == wanted.rstrip()
+                for one, wanted in programs
+            )
+        )
+    task = {
+        "code": code,
+        "function": answer.expected["function"],
+        "args": [case["args"] for case in cases],
+    }
     done = ran(HARNESS, json.dumps(task))
     try:
-        return float(done.status == 0 and json.loads(done.output) == [{"result": case["result"]} for case in cases])
+        return float(
+            done.status == 0
+            and json.loads(done.output) == [{"result": case["result"]} for case in cases]
+        )
     except (json.JSONDecodeError, RecursionError):
         return 0.0
 

@@ -1,4 +1,6 @@
-"""JSON Schema, for schemas that strangers wrote: nothing is fetched, and what cannot be checked against is said."""
+"""JSON Schema, for schemas that strangers wrote: nothing is fetched, and what cannot be checked
+against is said.
+"""
 
 import re
 from functools import lru_cache
@@ -12,7 +14,9 @@ from referencing.exceptions import Unresolvable
 
 
 class UncheckableSchemaError(ValueError):
-    """A schema is none, refers to what is not in it, or has a pattern that is none; the message says which."""
+    """A schema is none, refers to what is not in it, or has a pattern that is none; the message
+    says which.
+    """
 
 
 def violation(schema: dict[str, Any], value: Any) -> str | None:
@@ -37,4 +41,6 @@ def _validator(schema: bytes) -> Draft202012Validator:
         Draft202012Validator.check_schema(document)
     except SchemaError as error:
         raise UncheckableSchemaError(f"it is no JSON Schema: {error.message}") from error
-    return Draft202012Validator(document, registry=REGISTRY)  # the default one fetches what a schema refers to
+    return Draft202012Validator(
+        document, registry=REGISTRY
+    )  # the default one fetches what a schema refers to

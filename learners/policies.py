@@ -1,4 +1,6 @@
-"""The policies that can be served: the uniform baseline, and those loaded from artifacts by media type."""
+"""The policies that can be served: the uniform baseline, and those loaded from artifacts by media
+type.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +17,12 @@ class UniformPolicy:
 
     feature_version = 0
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:  # noqa: ARG002
+    def probabilities(
+        self,
+        context: str,  # noqa: ARG002
+        candidates: Sequence[Candidate],
+        tenant: str = "",  # noqa: ARG002
+    ) -> list[float]:
         """Return 1 / K for each of the K candidates."""
         return [1.0 / len(candidates)] * len(candidates)
 

@@ -1,4 +1,6 @@
-"""The checkpoint registry: a fold of lifecycle events into what there is, where it stands, and who grew from whom."""
+"""The checkpoint registry: a fold of lifecycle events into what there is, where it stands, and who
+grew from whom.
+"""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +13,9 @@ class IllegalTransitionError(ValueError):
 
 @dataclass
 class Registry:
-    """Checkpoints of one logical name by version, each with its latest event merged over the earlier ones."""
+    """Checkpoints of one logical name by version, each with its latest event merged over the
+    earlier ones.
+    """
 
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
 
@@ -19,7 +23,8 @@ class Registry:
         """Take in one change of state.
 
         Raises:
-            IllegalTransitionError: see `schemas.checkpoints.TRANSITIONS`; the first state must be `candidate`.
+            IllegalTransitionError: see `schemas.checkpoints.TRANSITIONS`; the first state must be
+                `candidate`.
         """
         known = self.checkpoints.get(change.version)
         allowed = TRANSITIONS[known.state] if known else {CheckpointState.CANDIDATE}
@@ -34,7 +39,9 @@ class Registry:
     @property
     def promoted(self) -> Checkpoint | None:
         """The version that serves, if one was promoted."""
-        return next((c for c in self.checkpoints.values() if c.state is CheckpointState.PROMOTED), None)
+        return next(
+            (c for c in self.checkpoints.values() if c.state is CheckpointState.PROMOTED), None
+        )
 
 
 def merged(known: Checkpoint, change: Checkpoint) -> Checkpoint:

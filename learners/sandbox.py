@@ -1,7 +1,9 @@
-"""Runs code that a model wrote: in a process of its own, for a short time, with little memory and no network.
+"""Runs code that a model wrote: in a process of its own, for a short time, with little memory and
+no network.
 
-Where Linux lets a user make namespaces (`unshare` of util-linux), the code has no network and no process outlives it.
-It can read what this user can read, but not the environment, where keys are: for more, run what trains in a container.
+Where Linux lets a user make namespaces (`unshare` of util-linux), the code has no network and no
+process outlives it. It can read what this user can read, but not the environment, where keys are:
+for more, run what trains in a container.
 """
 
 import math
@@ -48,7 +50,10 @@ def ran(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_OUTPUT, MOST_OUTPUT))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    with tempfile.TemporaryDirectory(prefix="everloop-sandbox-") as folder, tempfile.TemporaryFile() as output:
+    with (
+        tempfile.TemporaryDirectory(prefix="everloop-sandbox-") as folder,
+        tempfile.TemporaryFile() as output,
+    ):
         process = subprocess.Popen(  # noqa: S603 - to run it is what this is for
             [*_jail(), sys.executable, "-I", "-S", "-B", "-c", program],
             cwd=folder,
@@ -72,9 +77,13 @@ def ran(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
 
 @cache
 def _jail() -> tuple[str, ...]:
-    """Return what to put before a command so that it runs without a network; nothing where that is not allowed."""
+    """Return what to put before a command so that it runs without a network; nothing where that is
+    not allowed.
+    """
     unshare = which("unshare")
     if unshare is None:
         return ()
-    tried = subprocess.run([unshare, *JAIL, str(Path("/bin/true"))], capture_output=True, check=False)  # noqa: S603
+    tried = subprocess.run(  # noqa: S603
+        [unshare, *JAIL, str(Path("/bin/true"))], capture_output=True, check=False
+    )
     return (unshare, *JAIL) if tried.returncode == 0 else ()

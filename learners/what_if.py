@@ -1,9 +1,11 @@
-"""What if: the bandit learned again from history with another reward or configuration, and what that would have earned.
+"""What if: the bandit learned again from history with another reward or configuration, and what
+that would have earned.
 
-Two answers. Off-policy (`learners.evaluation`): what the policies learned from the training decisions would have earned
-on the held-out ones. And the replay method (Li, Chu, Langford & Wang, WSDM 2011): a learner goes through decisions that
-were made uniformly, and where it chooses as was chosen, it is shown the reward; what it earns there is, without bias,
-what it would have earned live.
+Two answers. Off-policy (`learners.evaluation`): what the policies learned from the training
+decisions would have earned on the held-out ones. And the replay method (Li, Chu, Langford & Wang,
+WSDM 2011): a learner goes through decisions that were made uniformly, and where it chooses as was
+chosen, it is shown the reward; what it earns there is, without bias, what it would have earned
+live.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +20,7 @@ from learners.policies import UNIFORM_VERSION
 from schemas.examples import BanditExample, Example, ExampleEvent
 
 RewardFunction = Callable[[Example], float | None]
-"""From a lesson to another reward for it, in [0, 1]; None leaves it out."""
+"""From an example to another reward for it, in [0, 1]; None leaves it out."""
 
 
 class RewardFunctionError(ValueError):
@@ -27,9 +29,9 @@ class RewardFunctionError(ValueError):
 
 @dataclass(frozen=True)
 class Refitted:
-    """A policy after some lessons of history."""
+    """A policy after some examples of history."""
 
-    lessons: int
+    examples: int
     policy: BanditPolicy
 
 
@@ -46,8 +48,11 @@ class Replayed:
     rewards: list[float]
 
 
-def rewarded_by(events: Iterable[ExampleEvent], reward: RewardFunction | None) -> list[ExampleEvent]:
-    """Return the bandit's lessons with the rewards that a function gives them; as they are where there is none.
+def rewarded_by(
+    events: Iterable[ExampleEvent], reward: RewardFunction | None
+) -> list[ExampleEvent]:
+    """Return the bandit's examples with the rewards that a function gives them; as they are where
+    there is none.
 
     Raises:
         RewardFunctionError: the function raised, or returned what is no number in [0, 1].
@@ -61,7 +66,9 @@ def rewarded_by(events: Iterable[ExampleEvent], reward: RewardFunction | None) -
             value = _called(reward, example)
             if value is None:
                 continue
-            event = event.model_copy(update={"payload": example.model_copy(update={"reward": value, "criteria": {}})})
+            event = event.model_copy(
+                update={"payload": example.model_copy(update={"reward": value, "criteria": {}})}
+            )
         found.append(event)
     return found
 
@@ -70,22 +77,28 @@ def _called(reward: RewardFunction, example: Example) -> float | None:
     try:
         value = reward(example)
     except Exception as error:  # whatever somebody else's function raises is what is wrong with it
-        raise RewardFunctionError(f"the reward function raised {type(error).__name__}: {error}") from error
+        raise RewardFunctionError(
+            f"the reward function raised {type(error).__name__}: {error}"
+        ) from error
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise RewardFunctionError(f"the reward function returned {value!r}; it must be a number from 0 to 1, or None")
+        raise RewardFunctionError(
+            f"the reward function returned {value!r}; it must be a number from 0 to 1, or None"
+        )
     return float(value)
 
 
 def refitted(learner: BanditLearner, events: Sequence[ExampleEvent], points: int) -> list[Refitted]:
-    """Return the policies that a learner has after the first of the events, after some more, and after all."""
+    """Return the policies that a learner has after the first of the events, after some more, and
+    after all.
+    """
     state, found = learner.initial(), []
     stops = {round(len(events) * number / points) for number in range(1, points + 1)}
     for number, event in enumerate(events, start=1):
         state = learner.fold(state, event)
-        if number in stops and state.lessons > 0:
-            found.append(Refitted(state.lessons, learner.policy(state)))
+        if number in stops and state.examples > 0:
+            found.append(Refitted(state.examples, learner.policy(state)))
     return found
 
 
@@ -100,15 +113,25 @@ def held_out(events: Iterable[ExampleEvent], config: BanditConfig) -> list[Logge
 
 
 def weighted_mean(policy: Policy, log: Sequence[Logged]) -> float:
-    """Return the self-normalised importance-weighted mean reward of a policy; 0 where it would choose none of it."""
-    weights = [distribution(policy, item.decision)[item.decision.choice] / item.decision.propensity for item in log]
+    """Return the self-normalised importance-weighted mean reward of a policy; 0 where it would
+    choose none of it.
+    """
+    weights = [
+        distribution(policy, item.decision)[item.decision.choice] / item.decision.propensity
+        for item in log
+    ]
     total = sum(weights)
-    return sum(w * item.reward for w, item in zip(weights, log, strict=True)) / total if total > 0 else 0.0
+    return (
+        sum(w * item.reward for w, item in zip(weights, log, strict=True)) / total
+        if total > 0
+        else 0.0
+    )
 
 
 def replayed(learner: BanditLearner, events: Iterable[ExampleEvent], seed: int) -> Replayed:
     """Let a learner choose for itself on decisions that the uniform baseline made."""
-    random, state, shown = Random(seed), learner.initial(), 0  # noqa: S311 - a simulation's, not a secret's
+    # a simulation's, not a secret's
+    random, state, shown = Random(seed), learner.initial(), 0  # noqa: S311
     rewards: list[float] = []
     for event in events:
         example = event.payload
@@ -121,6 +144,8 @@ def replayed(learner: BanditLearner, events: Iterable[ExampleEvent], seed: int) 
         chances = distribution(learner.policy(state), decision)
         if random.choices(range(len(chances)), chances)[0] == decision.choice:
             rewards.append(earned(example, learner.config))
-            taught = event.model_copy(update={"payload": example.model_copy(update={"split": "train"})})
+            taught = event.model_copy(
+                update={"payload": example.model_copy(update={"split": "train"})}
+            )
             state = learner.fold(state, taught)
     return Replayed(shown, rewards)

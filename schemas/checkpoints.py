@@ -1,12 +1,12 @@
 """Checkpoints: versions of what a learner produced, their lifecycle and their lineage."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from schemas.endpoints import Endpoint
-from schemas.envelope import Event, Model, Name
+from schemas.envelope import Event, Model, Name, renamed
 
 
 class CheckpointState(StrEnum):
@@ -23,10 +23,14 @@ class CheckpointState(StrEnum):
 
 TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
     CheckpointState.CANDIDATE: frozenset({CheckpointState.EVALUATED, CheckpointState.REJECTED}),
-    CheckpointState.EVALUATED: frozenset({CheckpointState.CANARY, CheckpointState.PROMOTED, CheckpointState.REJECTED}),
+    CheckpointState.EVALUATED: frozenset(
+        {CheckpointState.CANARY, CheckpointState.PROMOTED, CheckpointState.REJECTED}
+    ),
     CheckpointState.CANARY: frozenset({CheckpointState.PROMOTED, CheckpointState.ROLLED_BACK}),
     CheckpointState.PROMOTED: frozenset({CheckpointState.RETIRED, CheckpointState.ROLLED_BACK}),
-    CheckpointState.RETIRED: frozenset({CheckpointState.PROMOTED}),  # when its successor is rolled back
+    CheckpointState.RETIRED: frozenset(
+        {CheckpointState.PROMOTED}
+    ),  # when its successor is rolled back
     CheckpointState.REJECTED: frozenset(),
     CheckpointState.ROLLED_BACK: frozenset(),
 }
@@ -65,15 +69,20 @@ class Lineage(Model):
         learner: which learner, with its version, such as `bandit@1`.
         config_sha256: of the learner's configuration.
         ranges: the offsets folded into it.
-        lessons: how many examples changed its weights.
+        examples: how many examples changed its weights.
         parent: version it grew from.
     """
 
     learner: Name
     config_sha256: str
     ranges: list[OffsetRange] = []
-    lessons: int = Field(ge=0)
+    examples: int = Field(ge=0)
     parent: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, document: Any) -> Any:
+        return renamed(document, lessons="examples")
 
 
 class Checkpoint(Model):
@@ -102,3 +111,4 @@ class CheckpointEvent(Event[Checkpoint]):
     """A checkpoint changed state. Key: logical name."""
 
     type: Literal["checkpoint"] = "checkpoint"
+    schema_version: int = Field(default=2, ge=1)

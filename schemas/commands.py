@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from schemas.envelope import Event, Model, Name
 from schemas.manifests import Manifest
@@ -13,7 +13,8 @@ class Command(Model):
 
     Attributes:
         manifest: what to train on; None leaves it to whoever collects the batch.
-        arguments: of `train`, `method` where several learn from the same lessons; of `cancel`, `job`.
+        arguments: of `train`, `method` where several learn from the same examples; of `cancel`,
+            `job`.
     """
 
     target: Name
@@ -27,3 +28,4 @@ class CommandEvent(Event[Command]):
     """A learner was told to do something. Key: logical name."""
 
     type: Literal["command"] = "command"
+    schema_version: int = Field(default=2, ge=1)

@@ -17,7 +17,8 @@ class Candidate(Model):
         id: who or what proposed it, where that matters for credit; policies do not read it.
         text: what a text policy reads.
         numbers: numeric features by name.
-        cost: what choosing it costs, where that is known beforehand, in the unit of the endpoints' prices.
+        cost: what choosing it costs, where that is known beforehand, in the unit of the endpoints'
+            prices.
     """
 
     id: str = ""
@@ -27,7 +28,8 @@ class Candidate(Model):
 
 
 class Decision(Model):
-    """A logged choice; everything off-policy evaluation and the learner need, as it was when the choice was made.
+    """A logged choice; everything off-policy evaluation and the learner need, as it was when the
+    choice was made.
 
     Attributes:
         policy: logical name of the policy.
@@ -54,7 +56,9 @@ class Decision(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.probabilities) != len(self.candidates):
-            raise ValueError(f"{len(self.probabilities)} probabilities for {len(self.candidates)} candidates")
+            raise ValueError(
+                f"{len(self.probabilities)} probabilities for {len(self.candidates)} candidates"
+            )
         if self.choice >= len(self.candidates):
             raise ValueError(f"choice {self.choice} of {len(self.candidates)} candidates")
         if abs(sum(self.probabilities) - 1.0) > SUM_TOLERANCE:

@@ -12,8 +12,8 @@ class Endpoint(Model):
         base_url: up to and including `/v1`.
         model: the name the server knows the model by.
         api_key_env: environment variable that holds the key; the key itself is never an event.
-        tokens: whether the server says token ids and log-probabilities when asked, as vLLM does; it is then always
-            asked, since what trains on answers needs them.
+        tokens: whether the server says token ids and log-probabilities when asked, as vLLM does; it
+            is then always asked, since what trains on answers needs them.
         timeout_s: longest silence; None is the gateway's.
         input_price, output_price: of a million tokens, in any one unit of money.
     """

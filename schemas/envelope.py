@@ -7,7 +7,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from schemas.clock import now
 from schemas.identifiers import new_event_id
 
-EventId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+EventId = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"),
+]
 TraceId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 SpanId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,199}$")]
@@ -18,11 +21,26 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 class Model(BaseModel):
     """Base of everything in an event.
 
-    Frozen, because an event is a fact. Unknown fields are kept, because a reader older than the writer must pass on
-    what it does not know. NaN and infinities are refused: JSON has no word for them.
+    Frozen, because an event is a fact. Unknown fields are kept, because a reader older than the
+    writer must pass on what it does not know. NaN and infinities are refused: JSON has no word for
+    them.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def renamed(document: Any, **names: str) -> Any:
+    """Return a payload with fields under their present names, as events of an older version are
+    read.
+
+    Args:
+        names: old name to present name.
+    """
+    if not isinstance(document, dict) or not names.keys() & document.keys():
+        return document
+    return {names.get(name, name): value for name, value in document.items()}
 
 
 Payload = TypeVar("Payload", bound=Model)
@@ -61,8 +79,8 @@ class Event(Model, Generic[Payload]):
 def rollout_key(tenant: str, rollout_id: str) -> str:
     """Return the key of a rollout's records.
 
-    Two tenants may use one rollout id: their records have different keys, so they are never joined. The mark between
-    the two is in no name, so no key can be mistaken for another.
+    Two tenants may use one rollout id: their records have different keys, so they are never joined.
+    The mark between the two is in no name, so no key can be mistaken for another.
     """
     return rollout_id if tenant == DEFAULT_TENANT else f"{tenant}|{rollout_id}"
 

@@ -1,4 +1,6 @@
-"""Examples: what each head of the trace adapter made of a trajectory, addressed to the artifact that learns from it."""
+"""Examples: what each head of the trace adapter made of a trajectory, addressed to the artifact
+that learns from it.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -13,8 +15,8 @@ class SftExample(Model):
     """A conversation in the OpenAI chat format that ends with the assistant's answer.
 
     Attributes:
-        checkpoint: version of the target itself that answered, where no RL lesson says so; empty where another model
-            did.
+        checkpoint: version of the target itself that answered, where no RL example says so; empty
+            where another model did.
     """
 
     head: Literal["sft"] = "sft"
@@ -28,8 +30,10 @@ class RlExample(Model):
     """A prompt and a sampled response with what importance weighting needs.
 
     Attributes:
-        prompt_token_ids, response_token_ids: as the server counted them; empty where it did not say.
-        response_logprobs: natural logarithms, one a response token; empty where the server did not say.
+        prompt_token_ids, response_token_ids: as the server counted them; empty where it did not
+            say.
+        response_logprobs: natural logarithms, one a response token; empty where the server did not
+            say.
         checkpoint: version of the model that sampled.
     """
 
@@ -53,15 +57,16 @@ class BanditExample(Model):
 
 
 class Example(Model):
-    """One lesson.
+    """One example.
 
     Attributes:
         target: logical name of what learns from it, which is the record's key.
         reward: the rollout's reward.
-        reward_revision: 1 for the first reward; higher for a correction of a lesson already given.
+        reward_revision: 1 for the first reward; higher for a correction of an example given before.
         criteria: the scores that the reward was made of, by criterion.
         expected: the task's label, where one is known.
-        cost: of the model call it is about, or of all the rollout's, in the unit of the endpoints' prices.
+        cost: of the model call it is about, or of all the rollout's, in the unit of the endpoints'
+            prices.
         source_event_ids: the events it was made from (trajectory first).
     """
 
@@ -79,7 +84,7 @@ class Example(Model):
 
 
 class ExampleEvent(Event[Example]):
-    """A lesson is ready. Key: the logical name of what learns from it."""
+    """An example is ready. Key: the logical name of what learns from it."""
 
     type: Literal["example"] = "example"
     rollout_id: Name

@@ -1,7 +1,8 @@
-"""JSON Schemas of all events, and the check that a change stays readable for those who have older ones.
+"""JSON Schemas of all events, and the check that a change stays readable for those who have older
+ones.
 
-`python -m schemas.export` writes `schemas/json/`. It refuses an incompatible change unless the event's
-`schema_version` default was raised.
+`python -m schemas.export` writes `schemas/json/`. It refuses an incompatible change unless the
+event's `schema_version` default was raised.
 """
 
 import sys
@@ -26,12 +27,17 @@ def file_of(topic: Topic) -> Path:
 def schema_of(topic: Topic) -> Schema:
     """Return the JSON Schema (2020-12) of a topic's values."""
     schema: Schema = topic.event.model_json_schema(mode="validation")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "x-topic": topic.name} | schema
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "x-topic": topic.name,
+    } | schema
 
 
 def rendered(schema: Schema) -> bytes:
     """Return a schema as it is written: indented, keys sorted, ending in a newline."""
-    return orjson.dumps(schema, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(
+        schema, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    )
 
 
 def version_of(schema: Schema) -> int:
@@ -40,10 +46,11 @@ def version_of(schema: Schema) -> int:
 
 
 def incompatibilities(old: Schema, new: Schema) -> list[str]:
-    """Return what in `new` would break readers or stored events of `old`, a line each; empty when compatible.
+    """Return what in `new` would break readers or stored events of `old`, a line each; empty when
+    compatible.
 
-    Incompatible are: a property or definition that went, a property that became required, an enum value or union
-    branch that went, another type, a narrower range or pattern.
+    Incompatible are: a property or definition that went, a property that became required, an enum
+    value or union branch that went, another type, a narrower range or pattern.
     """
     problems = list(_narrowed("event", old, new))
     old_definitions, new_definitions = old.get("$defs", {}), new.get("$defs", {})
@@ -81,7 +88,9 @@ def _narrowed(where: str, old: Schema, new: Schema) -> Iterator[str]:
         ("maxLength", min),
         ("maxItems", min),
     ):
-        if keyword in new and (keyword not in old or tighter(old[keyword], new[keyword]) != old[keyword]):
+        if keyword in new and (
+            keyword not in old or tighter(old[keyword], new[keyword]) != old[keyword]
+        ):
             yield f"{where}: {keyword} narrowed from {old.get(keyword)} to {new[keyword]}"
     for keyword in ("anyOf", "oneOf"):
         for branch in old.get(keyword, ()):
@@ -100,7 +109,11 @@ def main() -> int:
             old = orjson.loads(path.read_bytes())
             problems = incompatibilities(old, new)
             if problems and version_of(new) <= version_of(old):
-                sys.stderr.write(f"{path.name}: incompatible, raise schema_version:\n  " + "\n  ".join(problems) + "\n")
+                sys.stderr.write(
+                    f"{path.name}: incompatible, raise schema_version:\n  "
+                    + "\n  ".join(problems)
+                    + "\n"
+                )
                 return 1
         pending.append((path, rendered(new)))
     FOLDER.mkdir(exist_ok=True)

@@ -1,8 +1,10 @@
 """Conversion between OpenAI chat messages and the messages of OpenTelemetry's GenAI conventions.
 
-Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (input and output message JSON schemas). A message is
-`{"role": …, "parts": […]}` with parts of type `text`, `tool_call` and `tool_call_response`. What has no part of its own
-there (images, audio) is kept whole in a part `{"type": "openai", "content": …}`, so nothing is lost on the way back.
+Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (input and output message JSON schemas). A
+    message is
+`{"role": …, "parts": […]}` with parts of type `text`, `tool_call` and `tool_call_response`. What
+has no part of its own there (images, audio) is kept whole in a part `{"type": "openai", "content":
+…}`, so nothing is lost on the way back.
 """
 
 from typing import Any

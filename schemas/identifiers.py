@@ -7,7 +7,8 @@ from datetime import datetime
 
 import uuid_utils
 
-_random = random.Random()  # noqa: S311 - seeded by the system; these ids are no secrets, and one is made for each call
+# seeded by the system; these ids are no secrets, and one is made for each call
+_random = random.Random()  # noqa: S311
 
 
 def new_event_id() -> str:
@@ -18,12 +19,15 @@ def new_event_id() -> str:
 def derived_event_id(time: datetime, *source: str | int) -> str:
     """Return the UUIDv7 that these parts always give.
 
-    A processor names its outputs by where they came from (processor, topic, partition, offset, index), so that an
-    output written again after a crash carries the same id and the next stage can ignore it.
+    A processor names its outputs by where they came from (processor, topic, partition, offset,
+    index), so that an output written again after a crash carries the same id and the next stage can
+    ignore it.
 
     Args:
-        time: event time of the source; fills the 48-bit millisecond field, so derived ids sort with fresh ones.
-        source: what makes the output unique. Parts are joined with a separator that no part may contain.
+        time: event time of the source; fills the 48-bit millisecond field, so derived ids sort with
+            fresh ones.
+        source: what makes the output unique. Parts are joined with a separator that no part may
+            contain.
     """
     parts = [str(part) for part in source]
     if any("\x1f" in part for part in parts):

@@ -1,4 +1,6 @@
-"""API keys: who may ask the gateway what, as whose tenant, how much. Only hashes are events; a key is shown once."""
+"""API keys: who may ask the gateway what, as whose tenant, how much. Only hashes are events; a key
+is shown once.
+"""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -23,13 +25,15 @@ class ApiKey(Model):
 
     Attributes:
         id: public part of the key; names it in metrics, spans and commands.
-        sha256: of the whole key, 64 hexadecimal digits. Keys are 256 random bits, so no slow hash is needed.
+        sha256: of the whole key, 64 hexadecimal digits. Keys are 256 random bits, so no slow hash
+            is needed.
         tenant: whose events its calls are.
         label: what it is for, in words.
         expires: from then on it is refused; None never.
         revoked: refused for ever.
         requests_per_minute, tokens_per_minute: limits of each gateway process; None is none.
-        budget: most that its calls may cost in a calendar month (UTC), in the unit of the endpoints' prices.
+        budget: most that its calls may cost in a calendar month (UTC), in the unit of the
+            endpoints' prices.
     """
 
     id: KeyId
@@ -51,7 +55,8 @@ class KeyEvent(Event[ApiKey]):
 
 
 class Usage(Model):
-    """What a gateway process has counted of a key in a month; the sum over processes is what the key has cost.
+    """What a gateway process has counted of a key in a month; the sum over processes is what the
+    key has cost.
 
     Attributes:
         key_id: the key.

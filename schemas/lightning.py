@@ -1,8 +1,9 @@
-"""What happened through the Agent Lightning 1.0 server API (agentlightning.schemas, agentlightning.server 1.0.2).
+"""What happened through the Agent Lightning 1.0 server API (agentlightning.schemas,
+agentlightning.server 1.0.2).
 
-Its rollouts have an input, a configuration for whoever runs them, and a lifecycle of their own; these events keep all
-of it, so that the API's state is a fold over them. What they mean to Everloop (a rollout began, a reward was given) is
-told on the other topics as well.
+Its rollouts have an input, a configuration for whoever runs them, and a lifecycle of their own;
+these events keep all of it, so that the API's state is a fold over them. What they mean to Everloop
+(a rollout began, a reward was given) is told on the other topics as well.
 """
 
 from typing import Annotated, Any, Literal
@@ -72,7 +73,8 @@ class Lightning(Model):
     """One change."""
 
     change: Annotated[
-        Created | Patched | Appended | Deleted | Registered | Cleared | Paused, Field(discriminator="kind")
+        Created | Patched | Appended | Deleted | Registered | Cleared | Paused,
+        Field(discriminator="kind"),
     ]
 
 

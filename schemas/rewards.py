@@ -1,4 +1,6 @@
-"""Rewards: how good a rollout, or one span of it, was; by whom; possibly days late, possibly corrected."""
+"""Rewards: how good a rollout, or one span of it, was; by whom; possibly days late, possibly
+corrected.
+"""
 
 from enum import StrEnum
 from typing import Literal
@@ -18,7 +20,9 @@ class RewardSource(StrEnum):
 
 
 PRECEDENCE = (RewardSource.HUMAN, RewardSource.JUDGE, RewardSource.ENVIRONMENT, RewardSource.RULE)
-"""Whose word counts when several judged one rollout: the first of these; within one source, the latest."""
+"""Whose word counts when several judged one rollout: the first of these; within one source, the
+latest.
+"""
 
 
 class Reward(Model):
@@ -31,7 +35,8 @@ class Reward(Model):
         target_span_id: the span it is about; None for the whole rollout.
         supersedes: event id of the reward this one corrects.
         comment: free text from the grader.
-        edit: how the answer of `target_span_id` should have been: its text, or an assistant message. A demonstration.
+        edit: how the answer of `target_span_id` should have been: its text, or an assistant
+            message. A demonstration.
         retracted: whether the event only takes back what it supersedes, and is no reward itself.
     """
 

@@ -32,7 +32,9 @@ Split = Literal["train", "validation", "test"]
 
 
 class Task(Model):
-    """What a rollout was asked to do. `expected` is the label, where one is known; agents never see it."""
+    """What a rollout was asked to do. `expected` is the label, where one is known; agents never see
+    it.
+    """
 
     id: Name
     input: JsonValue = None
@@ -56,8 +58,9 @@ class Rollout(Model):
         output: what the agent produced, on success.
         error: why it failed, on failure.
         turns: agent turns taken, counted by the agent.
-        recorded: how many spans and decisions the gateway had recorded when the rollout ended; None if it does not
-            know. Topics are read apart from one another, so without it nobody could tell that one is still to come.
+        recorded: how many spans and decisions the gateway had recorded when the rollout ended; None
+            if it does not know. Topics are read apart from one another, so without it nobody could
+            tell that one is still to come.
     """
 
     state: RolloutState

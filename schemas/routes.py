@@ -10,7 +10,8 @@ from schemas.envelope import Event, Model, Name
 
 
 class RouteTarget(Model):
-    """One version to send traffic to: an endpoint for models, an artifact for policies, neither for built-ins.
+    """One version to send traffic to: an endpoint for models, an artifact for policies, neither for
+    built-ins.
 
     Attributes:
         weight: share of rollouts, relative to the other targets' weights.
@@ -30,8 +31,8 @@ class Option(Model):
         model: logical model that answers.
         instructions: put before everything the caller says.
         text, numbers: what the policy reads of it; the name where there is no text.
-        cost: what a call costs, where that is known beforehand, in the unit of the endpoints' prices. Elsewhere the
-            policy learns from what calls turned out to cost.
+        cost: what a call costs, where that is known beforehand, in the unit of the endpoints'
+            prices. Elsewhere the policy learns from what calls turned out to cost.
     """
 
     name: Name
@@ -53,10 +54,12 @@ class Route(Model):
     """Where a logical name leads.
 
     Attributes:
-        choice: what a name of kind `choice` chooses among; its one target only names the version of the options.
+        choice: what a name of kind `choice` chooses among; its one target only names the version of
+            the options.
         targets: each rollout is pinned to one of them, by weight; with weight 0 one is drained.
         fallbacks: tried in this order where the pinned target does not answer.
-        shadows: get a copy of calls, a share `weight` in [0, 1] of them; their answers are recorded, never served.
+        shadows: get a copy of calls, a share `weight` in [0, 1] of them; their answers are
+            recorded, never served.
         held: whether a person decides what is served; the gate then promotes nothing here.
     """
 
@@ -72,7 +75,10 @@ class Route(Model):
     @model_validator(mode="after")
     def _choosing(self) -> Self:
         if (self.kind == "choice") != (self.choice is not None):
-            raise ValueError(f"{self.name} is a {self.kind}; exactly those of kind choice have options to choose among")
+            raise ValueError(
+                f"{self.name} is a {self.kind}; exactly those of kind choice have options to"
+                " choose among"
+            )
         return self
 
 

@@ -1,7 +1,7 @@
 """The one serialiser: events to UTF-8 JSON bytes and back.
 
-A record's value is one event, or several of one key, each on its own line (JSON Lines): they share what a record costs.
-Compact JSON has no line break inside.
+A record's value is one event, or several of one key, each on its own line (JSON Lines): they share
+what a record costs. Compact JSON has no line break inside.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ E = TypeVar("E", bound=AnyEvent)
 
 
 class UndecodableError(ValueError):
-    """Bytes that are not an event of the expected type. The message says which fields are wrong and how."""
+    """Bytes that are not an event of the expected type. The message says which fields are wrong and
+    how.
+    """
 
 
 def encode(event: AnyEvent) -> bytes:
@@ -54,7 +56,9 @@ def joined(values: Sequence[bytes]) -> bytes:
 
 
 def readable(error: ValidationError, limit: int = 5) -> str:
-    """Return a validation error as one line: each wrong field with what is wrong, at most `limit` of them."""
+    """Return a validation error as one line: each wrong field with what is wrong, at most `limit`
+    of them.
+    """
     problems = [
         f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_context=False)

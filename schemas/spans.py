@@ -1,7 +1,8 @@
 """Spans: what happened inside a rollout, named by OpenTelemetry's conventions for generative AI.
 
-Model calls carry `gen_ai.input.messages` and `gen_ai.output.messages` in the structure of the semantic conventions
-(role and parts); `schemas.genai` converts them from and to the OpenAI chat format.
+Model calls carry `gen_ai.input.messages` and `gen_ai.output.messages` in the structure of the
+semantic conventions (role and parts); `schemas.genai` converts them from and to the OpenAI chat
+format.
 """
 
 from enum import StrEnum
@@ -13,7 +14,9 @@ from schemas.envelope import Event, Model, Name, SpanId, TraceId
 
 
 class Attribute(StrEnum):
-    """Attribute names. `gen_ai.*` are OpenTelemetry's (GenAI semantic conventions 1.38); `everloop.*` are ours."""
+    """Attribute names. `gen_ai.*` are OpenTelemetry's (GenAI semantic conventions 1.38);
+    `everloop.*` are ours.
+    """
 
     OPERATION = "gen_ai.operation.name"
     PROVIDER = "gen_ai.provider.name"

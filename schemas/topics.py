@@ -1,8 +1,10 @@
-"""The topics: name, event, key, partitions, cleanup. Both logs and every client read them from here.
+"""The topics: name, event, key, partitions, cleanup. Both logs and every client read them from
+here.
 
-Topics that are joined have the same key and the same number of partitions, so a join never leaves its partition:
-everything of a rollout by `rollout_id` (with its tenant: `schemas.envelope.rollout_key`), everything of a learned
-artifact (lessons, checkpoints, routes, commands) by its logical name.
+Topics that are joined have the same key and the same number of partitions, so a join never leaves
+its partition: everything of a rollout by `rollout_id` (with its tenant:
+`schemas.envelope.rollout_key`), everything of a learned artifact (examples, checkpoints, routes,
+commands) by its logical name.
 """
 
 from dataclasses import dataclass
@@ -37,14 +39,17 @@ class Topic:
     Attributes:
         event: the model of its values.
         key: what the record key is.
-        cleanup: `delete` drops what is older than `retention`; `compact` keeps the last record of each key.
+        cleanup: `delete` drops what is older than `retention`; `compact` keeps the last record of
+            each key.
         retention: None keeps for ever.
         batched: whether events with one key that are written together may share a record.
     """
 
     name: str
     event: type[AnyEvent]
-    key: Literal["rollout_id", "logical name", "source topic", "key id", "counter", "subject", "tenant"]
+    key: Literal[
+        "rollout_id", "logical name", "source topic", "key id", "counter", "subject", "tenant"
+    ]
     partitions: int
     cleanup: Literal["delete", "compact"] = "delete"
     retention: timedelta | None = None
@@ -52,11 +57,22 @@ class Topic:
 
 
 ROLLOUTS = Topic(PREFIX + "rollouts", RolloutEvent, "rollout_id", ROLLOUT_PARTITIONS)
-SPANS = Topic(PREFIX + "spans", SpanEvent, "rollout_id", ROLLOUT_PARTITIONS, retention=timedelta(days=90), batched=True)
+SPANS = Topic(
+    PREFIX + "spans",
+    SpanEvent,
+    "rollout_id",
+    ROLLOUT_PARTITIONS,
+    retention=timedelta(days=90),
+    batched=True,
+)
 REWARDS = Topic(PREFIX + "rewards", RewardEvent, "rollout_id", ROLLOUT_PARTITIONS)
 DECISIONS = Topic(PREFIX + "decisions", DecisionEvent, "rollout_id", ROLLOUT_PARTITIONS)
 TRAJECTORIES = Topic(
-    PREFIX + "trajectories", TrajectoryEvent, "rollout_id", ROLLOUT_PARTITIONS, retention=timedelta(days=90)
+    PREFIX + "trajectories",
+    TrajectoryEvent,
+    "rollout_id",
+    ROLLOUT_PARTITIONS,
+    retention=timedelta(days=90),
 )
 EXAMPLES = Topic(PREFIX + "examples", ExampleEvent, "logical name", NAME_PARTITIONS)
 CHECKPOINTS = Topic(PREFIX + "checkpoints", CheckpointEvent, "logical name", NAME_PARTITIONS)

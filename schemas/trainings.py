@@ -59,3 +59,4 @@ class TrainingEvent(Event[Training]):
     """A run changed state, or came further. Key: logical name."""
 
     type: Literal["training"] = "training"
+    schema_version: int = Field(default=2, ge=1)

@@ -15,13 +15,15 @@ class Trajectory(Model):
     """A joined rollout. The nested events keep their ids: they are its lineage.
 
     Attributes:
-        rollout: the final state, with the task and the pinned checkpoints filled in from the earlier events.
+        rollout: the final state, with the task and the pinned checkpoints filled in from the
+            earlier events.
         spans: in the order they arrived.
         decisions, rewards: in the order they arrived.
         reward: the reward that counts (see `schemas.rewards.PRECEDENCE`), None while there is none.
         revision: 1 for the first emission, one more for each later one.
         span_rewards: by span id, the rewards that count of single spans.
-        reward_revision: 0 without a reward, 1 for the first, one more each time one that counts changes.
+        reward_revision: 0 without a reward, 1 for the first, one more each time one that counts
+            changes.
     """
 
     rollout: Rollout

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from infra.http import bound_socket, server
-from streams.embedded.log import EmbeddedLog
+from infra.runtime.http import bound_socket, server
+from streams.storage.embedded.log import EmbeddedLog
 from tests.kafka import cluster
 
 Serve = Callable[[FastAPI], str]
@@ -17,7 +17,9 @@ Serve = Callable[[FastAPI], str]
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Kafka: such tests run one at a time, since brokers of several starve each other."""
+    """Mark what needs Kafka: such tests run one at a time, since brokers of several starve each
+    other.
+    """
     for item in items:
         if "kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.kafka)

@@ -1,4 +1,6 @@
-"""Environments of their own for packages that exclude ours, made by uv the first time they are needed."""
+"""Environments of their own for packages that exclude ours, made by uv the first time they are
+needed.
+"""
 
 import fcntl
 import os
@@ -56,7 +58,10 @@ def _interpreter(version: str) -> str:
     candidates = [f"python{version}", *map(str, kept.glob(f"{version}.*/bin/python{version}"))]
     for candidate in candidates:
         found = shutil.which(candidate)
-        if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
+        if (
+            found
+            and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0
+        ):
             return found
     raise UnavailableError(f"Python {version} is not here")
 

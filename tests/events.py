@@ -12,8 +12,8 @@ from schemas.rollouts import Rollout, RolloutEvent, RolloutState, Split, Task
 from schemas.serialization import encode
 from schemas.spans import Attribute, Span, SpanEvent
 from schemas.topics import TOPICS, Topic
-from streams.partitioning import partition_of
-from streams.records import NewRecord, Record
+from streams.storage.partitions import partition_of
+from streams.storage.records import NewRecord, Record
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -25,11 +25,15 @@ def at(seconds: float) -> datetime:
 
 
 def rollout(rollout_id: str, state: RolloutState, **payload: Any) -> RolloutEvent:
-    return RolloutEvent(rollout_id=rollout_id, time=START, trace_id=TRACE, payload=Rollout(state=state, **payload))
+    return RolloutEvent(
+        rollout_id=rollout_id, time=START, trace_id=TRACE, payload=Rollout(state=state, **payload)
+    )
 
 
 def started(rollout_id: str, split: Split = "train") -> RolloutEvent:
-    task = Task(id=f"task-{rollout_id}", input={"goal": "does it?", "context": "it does"}, expected="yes")
+    task = Task(
+        id=f"task-{rollout_id}", input={"goal": "does it?", "context": "it does"}, expected="yes"
+    )
     return rollout(rollout_id, RolloutState.STARTED, task=task, split=split, agent="test-agent")
 
 
@@ -37,12 +41,18 @@ def succeeded(rollout_id: str, **payload: Any) -> RolloutEvent:
     return rollout(rollout_id, RolloutState.SUCCEEDED, **payload)
 
 
-def reward(rollout_id: str, value: float, source: RewardSource = RewardSource.ENVIRONMENT, **more: Any) -> RewardEvent:
+def reward(
+    rollout_id: str, value: float, source: RewardSource = RewardSource.ENVIRONMENT, **more: Any
+) -> RewardEvent:
     time = more.pop("time", START)
-    return RewardEvent(rollout_id=rollout_id, time=time, payload=Reward(value=value, source=source, **more))
+    return RewardEvent(
+        rollout_id=rollout_id, time=time, payload=Reward(value=value, source=source, **more)
+    )
 
 
-def model_span(rollout_id: str, node: str, answer: str, span_id: str = "00f067aa0ba902b7") -> SpanEvent:
+def model_span(
+    rollout_id: str, node: str, answer: str, span_id: str = "00f067aa0ba902b7"
+) -> SpanEvent:
     attributes: dict[str, Any] = {
         Attribute.OPERATION.value: "chat",
         Attribute.NODE.value: node,
@@ -52,11 +62,17 @@ def model_span(rollout_id: str, node: str, answer: str, span_id: str = "00f067aa
         Attribute.RESPONSE_TOKEN_IDS.value: [1, 2],
         Attribute.RESPONSE_LOGPROBS.value: [-0.1, -0.2],
     }
-    span = Span(name=f"chat {node}", start_unix_nano=1, end_unix_nano=2, status="ok", attributes=attributes)
-    return SpanEvent(rollout_id=rollout_id, time=START, trace_id=TRACE, span_id=span_id, payload=span)
+    span = Span(
+        name=f"chat {node}", start_unix_nano=1, end_unix_nano=2, status="ok", attributes=attributes
+    )
+    return SpanEvent(
+        rollout_id=rollout_id, time=START, trace_id=TRACE, span_id=span_id, payload=span
+    )
 
 
-def decision_of(texts: list[str], choice: int, policy: str = "supervisor-policy", version: str = "uniform") -> Decision:
+def decision_of(
+    texts: list[str], choice: int, policy: str = "supervisor-policy", version: str = "uniform"
+) -> Decision:
     """Return a uniform decision among texts, proposed by `junior-0`, `junior-1` and so on."""
     share = 1.0 / len(texts)
     return Decision(
@@ -72,14 +88,20 @@ def decision_of(texts: list[str], choice: int, policy: str = "supervisor-policy"
 
 
 def decision(rollout_id: str, texts: list[str], choice: int) -> DecisionEvent:
-    return DecisionEvent(rollout_id=rollout_id, time=START, trace_id=TRACE, payload=decision_of(texts, choice))
+    return DecisionEvent(
+        rollout_id=rollout_id, time=START, trace_id=TRACE, payload=decision_of(texts, choice)
+    )
 
 
-def lesson(texts: list[str], choice: int, value: float, **more: Any) -> ExampleEvent:
-    """Return a bandit lesson from a decision of `version`."""
+def example(texts: list[str], choice: int, value: float, **more: Any) -> ExampleEvent:
+    """Return a bandit example from a decision of `version`."""
     event = decision("r", texts, choice)
     event = event.model_copy(
-        update={"payload": event.payload.model_copy(update={"policy_version": more.pop("version", "uniform")})}
+        update={
+            "payload": event.payload.model_copy(
+                update={"policy_version": more.pop("version", "uniform")}
+            )
+        }
     )
     example = Example(
         target="supervisor-policy",
@@ -97,12 +119,16 @@ def new_record(event: AnyEvent, key: str | None = None) -> NewRecord:
     return NewRecord(topic_of(event).name, (key or event.rollout_id or "").encode(), encode(event))
 
 
-def record(event: AnyEvent, offset: int = 0, key: str | None = None, time: datetime = START) -> Record:
+def record(
+    event: AnyEvent, offset: int = 0, key: str | None = None, time: datetime = START
+) -> Record:
     """Return an event as it would lie on a log."""
     fresh = new_record(event, key)
     topic = TOPICS[fresh.topic]
     partition = partition_of(fresh.key, topic.partitions)
-    return Record(topic.name, partition, offset, int(time.timestamp() * 1000), fresh.key, fresh.value)
+    return Record(
+        topic.name, partition, offset, int(time.timestamp() * 1000), fresh.key, fresh.value
+    )
 
 
 def topic_of(event: AnyEvent) -> Topic:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient
 
-from infra.config import ConfigError
 from infra.kafka.local import Broker, LocalCluster
+from infra.runtime.errors import ConfigError
 from schemas.topics import PREFIX
-from streams.kafka.cluster import Cluster
-from streams.kafka.topics import apply, declared_topics, plan
-from streams.processor import Processor
+from streams.processing.processor import Processor
+from streams.runners.kafka.topics import apply, declared_topics, plan
+from streams.storage.kafka.cluster import Cluster
 from tests.waiting import eventually
 
 RUNNING = "EVERLOOP_TEST_KAFKA"
@@ -35,7 +35,9 @@ def cluster(folder: Path) -> Iterator[str]:
 def local_cluster(
     folder: Path, brokers: int = 1, more: Callable[[Broker], Mapping[str, object]] = lambda _: {}
 ) -> Iterator[LocalCluster]:
-    """Run brokers that a test may stop; skip the test where they cannot run, unless Kafka is required."""
+    """Run brokers that a test may stop; skip the test where they cannot run, unless Kafka is
+    required.
+    """
     local = LocalCluster(folder, more)
     try:
         local.start(brokers)
@@ -60,7 +62,11 @@ def declare_afresh(bootstrap: str, processors: Sequence[Processor[Any]] = ()) ->
         if there := ours():
             admin.delete_topics(there)
             eventually(lambda: not ours(), "the end of the old topics")
-        groups = [group["group_id"] for group in admin.list_groups() if group["group_id"].startswith(PREFIX)]
+        groups = [
+            group["group_id"]
+            for group in admin.list_groups()
+            if group["group_id"].startswith(PREFIX)
+        ]
         if groups:
             admin.delete_groups(groups)
     target = Cluster(bootstrap)

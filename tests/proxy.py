@@ -1,4 +1,6 @@
-"""A network that delays: TCP proxies on loopback that hold back every piece of data for a random while."""
+"""A network that delays: TCP proxies on loopback that hold back every piece of data for a random
+while.
+"""
 
 import asyncio
 import threading
@@ -53,7 +55,9 @@ def proxies(count: int) -> Iterator[list[Proxy]]:
     ready = [threading.Event() for _ in made]
 
     async def run() -> None:
-        await asyncio.gather(*(proxy.serve(event, stop) for proxy, event in zip(made, ready, strict=True)))
+        await asyncio.gather(
+            *(proxy.serve(event, stop) for proxy, event in zip(made, ready, strict=True))
+        )
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 

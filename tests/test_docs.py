@@ -10,16 +10,16 @@ import httpx
 import orjson
 import pytest
 
-from infra.config import Settings
+from infra.config.settings import Settings
 from learners.contract import Learner, NewCheckpoint
 from schemas.examples import BanditExample, ExampleEvent
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.serialization import decode
 from schemas.topics import PREFIX, REWARDS, ROLLOUTS, TOPICS, Topic
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
-from streams.promotion import baseline_route
+from streams.processors.promotion import baseline_route
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
 from tests import events
 from tests.conftest import serving
 from tests.infra.conftest import model_route, publish, running_gateway
@@ -52,16 +52,28 @@ def test_readme_and_adopting_show_the_same_five_lines() -> None:
 def test_five_lines_make_an_agents_traffic_a_rewarded_rollout(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     with serving(Upstream().app) as url:
-        publish(settings.log_path, model_route("supervisor_llm", url), baseline_route("supervisor-policy"))
+        publish(
+            settings.log_path,
+            model_route("supervisor_llm", url),
+            baseline_route("supervisor-policy"),
+        )
         with running_gateway(settings) as gateway:
             scope: dict[str, Any] = {"httpx": httpx}
             for block in (0, 1):
-                exec(code("docs/adopting.md", block).replace("http://127.0.0.1:8700", gateway.url), scope)
+                exec(
+                    code("docs/adopting.md", block).replace("http://127.0.0.1:8700", gateway.url),
+                    scope,
+                )
             scope["client"].close()
     assert scope["chosen"] in (0, 1)
     with EmbeddedLog(settings.log_path) as log:
-        (reward,) = [decode(RewardEvent, record.value).payload for record in read_all(log, REWARDS.name)]
-        states = [decode(RolloutEvent, record.value).payload.state for record in read_all(log, ROLLOUTS.name)]
+        (reward,) = [
+            decode(RewardEvent, record.value).payload for record in read_all(log, REWARDS.name)
+        ]
+        states = [
+            decode(RolloutEvent, record.value).payload.state
+            for record in read_all(log, ROLLOUTS.name)
+        ]
     assert reward.value == 0.8
     assert states == [RolloutState.STARTED, RolloutState.SUCCEEDED]
 
@@ -78,9 +90,9 @@ def test_the_learner_of_the_guide_learns() -> None:
     learner = scope["MeanByCandidate"]("supervisor-policy")
     state = learner.initial()
     for number in range(10):
-        state = learner.fold(state, events.lesson(["a", "b"], number % 2, 0.25))
+        state = learner.fold(state, events.example(["a", "b"], number % 2, 0.25))
     assert state == {"junior-0": [1.25, 5.0], "junior-1": [1.25, 5.0]}
-    assert learner.checkpoint(state).lessons == 10
+    assert learner.checkpoint(state).examples == 10
     assert learner.decode(learner.encode(state)) == state
 
 
@@ -94,7 +106,12 @@ def test_the_page_on_topics_lists_them_as_they_are() -> None:
     page = (ROOT / "docs/events-and-topics.md").read_text()
     rows = re.findall(r"^\| `([\w-]+)` \| ([\w ]+) \| (\d+) \| ([\w ]+) \|", page, re.M)
     assert rows == [
-        (topic.name.removeprefix(PREFIX), topic.key.replace("_", " "), str(topic.partitions), kept(topic))
+        (
+            topic.name.removeprefix(PREFIX),
+            topic.key.replace("_", " "),
+            str(topic.partitions),
+            kept(topic),
+        )
         for topic in TOPICS.values()
     ]
 
@@ -102,4 +119,6 @@ def test_the_page_on_topics_lists_them_as_they_are() -> None:
 def test_the_contract_in_the_guide_is_the_contract() -> None:
     tree = ast.parse(code("docs/writing-a-learner.md", 0))
     shown = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    assert shown == {name for name in vars(Learner) if callable(vars(Learner)[name]) and not name.startswith("_")}
+    assert shown == {
+        name for name in vars(Learner) if callable(vars(Learner)[name]) and not name.startswith("_")
+    }

@@ -1,4 +1,6 @@
-"""The analytics process: it owns the store, keeps it up to date, and answers from it: reports, and how far all are."""
+"""The analytics process: it owns the store, keeps it up to date, and answers from it: reports, and
+how far all are.
+"""
 
 import threading
 from collections.abc import AsyncIterator
@@ -14,11 +16,11 @@ from infra.analytics.page import as_page
 from infra.analytics.report import Report, build_report
 from infra.analytics.sink import follow
 from infra.analytics.tables import create_tables
-from infra.config import Settings
-from infra.logs import open_log
-from infra.progress import lag_metrics
-from infra.threads import vital_thread
-from infra.topology import all_processors
+from infra.config.settings import Settings
+from infra.installation.log import open_log
+from infra.installation.processors import all_processors
+from infra.runtime.threads import vital_thread
+from streams.runners.lag import lag_metrics
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -61,6 +63,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/metrics")
     def metrics() -> Response:
         with open_log(settings) as log:
-            return Response(lag_metrics(log, all_processors(settings)), media_type=CONTENT_TYPE_LATEST)
+            return Response(
+                lag_metrics(log, all_processors(settings)), media_type=CONTENT_TYPE_LATEST
+            )
 
     return app

@@ -15,11 +15,15 @@ COLOURS = ("#1f6feb", "#8b949e", "#bf8700", "#8250df")
 
 
 def learning_curve(report: Report, axes: Axes) -> None:
-    """Draw every reward as a dot and the mean of the last ten as a line, one colour a group, with the switches."""
+    """Draw every reward as a dot and the mean of the last ten as a line, one colour a group, with
+    the switches.
+    """
     for colour, group in zip(COLOURS, (g for g in report.groups if g.curve), strict=False):
         rollouts = range(1, len(group.curve) + 1)
         axes.plot(rollouts, group.curve, ".", color=colour, alpha=0.25, markersize=4)
-        axes.plot(rollouts, group.rolling, color=colour, label=f"{group.group} (mean of last {ROLLING})")
+        axes.plot(
+            rollouts, group.rolling, color=colour, label=f"{group.group} (mean of last {ROLLING})"
+        )
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("rollout, in the order they closed")
     axes.set_ylabel("reward")

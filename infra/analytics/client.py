@@ -5,14 +5,15 @@ from typing import Any
 
 import clickhouse_connect
 
-from infra.config import ConfigError
+from infra.runtime.errors import ConfigError
 
 CHDB = "chdb://"
 DATABASE = "everloop"
 
 
 def connect(dsn: str) -> Any:
-    """Return a client. One client belongs to one thread, and one process may open an embedded store.
+    """Return a client. One client belongs to one thread, and one process may open an embedded
+    store.
 
     Args:
         dsn: `chdb:///path`, or `clickhouse://user:password@host:port/database`.
@@ -28,12 +29,15 @@ def connect(dsn: str) -> Any:
         except Exception as error:  # the engine raises plain RuntimeError and its own kinds
             raise ConfigError(
                 f"cannot open the analytics store {path}: {_first_line(error)};"
-                " one process may open it, so stop what else uses it, or ask the running one (`everloop report`)"
+                " one process may open it, so stop what else uses it, or ask the running one"
+                " (`everloop report`)"
             ) from error
     try:
         return clickhouse_connect.get_client(dsn=dsn)
     except Exception as error:
-        raise ConfigError(f"no ClickHouse at {_without_password(dsn)}: {_first_line(error)}") from error
+        raise ConfigError(
+            f"no ClickHouse at {_without_password(dsn)}: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

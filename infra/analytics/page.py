@@ -18,12 +18,17 @@ def as_page(report: Report, note: str = "") -> str:
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template(TEMPLATE).render(
-        report=report, curve=as_svg(learning_curve, report), latency=as_svg(latency, report), note=note
+        report=report,
+        curve=as_svg(learning_curve, report),
+        latency=as_svg(latency, report),
+        note=note,
     )
 
 
 def write_report(report: Report, folder: Path, note: str = "") -> tuple[Path, Path]:
-    """Write `report.html` and `learning-curve.png` into a folder and return their paths; `note` as in `as_page`."""
+    """Write `report.html` and `learning-curve.png` into a folder and return their paths; `note` as
+    in `as_page`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     html, png = folder / "report.html", folder / "learning-curve.png"
     html.write_text(as_page(report, note), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""The report: how well the agents do, how they got better, what was learned and what was switched."""
+"""The report: how well the agents do, how they got better, what was learned and what was
+switched.
+"""
 
 from datetime import datetime
 from itertools import pairwise
@@ -14,7 +16,8 @@ class GroupReport(BaseModel):
 
     Attributes:
         success_rate: share of its rollouts that ended without error.
-        decision_alignment: share of succeeded, labelled rollouts with GO for yes or NO-GO for no; maybe never counts.
+        decision_alignment: share of succeeded, labelled rollouts with GO for yes or NO-GO for no;
+            maybe never counts.
         curve: rewards in the order the rollouts closed; rollouts without one are left out.
         rolling: mean of the last ten rewards, or of fewer at the start.
     """
@@ -78,12 +81,26 @@ class Report(BaseModel):
 
 def build_report(client: Any) -> Report:
     """Return the report of what a store holds now."""
-    tables = ("spans", "trajectories", "rewards", "decisions", "checkpoints", "routes", "dead_letters")
-    counts = {table: client.query(f"SELECT count() FROM {table} FINAL").first_row[0] for table in tables}  # noqa: S608
-    names = client.query("SELECT `group` FROM rollouts GROUP BY `group` ORDER BY min(first_closed)").result_rows
+    tables = (
+        "spans",
+        "trajectories",
+        "rewards",
+        "decisions",
+        "checkpoints",
+        "routes",
+        "dead_letters",
+    )
+    counts = {
+        table: client.query(f"SELECT count() FROM {table} FINAL").first_row[0]  # noqa: S608
+        for table in tables
+    }
+    names = client.query(
+        "SELECT `group` FROM rollouts GROUP BY `group` ORDER BY min(first_closed)"
+    ).result_rows
     nodes = client.query("SELECT * FROM node_latency ORDER BY operation, node")
     checkpoints = client.query(
-        "SELECT name, version, state, announced, reason FROM checkpoint_states ORDER BY announced, version"
+        "SELECT name, version, state, announced, reason FROM checkpoint_states ORDER BY"
+        " announced, version"
     )
     return Report(
         groups=[_group(client, name) for (name,) in names],
@@ -97,7 +114,8 @@ def build_report(client: Any) -> Report:
 
 def _group(client: Any, name: str) -> GroupReport:
     rows = client.query(
-        "SELECT state, reward, turns, decision, expected FROM rollouts WHERE `group` = {name:String}"
+        "SELECT state, reward, turns, decision, expected FROM rollouts WHERE `group` ="
+        " {name:String}"
         " ORDER BY first_closed, rollout_id",
         parameters={"name": name},
     ).result_rows
@@ -117,12 +135,17 @@ def _group(client: Any, name: str) -> GroupReport:
         decision_alignment=_mean([float(met) for met in aligned]),
         mean_turns=_mean([float(row[2]) for row in succeeded if row[2] is not None]),
         curve=curve,
-        rolling=[sum(curve[max(0, i - ROLLING + 1) : i + 1]) / min(i + 1, ROLLING) for i in range(len(curve))],
+        rolling=[
+            sum(curve[max(0, i - ROLLING + 1) : i + 1]) / min(i + 1, ROLLING)
+            for i in range(len(curve))
+        ],
     )
 
 
 def _switches(client: Any) -> list[SwitchReport]:
-    """Return changes from one route to the next of a name; the first route of a name is no switch."""
+    """Return changes from one route to the next of a name; the first route of a name is no
+    switch.
+    """
     rows = client.query(
         "SELECT name, time, versions, reason FROM routes FINAL ORDER BY name, time, `offset`"
     ).result_rows

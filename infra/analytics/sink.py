@@ -1,4 +1,6 @@
-"""The sink: records of the log into their tables, in batches; offsets are committed after the rows are in."""
+"""The sink: records of the log into their tables, in batches; offsets are committed after the rows
+are in.
+"""
 
 import threading
 from collections.abc import Callable
@@ -10,18 +12,19 @@ import structlog
 from infra.analytics.tables import TABLES, Table, create_tables
 from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import PREFIX
-from streams.log import Log
-from streams.records import Record
+from streams.storage.log import Log
+from streams.storage.records import Record
 
 GROUP = PREFIX + "analytics"
 BATCH = 5000
 WAIT_S = 0.5
 EVERY_S = 0.5
-log_event = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class Sink:
-    """Copies topics into tables. Rows of a batch that is inserted again are collapsed by the tables.
+    """Copies topics into tables. Rows of a batch that is inserted again are collapsed by the
+    tables.
 
     Args:
         client: of the ClickHouse to write to, used from this sink's thread alone.
@@ -40,7 +43,9 @@ class Sink:
         }
 
     def run_once(self, wait_s: float = 0.0) -> int:
-        """Insert a batch of what is new, waiting for it up to `wait_s`; return how many records that was."""
+        """Insert a batch of what is new, waiting for it up to `wait_s`; return how many records
+        that was.
+        """
         records = self._log.fetch(self._positions, BATCH, wait_s)
         if not records:
             return 0
@@ -60,15 +65,21 @@ class Sink:
             pass
 
     def _rows(self, table: Table, record: Record) -> list[list[Any]]:
-        """Return a row for each event of a record; none for tombstones and for what a processor makes a dead letter."""
+        """Return a row for each event of a record; none for tombstones and for what a processor
+        makes a dead letter.
+        """
         if record.value is None:
             return []
         try:
             events = decode_all(table.topic.event, record.value)
         except UndecodableError as error:
-            log_event.warning("no row for an undecodable record", record=record.position, error=str(error))
+            logger.warning(
+                "no row for an undecodable record", record=record.position, error=str(error)
+            )
             return []
-        return [table.values(replace(record, index=index), event) for index, event in enumerate(events)]
+        return [
+            table.values(replace(record, index=index), event) for index, event in enumerate(events)
+        ]
 
 
 def follow(open_log: Callable[[], Log], connect: Callable[[], Any], stop: threading.Event) -> None:

@@ -1,8 +1,8 @@
 """The tables: one a topic, each row an event, told apart by where it lies.
 
-ReplacingMergeTree collapses rows with one sort key, and every sort key ends in (partition, offset, index). A batch that
-is inserted again after a crash, cut in whatever way, is read once with FINAL. Partition and sort columns come from the
-event, which never changes.
+ReplacingMergeTree collapses rows with one sort key, and every sort key ends in (partition, offset,
+index). A batch that is inserted again after a crash, cut in whatever way, is read once with FINAL.
+Partition and sort columns come from the event, which never changes.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,20 @@ from schemas.envelope import AnyEvent
 from schemas.rewards import RewardEvent
 from schemas.routes import RouteEvent
 from schemas.spans import Attribute, SpanEvent
-from schemas.topics import CHECKPOINTS, DEAD_LETTERS, DECISIONS, REWARDS, ROUTES, SPANS, TRAININGS, TRAJECTORIES, Topic
+from schemas.topics import (
+    CHECKPOINTS,
+    DEAD_LETTERS,
+    DECISIONS,
+    REWARDS,
+    ROUTES,
+    SPANS,
+    TRAININGS,
+    TRAJECTORIES,
+    Topic,
+)
 from schemas.trainings import TrainingEvent
 from schemas.trajectories import TrajectoryEvent
-from streams.records import Record
+from streams.storage.records import Record
 
 _COMMON = (
     ("partition", "UInt16"),
@@ -59,7 +69,8 @@ class Table:
         index = ", INDEX by_rollout rollout_id TYPE bloom_filter GRANULARITY 4"
         return (
             f"CREATE TABLE IF NOT EXISTS {self.name} ({columns}{index}) ENGINE = ReplacingMergeTree"
-            f" PARTITION BY toYYYYMM(time) ORDER BY ({self.order}, `partition`, `offset`, `index`) {self.keep}"
+            f" PARTITION BY toYYYYMM(time) ORDER BY ({self.order}, `partition`, `offset`,"
+            f" `index`) {self.keep}"
             " SETTINGS non_replicated_deduplication_window = 1000"
         )
 
@@ -127,7 +138,13 @@ def _trajectory(event: TrajectoryEvent) -> list[Any]:
 
 def _reward(event: RewardEvent) -> list[Any]:
     reward = event.payload
-    return [reward.value, str(reward.source), reward.grader, dict(reward.criteria), reward.supersedes or ""]
+    return [
+        reward.value,
+        str(reward.source),
+        reward.grader,
+        dict(reward.criteria),
+        reward.supersedes or "",
+    ]
 
 
 def _decision(event: DecisionEvent) -> list[Any]:
@@ -165,7 +182,7 @@ def _training(event: TrainingEvent) -> list[Any]:
         training.method,
         str(training.state),
         training.parent or "",
-        training.manifest.lessons,
+        training.manifest.examples,
         training.step,
         training.steps,
         dict(training.metrics),
@@ -286,7 +303,7 @@ TABLES: tuple[Table, ...] = (
             ("method", _NAME),
             ("state", _NAME),
             ("parent", "String"),
-            ("lessons", "UInt32"),
+            ("examples", "UInt32"),
             ("step", "UInt32"),
             ("steps", "UInt32"),
             ("metrics", "Map(String, Float64)"),
@@ -306,7 +323,12 @@ TABLES: tuple[Table, ...] = (
     Table(
         "dead_letters",
         DEAD_LETTERS,
-        (("source_topic", _NAME), ("processor", _NAME), ("error_type", _NAME), ("error_message", "String")),
+        (
+            ("source_topic", _NAME),
+            ("processor", _NAME),
+            ("error_type", _NAME),
+            ("error_message", "String"),
+        ),
         _dead_letter,
         "source_topic, time",
     ),
@@ -326,11 +348,13 @@ VIEWS: dict[str, str] = {
     "node_latency": (
         "SELECT if(node = '', name, node) AS node, operation, count() AS calls,"
         " quantileExact(0.5)(duration_s) AS p50_s, quantileExact(0.95)(duration_s) AS p95_s,"
-        " sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, countIf(status = 'error') AS errors"
+        " sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,"
+        " countIf(status = 'error') AS errors"
         " FROM spans FINAL GROUP BY node, operation"
     ),
     "checkpoint_states": (
-        "SELECT name, version, any(kind) AS kind, argMax(state, `offset`) AS state, min(time) AS announced,"
+        "SELECT name, version, any(kind) AS kind, argMax(state, `offset`) AS state, min(time)"
+        " AS announced,"
         " argMax(reason, `offset`) AS reason FROM checkpoints FINAL GROUP BY name, version"
     ),
 }

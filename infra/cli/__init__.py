@@ -3,43 +3,43 @@
 import sys
 
 import typer
+from research_society.tasks import TaskFileError
 
-from agents.tasks import TaskFileError
 from infra.cli import (
+    control,
     dead_letters,
-    evaluating,
-    explaining,
+    evaluation,
+    explanation,
     kafka,
-    learning,
-    looking,
-    operating,
+    lifecycle,
     pipeline,
-    running,
+    replay,
     topics,
     training,
+    views,
 )
 from infra.cli.options import app
-from infra.config import ConfigError
-from infra.logging import configure_logging
-from infra.operating import OperatingError
-from infra.processes.running import StartError
-from infra.progress import NotDrainedError
-from streams.errors import StreamError
+from infra.control.routes import OperatingError
+from infra.processes.run_file import StartError
+from infra.runtime.errors import ConfigError
+from infra.runtime.logger import configure_logging
+from streams.runners.lag import NotDrainedError
+from streams.storage.errors import StreamError
 
 __all__ = [
     "app",
+    "control",
     "dead_letters",
-    "evaluating",
-    "explaining",
+    "evaluation",
+    "explanation",
     "kafka",
-    "learning",
-    "looking",
+    "lifecycle",
     "main",
-    "operating",
     "pipeline",
-    "running",
+    "replay",
     "topics",
     "training",
+    "views",
 ]
 
 USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, OperatingError)

@@ -5,13 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli.looking import existing_log
 from infra.cli.options import AsJson, app, console, print_json, print_table
-from infra.config import ConfigError, load_settings
+from infra.cli.views import existing_log
+from infra.config.settings import load_settings
+from infra.runtime.errors import ConfigError
 from schemas.dead_letters import DeadLetterEvent
-from streams.dead_letters import dead_letters, put_back
+from streams.processing.dead_letters import dead_letters, put_back
 
-letters_app = typer.Typer(no_args_is_help=True, help="Look at what could not be processed, and put it back.")
+letters_app = typer.Typer(
+    no_args_is_help=True, help="Look at what could not be processed, and put it back."
+)
 app.add_typer(letters_app, name="dead-letters")
 
 
@@ -55,7 +58,9 @@ def show(
 
 @letters_app.command()
 def replay(
-    numbers: Annotated[list[int] | None, typer.Argument(help="As in `list`; none with --all.")] = None,
+    numbers: Annotated[
+        list[int] | None, typer.Argument(help="As in `list`; none with --all.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Put every dead letter back.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +81,9 @@ def _chosen(
 ) -> list[tuple[int, DeadLetterEvent]]:
     known = dict(letters)
     if unknown := [number for number in numbers if number not in known]:
-        raise ConfigError(f"there is no dead letter {unknown[0]}; `everloop dead-letters list` shows them")
+        raise ConfigError(
+            f"there is no dead letter {unknown[0]}; `everloop dead-letters list` shows them"
+        )
     return [(number, known[number]) for number in numbers]
 
 

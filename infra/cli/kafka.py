@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from infra.cli.options import AsJson, app, console, print_json, print_table
-from infra.config import load_settings
+from infra.config.settings import load_settings
 
-kafka_app = typer.Typer(no_args_is_help=True, help="Run Apache Kafka on this machine, for development and tests.")
+kafka_app = typer.Typer(
+    no_args_is_help=True, help="Run Apache Kafka on this machine, for development and tests."
+)
 app.add_typer(kafka_app, name="kafka")
 
 
@@ -18,10 +20,14 @@ def _folder() -> Path:
 
 @kafka_app.command()
 def start(
-    brokers: Annotated[int, typer.Option(min=1, max=9, help="How many brokers; 3 replicate everything.")] = 1,
+    brokers: Annotated[
+        int, typer.Option(min=1, max=9, help="How many brokers; 3 replicate everything.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Start a cluster on free ports, fetching Kafka's jars with Maven the first time. Needs Java 17."""
+    """Start a cluster on free ports, fetching Kafka's jars with Maven the first time. Needs Java
+    17.
+    """
     from infra.kafka.local import LocalCluster
 
     cluster = LocalCluster(_folder())
@@ -31,7 +37,10 @@ def start(
     if as_json:
         print_json({"log": log, "brokers": [broker.model_dump() for broker in cluster.brokers]})
         return
-    console.print(f"Kafka runs at [bold]{cluster.bootstrap}[/]. Use it with EVERLOOP_LOG={log}", soft_wrap=True)
+    console.print(
+        f"Kafka runs at [bold]{cluster.bootstrap}[/]. Use it with EVERLOOP_LOG={log}",
+        soft_wrap=True,
+    )
 
 
 @kafka_app.command()
@@ -55,7 +64,8 @@ def status(as_json: AsJson = False) -> None:
 
     cluster = LocalCluster(_folder())
     rows = [
-        (broker.id, broker.port, broker.pid, broker.alive, cluster.log_file(broker.id)) for broker in cluster.brokers
+        (broker.id, broker.port, broker.pid, broker.alive, cluster.log_file(broker.id))
+        for broker in cluster.brokers
     ]
     if as_json:
         names = ("id", "port", "pid", "alive", "log")

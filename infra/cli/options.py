@@ -10,10 +10,17 @@ import orjson
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
-from infra.config import ConfigError
+from infra.runtime.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,9 +37,13 @@ def everloop(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder for everything Everloop writes (default .everloop).")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Configuration file (default everloop.toml).")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file (default everloop.toml).")
+    ] = None,
 ) -> None:
-    """Take the options that come before the command; they reach every process through the environment."""
+    """Take the options that come before the command; they reach every process through the
+    environment.
+    """
     if data_dir is not None:
         os.environ["EVERLOOP_DATA_DIR"] = str(data_dir)
     if config is not None:
@@ -51,7 +62,9 @@ def moment(said: str, option: str, instead: str = "") -> datetime:
     try:
         return datetime.fromisoformat(said).astimezone()
     except ValueError as error:
-        raise ConfigError(f"{option} is {said!r}; it must be {instead}a time like 2026-01-31T12:00") from error
+        raise ConfigError(
+            f"{option} is {said!r}; it must be {instead}a time like 2026-01-31T12:00"
+        ) from error
 
 
 def print_json(document: Any) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.looking import current_report
 from infra.cli.options import AsJson, app, console, print_json, print_table
-from infra.config import Settings, load_settings
-from infra.logs import open_log
-from infra.processes.running import running
+from infra.cli.views import current_report
+from infra.config.settings import Settings, load_settings
+from infra.installation.log import open_log
+from infra.processes.run_file import running
 
 if TYPE_CHECKING:
     from infra.analytics.report import Report
@@ -22,18 +22,24 @@ ANALYTICS_TIMEOUT_S = 30.0
 
 @app.command()
 def pipeline(
-    rounds: Annotated[int, typer.Option(min=0, help="How often all phases are run; 0 goes on until Ctrl-C.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="How often all phases are run; 0 goes on until Ctrl-C.")
+    ] = 1,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Task file, or `pubmedqa` for the hub; by default the project's own small set."),
+        typer.Option(
+            help="Task file, or `pubmedqa` for the hub; by default the project's own small set."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Gather, train, try and switch, phase by phase (`pipeline` in the configuration), and report what came of it.
+    """Gather, train, try and switch, phase by phase (`pipeline` in the configuration), and report
+    what came of it.
 
     It uses the installation that runs on this data folder, or starts one for as long as it takes.
     """
-    from agents.tasks import load_tasks
+    from research_society.tasks import load_tasks
+
     from infra.analytics.page import write_report
     from infra.pipeline.phases import Pipeline, check_pipeline, measured
 
@@ -41,39 +47,83 @@ def pipeline(
     check_pipeline(settings)
     known = load_tasks(tasks)
     results = []
-    with _gateway(settings) as url, open_log(settings) as log, ExitStack() as at_end, suppress(KeyboardInterrupt):
+    with (
+        _gateway(settings) as url,
+        open_log(settings) as log,
+        ExitStack() as at_end,
+        suppress(KeyboardInterrupt),
+    ):
         phases = Pipeline(settings, url, log, known, _say)
         at_end.callback(phases.close)
         for result in phases.rounds(rounds or None):
             results.append(result)
-            _say(f"{result.round}-{result.phase}: {result.state or 'gathered'} {result.version or ''} {result.reason}")
+            _say(
+                f"{result.round}-{result.phase}: {result.state or 'gathered'}"
+                f" {result.version or ''} {result.reason}"
+            )
     report = _report(settings, results)
     results = measured(results, report)
     html, png = write_report(report, settings.data_dir, "the pipeline's phases are the groups")
     if as_json:
         phases_json = [result.model_dump(mode="json") for result in results]
         switches = [switch.model_dump(mode="json") for switch in report.switches]
-        print_json({"phases": phases_json, "switches": switches, "report_html": str(html), "report_png": str(png)})
+        print_json(
+            {
+                "phases": phases_json,
+                "switches": switches,
+                "report_html": str(html),
+                "report_png": str(png),
+            }
+        )
         return
     print_table(
         "Phases",
-        ("round", "phase", "target", "method", "rollouts", "came to", "version", "reward", "success", "alignment"),
+        (
+            "round",
+            "phase",
+            "target",
+            "method",
+            "rollouts",
+            "came to",
+            "version",
+            "reward",
+            "success",
+            "alignment",
+        ),
         [
-            (r.round, r.phase, r.target, r.method, r.rollouts, r.state, r.version, r.mean_reward, r.success_rate,
-             r.decision_alignment)
+            (
+                r.round,
+                r.phase,
+                r.target,
+                r.method,
+                r.rollouts,
+                r.state,
+                r.version,
+                r.mean_reward,
+                r.success_rate,
+                r.decision_alignment,
+            )
             for r in results
         ],
     )  # fmt: skip
-    console.print(f"Reward, success and alignment are of held-out tasks.\nReport: [bold]{html}[/]\nPicture: {png}")
+    console.print(
+        "Reward, success and alignment are of held-out tasks.\nReport:"
+        f" [bold]{html}[/]\nPicture: {png}"
+    )
 
 
 def _report(settings: Settings, results: "list[PhaseResult]") -> "Report":
-    """Return the report once it has all that was measured; where analytics are far behind, without the last of it."""
+    """Return the report once it has all that was measured; where analytics are far behind, without
+    the last of it.
+    """
     deadline = time.monotonic() + ANALYTICS_TIMEOUT_S
     while True:
         report = current_report(settings)
         known = {group.group: group.rollouts for group in report.groups}
-        if all(known.get(r.group or "", 0) >= r.held_out for r in results) or time.monotonic() > deadline:
+        if (
+            all(known.get(r.group or "", 0) >= r.held_out for r in results)
+            or time.monotonic() > deadline
+        ):
             return report
         time.sleep(0.5)
 

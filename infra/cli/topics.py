@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.cli.options import AsJson, app, console, print_json, print_table
-from infra.config import load_settings
+from infra.config.settings import load_settings
 
 if TYPE_CHECKING:
-    from streams.kafka.topics import Change
+    from streams.runners.kafka.topics import Change
 
 topics_app = typer.Typer(no_args_is_help=True, help="Declare the topics on a Kafka cluster.")
 app.add_typer(topics_app, name="topics")
@@ -17,18 +17,22 @@ app.add_typer(topics_app, name="topics")
 @topics_app.command("plan")
 def plan_command(as_json: AsJson = False) -> None:
     """Show what `apply` would change."""
-    from infra.topics import planned
+    from infra.installation.topics import planned
 
     _show(planned(load_settings()), as_json, "Nothing to change.")
 
 
 @topics_app.command("apply")
 def apply_command(
-    replication: Annotated[int, typer.Option(help="Of new topics; -1 is the cluster's default.")] = -1,
+    replication: Annotated[
+        int, typer.Option(help="Of new topics; -1 is the cluster's default.")
+    ] = -1,
     as_json: AsJson = False,
 ) -> None:
-    """Create what is missing and set what differs, and show what that was. Nothing is ever shrunk or deleted."""
-    from infra.topics import declare
+    """Create what is missing and set what differs, and show what that was. Nothing is ever shrunk
+    or deleted.
+    """
+    from infra.installation.topics import declare
 
     _show(declare(load_settings(), replication), as_json, "Nothing had to change.")
 
@@ -37,6 +41,8 @@ def _show(changes: "list[Change]", as_json: bool, nothing: str) -> None:
     if as_json:
         print_json([{"topic": c.topic, "kind": c.kind, "detail": c.detail} for c in changes])
     elif changes:
-        print_table("Topics", ("topic", "change", "detail"), [(c.topic, c.kind, c.detail) for c in changes])
+        print_table(
+            "Topics", ("topic", "change", "detail"), [(c.topic, c.kind, c.detail) for c in changes]
+        )
     else:
         console.print(nothing)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from infra.cli.looking import existing_log
 from infra.cli.options import AsJson, app, console, moment, print_json, print_table, progress_bar
-from infra.config import ConfigError, Settings, load_settings
+from infra.cli.views import existing_log
+from infra.config.settings import Settings, load_settings
+from infra.runtime.errors import ConfigError
 from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, started
 from learners.training.config import HEADS, MODEL, AnyConfig, Method
 from schemas.checkpoints import OffsetRange
@@ -19,9 +20,9 @@ from schemas.manifests import Manifest
 from schemas.serialization import decode_all, readable
 from schemas.topics import COMMANDS, EXAMPLES, TRAININGS
 from schemas.trainings import TrainingEvent
-from streams.batching import lessons_of
-from streams.log import Log, read_all
-from streams.records import Outgoing
+from streams.processors.batcher import examples_of
+from streams.storage.log import Log, read_all
+from streams.storage.records import Outgoing
 
 BEGINNING, NOW = "beginning", "now"
 POLL_S = 0.2
@@ -30,21 +31,31 @@ POLL_S = 0.2
 @app.command()
 def train(
     method: Annotated[Method, typer.Argument(help="How to learn.")],
-    target: Annotated[str | None, typer.Option(help="Logical name; by default the only one that learns so.")] = None,
-    start: Annotated[str, typer.Option("--from", help="`beginning`, or a time (ISO 8601).")] = BEGINNING,
+    target: Annotated[
+        str | None, typer.Option(help="Logical name; by default the only one that learns so.")
+    ] = None,
+    start: Annotated[
+        str, typer.Option("--from", help="`beginning`, or a time (ISO 8601).")
+    ] = BEGINNING,
     end: Annotated[str, typer.Option("--to", help="`now`, or a time (ISO 8601).")] = NOW,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with settings of the method, over those of training.models.")
+        Path | None,
+        typer.Option(help="TOML file with settings of the method, over those of training.models."),
     ] = None,
     parent: Annotated[
         Path | None, typer.Option(help="Folder of the weights to begin with (default: the base).")
     ] = None,
     order: Annotated[
-        bool, typer.Option("--order", help="Let the running trainer do it, which serves, checks and announces it.")
+        bool,
+        typer.Option(
+            "--order", help="Let the running trainer do it, which serves, checks and announces it."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train on the lessons of a time span, here and now, and leave weights, rows, card and lineage in a folder."""
+    """Train on the examples of a time span, here and now, and leave weights, rows, card and lineage
+    in a folder.
+    """
     settings = load_settings()
     if parent is not None and not parent.is_dir():
         raise ConfigError(f"--parent {parent} is not a folder of weights")
@@ -53,12 +64,25 @@ def train(
         manifest = _manifest(log, target, method, start, end)
         if order:
             command = Command(
-                target=target, action="train", manifest=manifest, arguments={"method": method}, reason="by hand"
+                target=target,
+                action="train",
+                manifest=manifest,
+                arguments={"method": method},
+                reason="by hand",
             )
             log.append([Outgoing.of(COMMANDS, target, CommandEvent(payload=command)).record()])
-            console.print(f"ordered: {method} of {target} on {manifest.lessons} lessons; see `everloop trainings`")
+            console.print(
+                f"ordered: {method} of {target} on {manifest.examples} examples; see `everloop"
+                " trainings`"
+            )
             return
-    job = Job(target=target, config=trained, manifest=manifest, parent=parent and parent.name, parent_folder=parent)
+    job = Job(
+        target=target,
+        config=trained,
+        manifest=manifest,
+        parent=parent and parent.name,
+        parent_folder=parent,
+    )
     folder = JobFolder(settings.data_dir / "trainings" / job.id)
     for name in (RESULT, PROGRESS):
         (folder.folder / name).unlink(missing_ok=True)
@@ -68,12 +92,16 @@ def train(
         raise ConfigError(f"{job.id} failed: {folder.failure.reason}")
     if folder.result is None:
         raise ConfigError(f"{job.id} ended without saying why; see {folder.folder / OUTPUT}")
-    document = {"job": job.id, "folder": str(folder.folder / MODEL), "lessons": manifest.lessons}
+    document = {"job": job.id, "folder": str(folder.folder / MODEL), "examples": manifest.examples}
     document |= {"metrics": folder.result.metrics}
     if as_json:
         print_json(document)
         return
-    print_table(job.id, ["metric", "value"], [(name, f"{value:.6g}") for name, value in folder.result.metrics.items()])
+    print_table(
+        job.id,
+        ["metric", "value"],
+        [(name, f"{value:.6g}") for name, value in folder.result.metrics.items()],
+    )
     console.print(f"weights in {document['folder']}")
 
 
@@ -90,26 +118,45 @@ def trainings(as_json: AsJson = False) -> None:
         return
     print_table(
         "trainings",
-        ["job", "target", "state", "lessons", "step", "loss", "version", "reason"],
+        ["job", "target", "state", "examples", "step", "loss", "version", "reason"],
         [
-            (t.job, t.target, t.state, t.manifest.lessons, f"{t.step}/{t.steps}", _loss(t.metrics), t.version, t.reason)
+            (
+                t.job,
+                t.target,
+                t.state,
+                t.manifest.examples,
+                f"{t.step}/{t.steps}",
+                _loss(t.metrics),
+                t.version,
+                t.reason,
+            )
             for t in newest.values()
         ],
     )
 
 
 def _loss(metrics: dict[str, float]) -> str:
-    found = next((metrics[name] for name in ("loss", "train_loss", "actor/pg_loss") if name in metrics), None)
+    found = next(
+        (metrics[name] for name in ("loss", "train_loss", "actor/pg_loss") if name in metrics), None
+    )
     return "" if found is None else f"{found:.4g}"
 
 
-def _config(settings: Settings, method: Method, target: str | None, file: Path | None) -> tuple[str, AnyConfig]:
+def _config(
+    settings: Settings, method: Method, target: str | None, file: Path | None
+) -> tuple[str, AnyConfig]:
     """Return what learns, and how: the configured way, with a file's settings over it."""
-    known = {name: c for name, ways in settings.training.models.items() for c in ways if c.method == method}
+    known = {
+        name: c
+        for name, ways in settings.training.models.items()
+        for c in ways
+        if c.method == method
+    }
     if target is None:
         if len(known) != 1:
             raise ConfigError(
-                f"--target is needed: {', '.join(known) or 'nothing in training.models'} learns by {method}"
+                f"--target is needed: {', '.join(known) or 'nothing in training.models'} learns"
+                f" by {method}"
             )
         (target,) = known
     base: dict[str, Any] = known[target].model_dump() if target in known else {"method": method}
@@ -126,18 +173,25 @@ def _config(settings: Settings, method: Method, target: str | None, file: Path |
 
 
 def _manifest(log: Log, target: str, method: Method, start: str, end: str) -> Manifest:
-    """Return a manifest of a target's lessons in a time span."""
+    """Return a manifest of a target's examples in a time span."""
     first, last = _offsets(log, start, "--from"), _offsets(log, end, "--to")
     ranges = [
-        OffsetRange(topic=EXAMPLES.name, partition=partition, first=first[partition], last=last[partition] - 1)
+        OffsetRange(
+            topic=EXAMPLES.name,
+            partition=partition,
+            first=first[partition],
+            last=last[partition] - 1,
+        )
         for partition in range(EXAMPLES.partitions)
         if last[partition] > first[partition]
     ]
     if ranges:
-        draft = Manifest(target=target, head=HEADS[method], ranges=ranges, lessons=1, number=1)
-        if lessons := sum(1 for _ in lessons_of(log, draft)):
-            return draft.model_copy(update={"lessons": lessons})
-    raise ConfigError(f"{target} has no {HEADS[method]} lessons from {start} to {end}; see the setting `adapter`")
+        draft = Manifest(target=target, head=HEADS[method], ranges=ranges, examples=1, number=1)
+        if examples := sum(1 for _ in examples_of(log, draft)):
+            return draft.model_copy(update={"examples": examples})
+    raise ConfigError(
+        f"{target} has no {HEADS[method]} examples from {start} to {end}; see the setting `adapter`"
+    )
 
 
 def _offsets(log: Log, said: str, option: str) -> dict[int, int]:
@@ -146,7 +200,10 @@ def _offsets(log: Log, said: str, option: str) -> dict[int, int]:
     if said == NOW:
         return dict(log.ends(EXAMPLES.name))
     begin = moment(said, option, f"`{BEGINNING}`, `{NOW}` or ")
-    return {partition: log.offset_at(EXAMPLES.name, partition, begin) for partition in range(EXAMPLES.partitions)}
+    return {
+        partition: log.offset_at(EXAMPLES.name, partition, begin)
+        for partition in range(EXAMPLES.partitions)
+    }
 
 
 def _run(settings: Settings, folder: JobFolder) -> None:

@@ -10,15 +10,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from infra.cli.looking import existing_log
 from infra.cli.options import console, print_json, print_table
-from infra.config import ConfigError, Settings
+from infra.cli.views import existing_log
+from infra.config.settings import Settings
+from infra.runtime.errors import ConfigError
 from learners.bandit import BanditConfig, BanditLearner
 from learners.what_if import Refitted, Replayed, RewardFunction, RewardFunctionError
 from schemas.examples import ExampleEvent
 from schemas.serialization import decode_all, readable
 from schemas.topics import EXAMPLES
-from streams.log import read_all
+from streams.storage.log import read_all
 
 POINTS = 10
 SEED = 0
@@ -26,9 +27,15 @@ AS_IT_IS, OTHERWISE = "as it is", "what if"
 
 
 def what_if(
-    settings: Settings, name: str, reward: str | None, config: Path | None, chart: Path | None, as_json: bool
+    settings: Settings,
+    name: str,
+    reward: str | None,
+    config: Path | None,
+    chart: Path | None,
+    as_json: bool,
 ) -> None:
-    """Refit a policy on its training decisions twice, as it is and otherwise; compare both, and draw.
+    """Refit a policy on its training decisions twice, as it is and otherwise; compare both, and
+    draw.
 
     Args:
         reward: `module:function`, see `learners.what_if.RewardFunction`; both are evaluated by it.
@@ -46,22 +53,25 @@ def what_if(
         AS_IT_IS: BanditLearner(name, settled),
         OTHERWISE: BanditLearner(name, _config(settled, config) if config else settled),
     }
-    logged = _lessons(settings, name)
+    logged = _examples(settings, name)
     try:
         otherwise = rewarded_by(logged, function)
     except RewardFunctionError as error:
         raise ConfigError(f"--reward {reward}: {error}") from error
     taught = {AS_IT_IS: logged, OTHERWISE: otherwise}
     evidence = held_out(otherwise, learners[OTHERWISE].config)
-    fitted = {which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()}
+    fitted = {
+        which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()
+    }
     if len(evidence) < 2 or not all(fitted.values()):
-        lessons = sum(event.payload.split == "train" for event in otherwise)
+        examples = sum(event.payload.split == "train" for event in otherwise)
         raise ConfigError(
-            f"{lessons} lessons and {len(evidence)} held-out decisions of {name}; one and two at least are needed"
+            f"{examples} examples and {len(evidence)} held-out decisions of {name}; one and two"
+            " at least are needed"
         )
     through = {which: replayed(learner, taught[which], SEED) for which, learner in learners.items()}
     curves = {
-        which: [(point.lessons, weighted_mean(point.policy, evidence)) for point in points]
+        which: [(point.examples, weighted_mean(point.policy, evidence)) for point in points]
         for which, points in fitted.items()
     }
     picture = _draw(curves, through, chart or settings.data_dir / "what-if.png")
@@ -72,14 +82,18 @@ def what_if(
         "held_out": len(evidence),
         "policies": {
             which: {
-                "lessons": points[-1].lessons,
+                "examples": points[-1].examples,
                 "evaluation": asdict(evaluate(points[-1].policy, evidence)),
-                "curve": [{"lessons": lessons, "value": value} for lessons, value in curves[which]],
+                "curve": [
+                    {"examples": examples, "value": value} for examples, value in curves[which]
+                ],
                 "replay_method": _replay_method(through[which]),
             }
             for which, points in fitted.items()
         },
-        "difference": asdict(compare(fitted[OTHERWISE][-1].policy, fitted[AS_IT_IS][-1].policy, evidence)),
+        "difference": asdict(
+            compare(fitted[OTHERWISE][-1].policy, fitted[AS_IT_IS][-1].policy, evidence)
+        ),
         "chart": str(picture),
     }
     if as_json:
@@ -96,22 +110,29 @@ def _print(document: dict[str, Any], fitted: dict[str, list[Refitted]]) -> None:
         rows.append(
             (
                 which,
-                fitted[which][-1].lessons,
+                fitted[which][-1].examples,
                 estimates["snips"],
                 estimates["doubly_robust"],
                 f"{interval['low']:.3f} to {interval['high']:.3f}",
                 "–" if replay["mean"] is None else f"{replay['mean']:.3f} of {replay['matched']}",
             )
         )
-    columns = ("learned", "lessons", "SNIPS", "DR", "95% at any time", "replay method")
-    print_table(f"{document['name']}: mean reward on {document['held_out']} held-out decisions", columns, rows)
+    columns = ("learned", "examples", "SNIPS", "DR", "95% at any time", "replay method")
+    print_table(
+        f"{document['name']}: mean reward on {document['held_out']} held-out decisions",
+        columns,
+        rows,
+    )
     difference = document["difference"]
     low, high = difference["interval"]["low"], difference["interval"]["high"]
-    console.print(f"what if minus as it is: {difference['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}")
+    console.print(
+        f"what if minus as it is: {difference['difference']:+.3f}, 95% interval {low:+.3f} to"
+        f" {high:+.3f}"
+    )
     console.print(f"Picture: [bold]{document['chart']}[/]")
 
 
-def _lessons(settings: Settings, name: str) -> list[ExampleEvent]:
+def _examples(settings: Settings, name: str) -> list[ExampleEvent]:
     with existing_log(settings) as log:
         return [
             event
@@ -149,11 +170,19 @@ def _config(base: BanditConfig, file: Path) -> BanditConfig:
 
 def _replay_method(found: Replayed) -> dict[str, Any]:
     matched = len(found.rewards)
-    return {"shown": found.shown, "matched": matched, "mean": sum(found.rewards) / matched if matched else None}
+    return {
+        "shown": found.shown,
+        "matched": matched,
+        "mean": sum(found.rewards) / matched if matched else None,
+    }
 
 
-def _draw(curves: dict[str, list[tuple[int, float]]], through: dict[str, Replayed], path: Path) -> Path:
-    """Draw what policies after ever more lessons would earn, and what a learner would have earned on the way."""
+def _draw(
+    curves: dict[str, list[tuple[int, float]]], through: dict[str, Replayed], path: Path
+) -> Path:
+    """Draw what policies after ever more examples would earn, and what a learner would have earned
+    on the way.
+    """
     from matplotlib.figure import Figure
 
     from infra.analytics.charts import COLOURS
@@ -161,10 +190,21 @@ def _draw(curves: dict[str, list[tuple[int, float]]], through: dict[str, Replaye
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for colour, (which, points) in zip(COLOURS, curves.items(), strict=False):
-        left.plot([lessons for lessons, _ in points], [value for _, value in points], "o-", color=colour, label=which)
+        left.plot(
+            [examples for examples, _ in points],
+            [value for _, value in points],
+            "o-",
+            color=colour,
+            label=which,
+        )
         means = _running(through[which].rewards)
         right.plot(range(1, len(means) + 1), means, color=colour, label=which)
-    left.set(title="held-out value by lessons (SNIPS)", xlabel="lessons", ylabel="mean reward", ylim=(0, 1.05))
+    left.set(
+        title="held-out value by examples (SNIPS)",
+        xlabel="examples",
+        ylabel="mean reward",
+        ylim=(0, 1.05),
+    )
     right.set(title="replay method, mean so far", xlabel="matched decisions", ylim=(0, 1.05))
     left.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)

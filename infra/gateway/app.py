@@ -7,27 +7,29 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from infra.config import Settings
-from infra.gateway import feedback, lightning, metrics, openai, operations, problems, rollouts, traces
-from infra.gateway.access import KeyRing
-from infra.gateway.calls import end_conversations
-from infra.gateway.conversations import Conversations
-from infra.gateway.direct import Direct
-from infra.gateway.following import Follower
-from infra.gateway.lightning_state import LightningState
-from infra.gateway.limits import Limits
-from infra.gateway.publishing import Publisher
-from infra.gateway.redaction import Redactor
-from infra.gateway.routing import RoutingTable
+from infra.config.settings import Settings
+from infra.gateway.apis import feedback, metrics, openai, operations, rollouts, traces
+from infra.gateway.apis.lightning import api as lightning
+from infra.gateway.apis.lightning.state import LightningState
+from infra.gateway.calls.conversations import Conversations
+from infra.gateway.calls.exchange import end_conversations
+from infra.gateway.follower import Follower
+from infra.gateway.http import problems
+from infra.gateway.http.access import KeyRing
+from infra.gateway.http.direct import Direct
+from infra.gateway.http.guard import Shell
+from infra.gateway.http.limits import Limits
+from infra.gateway.models.servers import Upstreams
+from infra.gateway.records.export import SpanExport
+from infra.gateway.records.publisher import Publisher
+from infra.gateway.records.redaction import Redactor
+from infra.gateway.routes.table import RoutingTable
 from infra.gateway.services import Services
-from infra.gateway.shell import Shell
-from infra.gateway.telemetry import SpanExport
-from infra.gateway.upstream import Upstreams
-from infra.logs import open_log
+from infra.installation.log import open_log
 from schemas.topics import USAGE
-from streams.artifacts import ArtifactStore
-from streams.embedded.log import EmbeddedLog
-from streams.log import Log
+from streams.storage.artifacts import ArtifactStore
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import Log
 
 SPOOL_AFTER_S = 2.0
 """How long the log may be locked or away before events are spooled."""
@@ -56,7 +58,9 @@ def create_app(settings: Settings) -> FastAPI:
     limits = Limits()
     conversations = Conversations(gateway.conversation_idle_s)
     lightning_state = LightningState()
-    follower = Follower(table, keys, limits, conversations, lightning_state, lambda: open_log(settings))
+    follower = Follower(
+        table, keys, limits, conversations, lightning_state, lambda: open_log(settings)
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,11 +71,22 @@ def create_app(settings: Settings) -> FastAPI:
         await upstreams.start()
         redactor = Redactor(gateway.redaction)
         services = Services(
-            settings, publisher, table, keys, limits, conversations, upstreams, redactor, lightning_state, export
+            settings,
+            publisher,
+            table,
+            keys,
+            limits,
+            conversations,
+            upstreams,
+            redactor,
+            lightning_state,
+            export,
         )
         app.state.services = services
         tasks = [
-            asyncio.create_task(end_conversations(services, min(1.0, gateway.conversation_idle_s / 4))),
+            asyncio.create_task(
+                end_conversations(services, min(1.0, gateway.conversation_idle_s / 4))
+            ),
             asyncio.create_task(_tell_usage(services)),
         ]
         yield

@@ -9,23 +9,23 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Request
 
-from infra.config import Settings
-from infra.gateway.access import KeyRing
-from infra.gateway.conversations import Conversations
-from infra.gateway.lightning_state import LightningState
-from infra.gateway.limits import Limits
-from infra.gateway.publishing import Publisher
-from infra.gateway.redaction import Redactor
-from infra.gateway.routing import RoutingTable
-from infra.gateway.telemetry import SpanExport
-from infra.gateway.upstream import Upstreams
+from infra.config.settings import Settings
+from infra.gateway.apis.lightning.state import LightningState
+from infra.gateway.calls.conversations import Conversations
+from infra.gateway.http.access import KeyRing
+from infra.gateway.http.limits import Limits
+from infra.gateway.models.servers import Upstreams
+from infra.gateway.records.export import SpanExport
+from infra.gateway.records.publisher import Publisher
+from infra.gateway.records.redaction import Redactor
+from infra.gateway.routes.table import RoutingTable
 from schemas.envelope import AnyEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import Topic
-from streams.records import MAX_RECORD_BYTES, Outgoing
+from streams.storage.records import MAX_RECORD_BYTES, Outgoing
 
 MOST_BACKGROUND = 256
-log_event = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -33,8 +33,9 @@ class Counts:
     """What the gateway has done since it began.
 
     Attributes:
-        requests: model calls by outcome: `served`, `failed` (no answer from the model server, or one of status 5xx),
-            `refused` (the model server said the caller was wrong), `cancelled` (the caller hung up).
+        requests: model calls by outcome: `served`, `failed` (no answer from the model server, or
+            one of status 5xx), `refused` (the model server said the caller was wrong), `cancelled`
+            (the caller hung up).
         tokens: by logical model and direction (`input`, `output`).
         cost: by logical model, in the unit of the endpoints' prices.
         invalid_tool_calls: that no schema of the caller allows, by logical model and version.
@@ -126,9 +127,13 @@ class Services:
 
 def _without_content(event: SpanEvent, size: int) -> SpanEvent:
     """Return a span that is too large for the log without what makes it so."""
-    log_event.warning("span too large, its content is left out", span=event.span_id, bytes=size)
+    logger.warning("span too large, its content is left out", span=event.span_id, bytes=size)
     content = {Attribute.INPUT_MESSAGES, Attribute.OUTPUT_MESSAGES, Attribute.TOOL_DEFINITIONS}
-    content |= {Attribute.PROMPT_TOKEN_IDS, Attribute.RESPONSE_TOKEN_IDS, Attribute.RESPONSE_LOGPROBS}
+    content |= {
+        Attribute.PROMPT_TOKEN_IDS,
+        Attribute.RESPONSE_TOKEN_IDS,
+        Attribute.RESPONSE_LOGPROBS,
+    }
     kept = {name: value for name, value in event.payload.attributes.items() if name not in content}
     said = f"content of {size} bytes left out; the most is {MAX_RECORD_BYTES}"
     payload = event.payload.model_copy(update={"attributes": kept, "status_message": said})

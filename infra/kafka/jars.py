@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 
 from platformdirs import user_cache_path
 
-from infra.config import ConfigError
+from infra.runtime.errors import ConfigError
 
 POM = Path(__file__).parent / "pom.xml"
 LEAST_JAVA = 17
@@ -24,12 +24,16 @@ def java() -> str:
     """
     found = shutil.which("java")
     if found is None:
-        raise ConfigError(f"a local Kafka needs Java {LEAST_JAVA} or newer, and there is none; install a JRE")
+        raise ConfigError(
+            f"a local Kafka needs Java {LEAST_JAVA} or newer, and there is none; install a JRE"
+        )
     said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < LEAST_JAVA:
         first = said.strip().splitlines()[0] if said.strip() else "nothing"
-        raise ConfigError(f"a local Kafka needs Java {LEAST_JAVA} or newer; `{found} -version` says {first}")
+        raise ConfigError(
+            f"a local Kafka needs Java {LEAST_JAVA} or newer; `{found} -version` says {first}"
+        )
     return found
 
 
@@ -44,10 +48,21 @@ def jars() -> Path:
         return folder
     maven = shutil.which("mvn")
     if maven is None:
-        raise ConfigError("a local Kafka needs Maven to fetch its jars, and there is none; install Maven 3.6 or newer")
+        raise ConfigError(
+            "a local Kafka needs Maven to fetch its jars, and there is none; install Maven 3.6"
+            " or newer"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(mkdtemp(dir=folder.parent))
-    command = [maven, "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", "-DincludeScope=runtime"]
+    command = [
+        maven,
+        "-q",
+        "-B",
+        "-f",
+        str(POM),
+        "dependency:copy-dependencies",
+        "-DincludeScope=runtime",
+    ]
     resolved = subprocess.run(  # noqa: S603 - our own command
         [*command, f"-DoutputDirectory={partial}"],
         capture_output=True,
@@ -58,8 +73,12 @@ def jars() -> Path:
     )
     if resolved.returncode:
         shutil.rmtree(partial)
-        lines = [line for line in resolved.stdout.splitlines() if line.startswith("[ERROR]")] or ["no reason given"]
-        raise ConfigError(f"Maven cannot resolve Kafka's jars: {lines[0].removeprefix('[ERROR] ')[:300]}")
+        lines = [line for line in resolved.stdout.splitlines() if line.startswith("[ERROR]")] or [
+            "no reason given"
+        ]
+        raise ConfigError(
+            f"Maven cannot resolve Kafka's jars: {lines[0].removeprefix('[ERROR] ')[:300]}"
+        )
     try:
         partial.rename(folder)
     except OSError:  # another process was faster, with the same jars

@@ -1,4 +1,6 @@
-"""A Kafka cluster of this machine: one broker or several, each a child process with a folder of its own (KRaft)."""
+"""A Kafka cluster of this machine: one broker or several, each a child process with a folder of its
+own (KRaft).
+"""
 
 import os
 import shutil
@@ -14,8 +16,8 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from pydantic import BaseModel
 
-from infra.config import ConfigError
 from infra.kafka.jars import jars, java
+from infra.runtime.errors import ConfigError
 
 HOST = "127.0.0.1"
 STATE_FILE = "cluster.json"
@@ -39,7 +41,8 @@ class Broker(BaseModel):
     """One broker, which is a controller too.
 
     Attributes:
-        created: when its process began, in seconds since the epoch; tells it from a later one with its pid.
+        created: when its process began, in seconds since the epoch; tells it from a later one with
+            its pid.
     """
 
     id: int
@@ -53,7 +56,9 @@ class Broker(BaseModel):
         """Whether its process runs."""
         try:
             process = psutil.Process(self.pid)
-            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.NoSuchProcess:
             return False
 
@@ -71,7 +76,9 @@ class LocalCluster:
         more: returns properties of a broker that are set over the usual ones.
     """
 
-    def __init__(self, folder: Path, more: Callable[[Broker], Mapping[str, object]] = lambda _: {}) -> None:
+    def __init__(
+        self, folder: Path, more: Callable[[Broker], Mapping[str, object]] = lambda _: {}
+    ) -> None:
         self._more = more
         self.folder = folder.absolute()
         self._state = self.folder / STATE_FILE
@@ -94,12 +101,14 @@ class LocalCluster:
             brokers: how many; a folder that has a cluster keeps its number.
 
         Raises:
-            ConfigError: Java or Maven is missing, another number was asked for, or the cluster does not come up.
+            ConfigError: Java or Maven is missing, another number was asked for, or the cluster does
+                not come up.
         """
         description = self._description() if self._state.exists() else self._created(brokers)
         if len(description.brokers) != brokers:
             raise ConfigError(
-                f"{self.folder} holds a cluster of {len(description.brokers)} brokers, not {brokers};"
+                f"{self.folder} holds a cluster of {len(description.brokers)} brokers, not"
+                f" {brokers};"
                 " choose that number or another folder"
             )
         runtime, classpath = java(), f"{jars()}/*"
@@ -114,7 +123,8 @@ class LocalCluster:
         processes = [psutil.Process(broker.pid) for broker in self.brokers if broker.alive]
         for process in processes:
             process.terminate()
-        # All at once: the last broker of a cluster would wait for the others, to hand over what it leads.
+        # All at once: the last broker of a cluster would wait for the others, to hand over what it
+        # leads.
         _, left = psutil.wait_procs(processes, STOP_TIMEOUT_S)
         for process in left:
             process.kill()
@@ -122,7 +132,9 @@ class LocalCluster:
 
     def kill(self, broker_id: int) -> None:
         """Kill a broker with SIGKILL; `start` brings it back with its data."""
-        process = psutil.Process(next(broker.pid for broker in self.brokers if broker.id == broker_id))
+        process = psutil.Process(
+            next(broker.pid for broker in self.brokers if broker.id == broker_id)
+        )
         process.kill()
         process.wait(STOP_TIMEOUT_S)
         self._reap()
@@ -135,7 +147,10 @@ class LocalCluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:  # all at once, so that no port is given twice
             ports = [_free_port(held) for _ in range(2 * count)]
-        members = [Broker(id=i + 1, port=ports[2 * i], controller_port=ports[2 * i + 1]) for i in range(count)]
+        members = [
+            Broker(id=i + 1, port=ports[2 * i], controller_port=ports[2 * i + 1])
+            for i in range(count)
+        ]
         runtime, classpath = java(), f"{jars()}/*"
         said = _run(runtime, classpath, "kafka.tools.StorageTool", "random-uuid")
         description = _Description(cluster_id=said.strip().splitlines()[-1], brokers=members)
@@ -156,7 +171,9 @@ class LocalCluster:
         return {
             "process.roles": "broker,controller",
             "node.id": broker.id,
-            "controller.quorum.voters": ",".join(f"{m.id}@{HOST}:{m.controller_port}" for m in members),
+            "controller.quorum.voters": ",".join(
+                f"{m.id}@{HOST}:{m.controller_port}" for m in members
+            ),
             "listeners": f"PLAINTEXT://{HOST}:{broker.port},CONTROLLER://{HOST}:{broker.controller_port}",
             "advertised.listeners": f"PLAINTEXT://{HOST}:{broker.port}",
             "controller.listener.names": "CONTROLLER",
@@ -200,9 +217,13 @@ class LocalCluster:
         while not self._answers(len(description.brokers)):
             for broker in description.brokers:
                 if not broker.alive:
-                    raise ConfigError(f"Kafka's broker {broker.id} ended; see {self.log_file(broker.id)}")
+                    raise ConfigError(
+                        f"Kafka's broker {broker.id} ended; see {self.log_file(broker.id)}"
+                    )
             if time.monotonic() > deadline:
-                raise ConfigError(f"Kafka did not answer in {READY_TIMEOUT_S:.0f} s; see {self.log_file(1)}")
+                raise ConfigError(
+                    f"Kafka did not answer in {READY_TIMEOUT_S:.0f} s; see {self.log_file(1)}"
+                )
             time.sleep(0.2)
 
     def _answers(self, brokers: int) -> bool:
@@ -212,7 +233,9 @@ class LocalCluster:
             except OSError:
                 return False
         try:
-            with KafkaAdminClient(bootstrap_servers=self.bootstrap.split(","), request_timeout_ms=5000) as admin:
+            with KafkaAdminClient(
+                bootstrap_servers=self.bootstrap.split(","), request_timeout_ms=5000
+            ) as admin:
                 return len(admin.describe_cluster()["brokers"]) == brokers
         except KafkaError:
             return False
@@ -243,7 +266,9 @@ def _run(runtime: str, classpath: str, *arguments: str) -> str:
     )
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()
-        raise ConfigError(f"Kafka's {arguments[0]} failed: {words[-1] if words else 'nothing was said'}")
+        raise ConfigError(
+            f"Kafka's {arguments[0]} failed: {words[-1] if words else 'nothing was said'}"
+        )
     return done.stdout
 
 

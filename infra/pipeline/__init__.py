@@ -1,1 +1,3 @@
-"""The pipeline: phases that gather, train one part of the agent each, and switch to it before the next begins."""
+"""The pipeline: phases that gather, train one part of the agent each, and switch to it before the
+next begins.
+"""

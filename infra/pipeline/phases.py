@@ -1,4 +1,6 @@
-"""Phases one after another: rollouts, an order to train, the run, the trial, the switch, a measurement."""
+"""Phases one after another: rollouts, an order to train, the run, the trial, the switch, a
+measurement.
+"""
 
 import asyncio
 import time
@@ -9,14 +11,14 @@ from random import Random
 from typing import Any
 
 from pydantic import BaseModel
+from research_society.runner import Attempt, Runner
+from research_society.tasks import ResearchTask
 
-from agents.runner import Attempt, Runner
-from agents.tasks import ResearchTask
 from infra.analytics.report import Report
-from infra.config import ConfigError, Settings
+from infra.config.settings import Settings
+from infra.installation.processors import all_processors
 from infra.pipeline.settings import PhaseSettings
-from infra.progress import wait_until_taken
-from infra.topology import all_processors
+from infra.runtime.errors import ConfigError
 from infra.training.known import Following
 from learners.training.config import HEADS
 from schemas.checkpoints import Checkpoint, CheckpointState
@@ -24,14 +26,17 @@ from schemas.commands import Command, CommandEvent
 from schemas.rollouts import Split
 from schemas.topics import COMMANDS
 from schemas.trainings import ENDED, Training
-from streams.log import Log
-from streams.records import Outgoing
+from streams.runners.lag import wait_until_taken
+from streams.storage.log import Log
+from streams.storage.records import Outgoing
 
 DRAIN_TIMEOUT_S = 120.0
 POLL_S = 0.2
 PARALLEL = 4
 TRIED_TOGETHER = 8
-UNDECIDED = frozenset({CheckpointState.CANDIDATE, CheckpointState.EVALUATED, CheckpointState.CANARY})
+UNDECIDED = frozenset(
+    {CheckpointState.CANDIDATE, CheckpointState.EVALUATED, CheckpointState.CANARY}
+)
 
 
 class PhaseResult(BaseModel):
@@ -39,8 +44,9 @@ class PhaseResult(BaseModel):
 
     Attributes:
         rollouts: those of its trial included, those of its measurement not.
-        state: of what was learned: `promoted` means that it serves; `failed` and `cancelled` are of the run, `nothing`
-            means that there was nothing to learn from. None where the phase only gathers.
+        state: of what was learned: `promoted` means that it serves; `failed` and `cancelled` are of
+            the run, `nothing` means that there was nothing to learn from. None where the phase only
+            gathers.
         group: of its rollouts on held-out tasks in the report.
         held_out: how many those are.
         mean_reward, success_rate, decision_alignment: of those.
@@ -78,10 +84,14 @@ def check_pipeline(settings: Settings) -> None:
     """
     for phase in settings.pipeline.phases:
         if phase.method == "bandit" and phase.target not in settings.policies:
-            raise ConfigError(f"pipeline: no policy {phase.target!r} is learned; there are {settings.policies}")
+            raise ConfigError(
+                f"pipeline: no policy {phase.target!r} is learned; there are {settings.policies}"
+            )
         if phase.target is None or phase.method in (None, "bandit"):
             continue
-        if phase.method not in [config.method for config in settings.training.models.get(phase.target, ())]:
+        if phase.method not in [
+            config.method for config in settings.training.models.get(phase.target, ())
+        ]:
             raise ConfigError(
                 f"pipeline: phase {phase.name} trains {phase.target} by {phase.method}; say how in"
                 f" [[training.models.{phase.target}]]"
@@ -107,15 +117,23 @@ class Pipeline:
         self._settings, self._pipeline, self._log = settings, settings.pipeline, log
         self._say = on_progress
         self._processors = all_processors(settings)
-        self._following = Following(log, {phase.target for phase in self._pipeline.phases if phase.target})
+        self._following = Following(
+            log, {phase.target for phase in self._pipeline.phases if phase.target}
+        )
         order = list(tasks)
         Random(0).shuffle(order)  # noqa: S311 - a reproducible order, not a secret
-        self._held_out = list(islice((task for task in order if task.split != "train"), self._pipeline.held_out))
+        self._held_out = list(
+            islice((task for task in order if task.split != "train"), self._pipeline.held_out)
+        )
         taught = [task for task in order if task.split == "train"]
         if not taught or (self._pipeline.held_out and not self._held_out):
-            raise ConfigError(f"{len(tasks)} tasks are too few: some are learned from, some held out")
+            raise ConfigError(
+                f"{len(tasks)} tasks are too few: some are learned from, some held out"
+            )
         self._tasks = cycle(taught)
-        self._loop = asyncio.Runner()  # one for all phases: what the models' clients hold belongs to its loop
+        self._loop = (
+            asyncio.Runner()
+        )  # one for all phases: what the models' clients hold belongs to its loop
         self._agents = Runner(gateway_url, settings.roles, tasks, PARALLEL)
         self._numbers = count()
         self._name = f"pipeline-{time.time_ns() // 1_000_000:x}"
@@ -142,7 +160,11 @@ class Pipeline:
         group = f"{number}-{phase.name}"
         self._gather(phase, group, phase.rollouts)
         result = PhaseResult(
-            round=number, phase=phase.name, target=phase.target, method=phase.method, rollouts=phase.rollouts
+            round=number,
+            phase=phase.name,
+            target=phase.target,
+            method=phase.method,
+            rollouts=phase.rollouts,
         )
         if phase.method is not None:
             came, tried = self._learn(phase, group)
@@ -161,7 +183,9 @@ class Pipeline:
         return result
 
     def _learn(self, phase: PhaseSettings, group: str) -> tuple[Came, int]:
-        """Have a learner take its turn, and rollouts run until the gate has decided; return how many those were."""
+        """Have a learner take its turn, and rollouts run until the gate has decided; return how
+        many those were.
+        """
         assert phase.target is not None  # noqa: S101 - a phase with a method has a target
         known, version = self._following.read(), None
         if phase.method == "bandit":
@@ -169,7 +193,9 @@ class Pipeline:
         else:
             training = self._trained(phase, group)
             if training is None:
-                return Came("nothing", "no lessons: see `everloop events tail examples` for what there is"), 0
+                return Came(
+                    "nothing", "no examples: see `everloop events tail examples` for what there is"
+                ), 0
             version = training.version
             if version is None:
                 return Came(str(training.state), training.reason), 0
@@ -187,8 +213,10 @@ class Pipeline:
         return _came(known.checkpoints[phase.target, str(version)]), tried
 
     def _trained(self, phase: PhaseSettings, group: str) -> Training | None:
-        """Order a run on what was gathered since the last, and return how it ended; None without lessons."""
-        assert phase.target is not None  # noqa: S101 - asked for where there is one
+        """Order a run on what was gathered since the last, and return how it ended; None without
+        examples.
+        """
+        assert phase.target is not None  # noqa: S101 - a phase with a method has a target
         assert phase.method is not None  # noqa: S101 - asked for where there is one
         assert phase.method != "bandit"  # noqa: S101 - it learns by itself
         known = self._following.read()
@@ -199,18 +227,26 @@ class Pipeline:
             arguments={"head": HEADS[phase.method], "method": phase.method},
             reason=f"phase {group}",
         )
-        self._log.append([Outgoing.of(COMMANDS, phase.target, CommandEvent(payload=order)).record()])
+        self._log.append(
+            [Outgoing.of(COMMANDS, phase.target, CommandEvent(payload=order)).record()]
+        )
         self._drained()
         self._following.read()
-        closed = next((o for o in known.orders if o.payload.manifest and o.payload.reason == order.reason), None)
+        closed = next(
+            (o for o in known.orders if o.payload.manifest and o.payload.reason == order.reason),
+            None,
+        )
         if closed is None:
             return None
         self._say(f"{group}: {phase.target} learns by {phase.method}")
         deadline = time.monotonic() + self._pipeline.training_s
-        while (training := known.trainings.get(closed.event_id)) is None or training.state not in ENDED:
+        while (
+            training := known.trainings.get(closed.event_id)
+        ) is None or training.state not in ENDED:
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"{group}: the run did not end in {self._pipeline.training_s:.0f} s (pipeline.training_s);"
+                    f"{group}: the run did not end in {self._pipeline.training_s:.0f} s"
+                    " (pipeline.training_s);"
                     " see `everloop trainings`, and whether a trainer runs"
                 )
             time.sleep(POLL_S)
@@ -218,7 +254,9 @@ class Pipeline:
         return training
 
     def _undecided(self, target: str, version: str | None) -> bool:
-        """Return whether the gate has still to decide on a version, on any of the target's where it is None."""
+        """Return whether the gate has still to decide on a version, on any of the target's where it
+        is None.
+        """
         return any(
             checkpoint.state in UNDECIDED and version in (None, checkpoint.version)
             for checkpoint in self._following.known.checkpoints.values()
@@ -226,13 +264,18 @@ class Pipeline:
         )
 
     def _gather(self, phase: PhaseSettings, group: str, rollouts: int) -> None:
-        self._say(f"{group}: {rollouts} rollouts" + (f" for {phase.target}" if phase.target else ""))
+        self._say(
+            f"{group}: {rollouts} rollouts" + (f" for {phase.target}" if phase.target else "")
+        )
         repeated = (task for task in self._tasks for _ in range(phase.samples))
         self._rollouts(islice(repeated, rollouts), "train", group)
 
     def _rollouts(self, tasks: Iterable[ResearchTask], split: Split, group: str) -> None:
         policy = self._settings.bandit.targets[0]
-        attempts = [Attempt(f"{self._name}-{next(self._numbers):06d}", task, policy, split, group) for task in tasks]
+        attempts = [
+            Attempt(f"{self._name}-{next(self._numbers):06d}", task, policy, split, group)
+            for task in tasks
+        ]
         self._loop.run(self._attempted(attempts))
         self._drained()
 

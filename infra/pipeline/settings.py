@@ -13,10 +13,12 @@ class PhaseSettings(BaseModel):
 
     Attributes:
         rollouts: run before it learns.
-        samples: of them on each task, one after another; learners that compare rollouts of one task need two.
+        samples: of them on each task, one after another; learners that compare rollouts of one task
+            need two.
         target: logical name of what learns; None only gathers.
         method: how; `bandit` learns from every decision anyway, so its phase is rollouts alone.
-        trial: most rollouts that are run for the gate to decide whether what was learned takes over.
+        trial: most rollouts that are run for the gate to decide whether what was learned takes
+            over.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +41,8 @@ class PipelineSettings(BaseModel):
     """The phases, in their order; by default those of the research society.
 
     Attributes:
-        held_out: rollouts on held-out tasks after each phase, the same tasks every time; nothing learns from them.
+        held_out: rollouts on held-out tasks after each phase, the same tasks every time; nothing
+            learns from them.
         training_s: most seconds that a run may take, waiting for others included.
     """
 
@@ -48,9 +51,19 @@ class PipelineSettings(BaseModel):
     phases: tuple[PhaseSettings, ...] = Field(
         default=(
             PhaseSettings(name="gather", rollouts=100),
-            PhaseSettings(name="juniors", rollouts=100, target="junior_researcher_llm", method="sft"),
-            PhaseSettings(name="seniors", rollouts=100, samples=2, target="senior_researcher_llm", method="ppo"),
-            PhaseSettings(name="supervisor", rollouts=100, target="supervisor-policy", method="bandit"),
+            PhaseSettings(
+                name="juniors", rollouts=100, target="junior_researcher_llm", method="sft"
+            ),
+            PhaseSettings(
+                name="seniors",
+                rollouts=100,
+                samples=2,
+                target="senior_researcher_llm",
+                method="ppo",
+            ),
+            PhaseSettings(
+                name="supervisor", rollouts=100, target="supervisor-policy", method="bandit"
+            ),
         ),
         min_length=1,
     )

@@ -1,4 +1,6 @@
-"""What each process does: `python -m infra.processes.entry NAME [--fd N]`, started by the supervisor."""
+"""What each process does: `python -m infra.processes.entry NAME [--fd N]`, started by the
+supervisor.
+"""
 
 import argparse
 import gc
@@ -8,16 +10,19 @@ import socket
 import sys
 from typing import Any
 
-from infra.config import ConfigError, Settings, load_settings
-from infra.logging import configure_logging
-from infra.processes.routes import publish_initial_routes
-from infra.topology import learning_processors, stream_processors
-from streams.embedded.worker import Worker
-from streams.errors import StreamError
-from streams.processor import Processor
+from infra.config.settings import Settings, load_settings
+from infra.installation.processors import learning_processors, stream_processors
+from infra.installation.routes import publish_initial_routes
+from infra.runtime.errors import ConfigError
+from infra.runtime.logger import configure_logging
+from streams.processing.processor import Processor
+from streams.runners.embedded.worker import Worker
+from streams.storage.errors import StreamError
 
 NAMES = ("routes", "gateway", "simulator", "worker", "learner", "trainer", "analytics")
-"""The processes. `routes` writes the first routes and ends; gateway, simulator and analytics listen on a socket."""
+"""The processes. `routes` writes the first routes and ends; gateway, simulator and analytics listen
+on a socket.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +55,7 @@ def _run(name: str, settings: Settings, fd: int | None) -> None:
 
 def _train(settings: Settings) -> None:
     """Run what trains models and serves them."""
-    from infra.logs import open_log
+    from infra.installation.log import open_log
     from infra.training.trainer import Trainer
 
     with open_log(settings) as log:
@@ -64,7 +69,7 @@ def _work(settings: Settings, processors: list[Processor[Any]]) -> None:
     """Run processors on the configured log."""
     _freeze()
     if settings.log_kind == "kafka":
-        from streams.kafka.faust_app import run_app
+        from streams.runners.kafka.faust_app import run_app
 
         run_app(settings.cluster, processors, settings.data_dir, settings.worker.lease_s)
         return
@@ -80,7 +85,8 @@ def _work(settings: Settings, processors: list[Processor[Any]]) -> None:
 
 
 def _freeze() -> None:
-    """Leave what was imported to the garbage collector no more: looking through it costs more than most events.
+    """Leave what was imported to the garbage collector no more: looking through it costs more than
+    most events.
 
     The gateway's slowest calls at 32 callers went from 190 ms to 20 ms by it (p99).
     """
@@ -91,22 +97,29 @@ def _freeze() -> None:
 
 def _serve(name: str, settings: Settings, fd: int | None) -> None:
     """Serve an application; imports are here, so that no process loads what only another needs."""
-    from infra.http import bound_socket, serve
+    from infra.runtime.http import bound_socket, serve
 
     if name == "gateway":
         from infra.gateway.app import create_app
 
         app, host, port = create_app(settings), settings.gateway.host, settings.gateway.port
     elif name == "simulator":
-        from infra.serving.simulator.app import create_app as create_simulator
+        from research_society.simulator.app import create_app as create_simulator
 
         app, host, port = create_simulator(), settings.simulator.host, settings.simulator.port
     else:
         from infra.analytics.app import create_app as create_analytics
 
-        app, host, port = create_analytics(settings), settings.analytics.host, settings.analytics.port
+        app, host, port = (
+            create_analytics(settings),
+            settings.analytics.host,
+            settings.analytics.port,
+        )
     _freeze()
-    serve(app, socket.socket(fileno=fd) if fd is not None else bound_socket(host, port, f"{name}.port"))
+    serve(
+        app,
+        socket.socket(fileno=fd) if fd is not None else bound_socket(host, port, f"{name}.port"),
+    )
 
 
 if __name__ == "__main__":

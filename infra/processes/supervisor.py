@@ -1,7 +1,8 @@
 """The supervisor: starts the processes, starts one that dies again, and stops them all.
 
-It binds the listening sockets itself and lends them to the processes, so a port that is taken is known before anything
-runs, and a server that dies is replaced without a connection being refused: it waits in the socket's queue.
+It binds the listening sockets itself and lends them to the processes, so a port that is taken is
+known before anything runs, and a server that dies is replaced without a connection being refused:
+it waits in the socket's queue.
 """
 
 import os
@@ -18,18 +19,18 @@ import httpx
 import psutil
 import structlog
 
-from infra.config import Settings
-from infra.http import bound_socket
-from infra.logs import open_log
-from infra.processes.routes import publish_initial_routes
-from infra.processes.running import RUN_FILE, Running, RunningProcess, StartError, running
-from infra.topics import missing_topics
+from infra.config.settings import Settings
+from infra.installation.log import open_log
+from infra.installation.routes import publish_initial_routes
+from infra.installation.topics import missing_topics
+from infra.processes.run_file import RUN_FILE, Running, RunningProcess, StartError, running
+from infra.runtime.http import bound_socket
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 STEADY_AFTER_S = 30.0
-log_event = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -67,7 +68,9 @@ class Process:
 
     def last_words(self) -> str:
         """Return the last line of its log."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        lines = (
+            self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        )
         return lines[-1] if lines else "nothing was logged"
 
 
@@ -99,13 +102,16 @@ class Supervisor:
         """
         if (other := running(self._settings.data_dir)) is not None:
             raise StartError(
-                f"Everloop already runs on {self._settings.data_dir} (pid {other.pid}); stop it with `everloop down`"
+                f"Everloop already runs on {self._settings.data_dir} (pid {other.pid}); stop it"
+                " with `everloop down`"
             )
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._check_log()
         try:
             self._bind()
-            publish_initial_routes(self._settings, self._url("simulator") if "simulator" in self._listeners else None)
+            publish_initial_routes(
+                self._settings, self._url("simulator") if "simulator" in self._listeners else None
+            )
             self._start_processes()
             self._wait_until_ready()
         except BaseException:
@@ -138,7 +144,8 @@ class Supervisor:
         if self._settings.log_kind == "kafka" and (missing := missing_topics(self._settings)):
             names = ", ".join(missing)
             raise StartError(
-                f"Kafka at {self._settings.cluster.bootstrap} lacks {names}; `everloop topics apply` declares them"
+                f"Kafka at {self._settings.cluster.bootstrap} lacks {names}; `everloop topics"
+                " apply` declares them"
             )
 
     def _bind(self) -> None:
@@ -180,15 +187,24 @@ class Supervisor:
             for url in waiting:
                 while True:
                     if dead := next(
-                        (p for p in self.processes.values() if p.popen and p.popen.poll() is not None), None
+                        (
+                            p
+                            for p in self.processes.values()
+                            if p.popen and p.popen.poll() is not None
+                        ),
+                        None,
                     ):
-                        raise StartError(f"{dead.name} did not start: {dead.last_words()} (see {dead.log})")
+                        raise StartError(
+                            f"{dead.name} did not start: {dead.last_words()} (see {dead.log})"
+                        )
                     try:
                         if http.get(url, timeout=1.0).is_success:
                             break
                     except httpx.HTTPError as error:
                         if time.monotonic() > deadline:
-                            raise StartError(f"no answer from {url} in {START_TIMEOUT_S:.0f} s") from error
+                            raise StartError(
+                                f"no answer from {url} in {START_TIMEOUT_S:.0f} s"
+                            ) from error
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
@@ -196,8 +212,10 @@ class Supervisor:
                 if process.popen is None or process.popen.poll() is None:
                     continue
                 steady = time.monotonic() - process.started > STEADY_AFTER_S
-                delay = RESTART_DELAYS_S[0 if steady else min(process.restarts, len(RESTART_DELAYS_S) - 1)]
-                log_event.warning(
+                delay = RESTART_DELAYS_S[
+                    0 if steady else min(process.restarts, len(RESTART_DELAYS_S) - 1)
+                ]
+                logger.warning(
                     "process died, starting it again",
                     process=process.name,
                     status=process.popen.returncode,
@@ -235,6 +253,6 @@ def _terminate(process: Process) -> None:
     try:
         process.popen.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        log_event.warning("process did not stop, killing it", process=process.name)
+        logger.warning("process did not stop, killing it", process=process.name)
         process.popen.kill()
         process.popen.wait()

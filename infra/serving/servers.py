@@ -1,4 +1,6 @@
-"""Model servers as child processes: on free ports, asked before they are announced, drained before they stop."""
+"""Model servers as child processes: on free ports, asked before they are announced, drained before
+they stop.
+"""
 
 import os
 import socket
@@ -19,7 +21,7 @@ from schemas.endpoints import Endpoint
 
 STOP_TIMEOUT_S = 30.0
 ASKED = "Say something."
-log_event = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class ServingError(Exception):
@@ -57,7 +59,8 @@ class Server:
     @property
     def url(self) -> str:
         """Where it answers here, without `/v1`."""
-        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 - nothing is bound to it here
+        # nothing is bound to it here
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
         return f"http://{host}:{self.port}"
 
     @property
@@ -65,22 +68,31 @@ class Server:
         """Whether its process runs."""
         try:
             process = self.process
-            return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                process is not None
+                and process.is_running()
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.NoSuchProcess:
             return False
 
     def endpoint(self, model: str) -> Endpoint:
         """Return where one of its models is called."""
-        return Endpoint(base_url=f"http://{self.advertised_host}:{self.port}/v1", model=model, tokens=True)
+        return Endpoint(
+            base_url=f"http://{self.advertised_host}:{self.port}/v1", model=model, tokens=True
+        )
 
     def last_words(self) -> str:
         """Return the last line it wrote."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        lines = (
+            self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        )
         return lines[-1] if lines else "nothing was logged"
 
 
 class Servers:
-    """The servers of an installation, one for each set of whole weights; adapters are loaded into that of their base.
+    """The servers of an installation, one for each set of whole weights; adapters are loaded into
+    that of their base.
 
     Args:
         folder: for their logs.
@@ -93,7 +105,9 @@ class Servers:
         self.servers: dict[str, Server] = {}
 
     def adopt(self) -> None:
-        """Take over all servers that a killed predecessor of this process left running, needed or not."""
+        """Take over all servers that a killed predecessor of this process left running, needed or
+        not.
+        """
         for note in self._folder.glob("*.json"):
             left = _Running.model_validate_json(note.read_bytes())
             server = self._server(left.weights, note.stem, left.port)
@@ -128,7 +142,9 @@ class Servers:
                 raise
         return server
 
-    def serve_adapter(self, base: str, base_name: str, adapter: str, folder: Path, port: int | None = None) -> Server:
+    def serve_adapter(
+        self, base: str, base_name: str, adapter: str, folder: Path, port: int | None = None
+    ) -> Server:
         """Return the server of the base weights with an adapter loaded into it, once that answers.
 
         Raises:
@@ -163,7 +179,7 @@ class Servers:
             try:
                 server.process.wait(STOP_TIMEOUT_S)
             except psutil.TimeoutExpired:
-                log_event.warning("model server did not stop, killing it", server=server.name)
+                logger.warning("model server did not stop, killing it", server=server.name)
                 server.process.kill()
                 server.process.wait()
         self._note(server).unlink(missing_ok=True)
@@ -179,10 +195,19 @@ class Servers:
         python, settings = str(self._settings.python or sys.executable), self._settings
         place = ["--host", server.host, "--port", str(server.port), *settings.arguments]
         if settings.engine == "huggingface":
-            return [python, "-m", "infra.serving.huggingface", server.weights, "--name", server.name, *place]
+            return [
+                python,
+                "-m",
+                "infra.serving.huggingface",
+                server.weights,
+                "--name",
+                server.name,
+                *place,
+            ]
         return [
             python, "-m", "vllm.entrypoints.openai.api_server", "--model", server.weights,
-            "--served-model-name", server.name, "--gpu-memory-utilization", str(settings.gpu_memory),
+            "--served-model-name", server.name,
+            "--gpu-memory-utilization", str(settings.gpu_memory),
             "--enable-lora", "--max-lora-rank", str(settings.lora_rank),
             "--enable-auto-tool-choice", "--tool-call-parser", "hermes", *place,
         ]  # fmt: skip
@@ -205,14 +230,19 @@ class Servers:
             )
         server.process = psutil.Process(started.pid)
         running = _Running(
-            weights=server.weights, port=server.port, pid=started.pid, created=server.process.create_time()
+            weights=server.weights,
+            port=server.port,
+            pid=started.pid,
+            created=server.process.create_time(),
         )
         partial = self._note(server).with_suffix(".partial")
         partial.write_text(running.model_dump_json())
         partial.replace(self._note(server))
 
     def _adopt(self, server: Server) -> bool:
-        """Take over a server that a killed predecessor of this process left running; return whether there is one."""
+        """Take over a server that a killed predecessor of this process left running; return whether
+        there is one.
+        """
         try:
             left = _Running.model_validate_json(self._note(server).read_bytes())
             process = psutil.Process(left.pid)
@@ -235,11 +265,15 @@ class Servers:
         return self._folder / f"{server.name}.json"
 
     def _wait(self, server: Server) -> None:
-        """Wait until a server is healthy and knows its weights: another one may have taken the port."""
+        """Wait until a server is healthy and knows its weights: another one may have taken the
+        port.
+        """
         deadline = time.monotonic() + self._settings.start_timeout_s
         while True:
             if not server.alive:
-                raise ServingError(f"the server of {server.name} ended: {server.last_words()} (see {server.log})")
+                raise ServingError(
+                    f"the server of {server.name} ended: {server.last_words()} (see {server.log})"
+                )
             try:
                 if self._http.get(f"{server.url}/health", timeout=2.0).is_success:
                     known = self._http.get(f"{server.url}/v1/models").json()["data"]
@@ -249,7 +283,9 @@ class Servers:
                 pass  # not yet
             if time.monotonic() > deadline:
                 waited = f"{self._settings.start_timeout_s:.0f} s"
-                raise ServingError(f"the server of {server.name} was not ready in {waited} (see {server.log})")
+                raise ServingError(
+                    f"the server of {server.name} was not ready in {waited} (see {server.log})"
+                )
             time.sleep(0.1)
 
     def _ask(self, server: Server, model: str) -> None:
@@ -259,18 +295,28 @@ class Servers:
         try:
             answer.json()["choices"][0]["message"]
         except (ValueError, LookupError, TypeError) as error:
-            raise ServingError(f"{model} gave no answer to a first prompt: {answer.text[:200]}") from error
+            raise ServingError(
+                f"{model} gave no answer to a first prompt: {answer.text[:200]}"
+            ) from error
 
     def _load(self, server: Server, adapter: str, folder: Path) -> None:
-        self._post(server, "/v1/load_lora_adapter", {"lora_name": adapter, "lora_path": str(folder.absolute())})
+        self._post(
+            server,
+            "/v1/load_lora_adapter",
+            {"lora_name": adapter, "lora_path": str(folder.absolute())},
+        )
 
     def _post(self, server: Server, path: str, body: dict[str, object]) -> httpx.Response:
         try:
             answer = self._http.post(f"{server.url}{path}", json=body)
         except httpx.HTTPError as error:
-            raise ServingError(f"{server.name} at {server.url}{path}: {type(error).__name__} {error}") from error
+            raise ServingError(
+                f"{server.name} at {server.url}{path}: {type(error).__name__} {error}"
+            ) from error
         if not answer.is_success:
-            raise ServingError(f"{server.name} at {server.url}{path}: {answer.status_code} {answer.text[:200]}")
+            raise ServingError(
+                f"{server.name} at {server.url}{path}: {answer.status_code} {answer.text[:200]}"
+            )
         return answer
 
 

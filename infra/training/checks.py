@@ -1,4 +1,6 @@
-"""What a trained model must do before it is announced: answer held-out prompts as well as what serves now."""
+"""What a trained model must do before it is announced: answer held-out prompts as well as what
+serves now.
+"""
 
 import json
 import os
@@ -23,9 +25,11 @@ class Examined:
     Attributes:
         prompts: how many it was asked.
         failed: how many it did not answer.
-        agreement: mean reward by `tool-call@1` or, without tools, `answer@1`, in [0, 1]; what failed earns 0.
+        agreement: mean reward by `tool-call@1` or, without tools, `answer@1`, in [0, 1]; what
+            failed earns 0.
         valid: share of its tool calls that their schemas allow; 1 where it made none.
-        distinct: share of its answers that differ from one another, of what could; low where it says one thing only.
+        distinct: share of its answers that differ from one another, of what could; low where it
+            says one thing only.
         latency_s: mean time of an answer, in seconds.
         length: mean characters of an answer; tokens of different models do not compare.
     """
@@ -84,7 +88,11 @@ def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exa
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=endpoint.base_url, timeout=timeout_s, headers=headers) as http:
         for case in cases:
-            body: dict[str, Any] = {"model": endpoint.model, "messages": case.prompt, "temperature": 0.0}
+            body: dict[str, Any] = {
+                "model": endpoint.model,
+                "messages": case.prompt,
+                "temperature": 0.0,
+            }
             body |= {"tools": case.tools} if case.tools else {}
             begun = time.monotonic()
             try:
@@ -123,9 +131,15 @@ def refused(candidate: Examined, champion: Examined | None, settings: CheckSetti
     if candidate.failed:
         return f"{candidate.failed} of {candidate.prompts} held-out prompts were not answered"
     if candidate.valid < settings.least_valid:
-        return f"only {candidate.valid:.0%} of its tool calls are valid, less than {settings.least_valid:.0%}"
+        return (
+            f"only {candidate.valid:.0%} of its tool calls are valid,"
+            f" less than {settings.least_valid:.0%}"
+        )
     if candidate.distinct < settings.least_distinct:
-        return f"says the same to different prompts: {candidate.distinct:.0%} of the answers that could differ do"
+        return (
+            "says the same to different prompts:"
+            f" {candidate.distinct:.0%} of the answers that could differ do"
+        )
     if champion is None:
         return None
     if candidate.agreement < champion.agreement - settings.tolerance:
@@ -134,24 +148,37 @@ def refused(candidate: Examined, champion: Examined | None, settings: CheckSetti
             f" what serves now with {champion.agreement:.3f}"
         )
     if champion.latency_s and candidate.latency_s > settings.most_latency * champion.latency_s:
-        return f"takes {candidate.latency_s:.2f} s for an answer, what serves now {champion.latency_s:.2f} s"
+        return (
+            f"takes {candidate.latency_s:.2f} s for an answer,"
+            f" what serves now {champion.latency_s:.2f} s"
+        )
     if champion.length and candidate.length > settings.most_length * champion.length:
-        return f"answers with {candidate.length:.0f} characters, what serves now with {champion.length:.0f}"
+        return (
+            f"answers with {candidate.length:.0f} characters,"
+            f" what serves now with {champion.length:.0f}"
+        )
     return None
 
 
-def forgotten(candidate: Examined, champion: Examined | None, settings: CheckSettings) -> str | None:
-    """Return what a model has forgotten of earlier runs' prompts, that what serves now knows; None where nothing."""
+def forgotten(
+    candidate: Examined, champion: Examined | None, settings: CheckSettings
+) -> str | None:
+    """Return what a model has forgotten of earlier runs' prompts, that what serves now knows; None
+    where nothing.
+    """
     if champion is None or candidate.agreement >= champion.agreement - settings.tolerance:
         return None
     return (
-        f"forgot: agrees with {candidate.agreement:.3f} of the expected answers to prompts of earlier runs,"
+        f"forgot: agrees with {candidate.agreement:.3f} of the expected answers to prompts of"
+        " earlier runs,"
         f" what serves now with {champion.agreement:.3f}"
     )
 
 
 def written(message: dict[str, Any], tools: list[dict[str, Any]]) -> tuple[str, list[float]]:
-    """Return a message as the model wrote it, and for each of its tool calls whether the schema allows it."""
+    """Return a message as the model wrote it, and for each of its tool calls whether the schema
+    allows it.
+    """
     calls = message.get("tool_calls") or []
     text = message.get("content") or ""
     validity = []

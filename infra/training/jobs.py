@@ -1,4 +1,6 @@
-"""A run as a folder: the order in `job.json`, progress a line each, and in the end the result or the failure."""
+"""A run as a folder: the order in `job.json`, progress a line each, and in the end the result or
+the failure.
+"""
 
 import os
 import subprocess
@@ -11,7 +13,7 @@ import orjson
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from infra.config import Settings
+from infra.config.settings import Settings
 from learners.training.config import AnyConfig
 from schemas.manifests import Manifest
 
@@ -29,7 +31,8 @@ class Job(BaseModel):
 
     Attributes:
         target: logical name of what learns.
-        parent: version whose weights it begins with, which lie in `parent_folder`; None for the base.
+        parent: version whose weights it begins with, which lie in `parent_folder`; None for the
+            base.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,7 +116,11 @@ class JobFolder:
     def cases(self) -> list[Case]:
         """The held-out prompts of its rows."""
         path = self.folder / CASES
-        return [Case.model_validate_json(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        return (
+            [Case.model_validate_json(line) for line in path.read_bytes().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def progress(self, after: int = 0) -> tuple[list[Progress], int]:
         """Return the steps written after a byte, and the byte to go on from."""
@@ -124,7 +131,9 @@ class JobFolder:
             lines.seek(after)
             written = lines.read()
         whole = written[: written.rfind(b"\n") + 1]
-        return [Progress.model_validate_json(line) for line in whole.splitlines()], after + len(whole)
+        return [Progress.model_validate_json(line) for line in whole.splitlines()], after + len(
+            whole
+        )
 
 
 class _Running(BaseModel):
@@ -146,7 +155,7 @@ def started(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
     python = str(settings.training.python or sys.executable)
     with (folder.folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [python, "-m", "infra.training.process", str(folder.folder.absolute())],
+            [python, "-m", "infra.processes.training_run", str(folder.folder.absolute())],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

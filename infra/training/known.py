@@ -1,4 +1,6 @@
-"""What the log says of models that are trained: orders, runs, checkpoints and routes, folded anew by each trainer."""
+"""What the log says of models that are trained: orders, runs, checkpoints and routes, folded anew
+by each trainer.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from schemas.routes import Route, RouteEvent
 from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
-from streams.log import Log
+from streams.storage.log import Log
 
 REFUSED = frozenset({CheckpointState.REJECTED, CheckpointState.ROLLED_BACK})
 
@@ -41,35 +43,55 @@ class Known:
                 self.trainings[training.order] = training
             case CheckpointEvent(payload=change):
                 before = self.checkpoints.get((change.name, change.version))
-                self.checkpoints[change.name, change.version] = merged(before, change) if before else change
+                self.checkpoints[change.name, change.version] = (
+                    merged(before, change) if before else change
+                )
             case RouteEvent(payload=route):
                 self.routes[route.name] = route
             case CommandEvent(payload=order) if order.target in self.targets:
-                if order.action == "cancel" or (order.action == "train" and order.manifest is not None):
+                if order.action == "cancel" or (
+                    order.action == "train" and order.manifest is not None
+                ):
                     self.orders.append(event)
             case _:
                 pass
 
     def promoted(self, name: str) -> Checkpoint | None:
         """Return the version of a name that serves, if one was promoted."""
-        found = (c for c in self.checkpoints.values() if c.name == name and c.state is CheckpointState.PROMOTED)
+        found = (
+            c
+            for c in self.checkpoints.values()
+            if c.name == name and c.state is CheckpointState.PROMOTED
+        )
         return next(found, None)
 
     def failed(self, target: str, parent: str | None) -> set[str]:
-        """Return the configurations whose last run on these weights gave nothing that came to serve, by their hash."""
+        """Return the configurations whose last run on these weights gave nothing that came to
+        serve, by their hash.
+        """
         came_to: dict[str, bool] = {}
         for training in self.trainings.values():
-            if training.target != target or training.parent != parent or training.state not in ENDED:
+            if (
+                training.target != target
+                or training.parent != parent
+                or training.state not in ENDED
+            ):
                 continue
             made = self.checkpoints.get((target, training.version or ""))
-            failed = training.state is TrainingState.FAILED or (made is not None and made.state in REFUSED)
+            failed = training.state is TrainingState.FAILED or (
+                made is not None and made.state in REFUSED
+            )
             came_to[training.config_sha256] = failed
         return {config for config, failed in came_to.items() if failed}
 
     def serving(self, name: str) -> Endpoint | None:
         """Return where most calls of a name go now."""
         route = self.routes.get(name)
-        return max(route.targets, key=lambda target: target.weight).endpoint if route is not None else None
+        return (
+            max(route.targets, key=lambda target: target.weight).endpoint
+            if route is not None
+            else None
+        )
 
 
 class Following:
@@ -84,7 +106,9 @@ class Following:
     def __init__(self, log: Log, targets: Collection[str]) -> None:
         self.known = Known(targets)
         self._log = log
-        self._positions = {(t.name, p): begin for t in self.topics for p, begin in log.beginnings(t.name).items()}
+        self._positions = {
+            (t.name, p): begin for t in self.topics for p, begin in log.beginnings(t.name).items()
+        }
 
     def read(self) -> Known:
         """Take in what is new, and return all."""
@@ -93,7 +117,9 @@ class Following:
                 self._positions[record.topic, record.partition] = record.offset + 1
                 topic = next(topic for topic in self.topics if topic.name == record.topic)
                 try:
-                    events = decode_all(topic.event, record.value) if record.value is not None else []
+                    events = (
+                        decode_all(topic.event, record.value) if record.value is not None else []
+                    )
                 except UndecodableError:
                     continue  # whoever processes the topic makes it a dead letter
                 for event in events:

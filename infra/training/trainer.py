@@ -1,7 +1,10 @@
-"""The trainer: follows commands, runs jobs, serves what they made, checks it, announces it, stops what nothing needs.
+"""The trainer: follows commands, runs jobs, serves what they made, checks it, announces it, stops
+what nothing needs.
 
-Everything it knows it reads from the log again when it starts: orders on `commands`, what became of them on
-`trainings`, what was announced on `checkpoints` and what is served on `routes`. So one that was killed goes on.
+Everything it knows it reads from the log again when it starts: orders on `commands`, what became of
+    them on
+`trainings`, what was announced on `checkpoints` and what is served on `routes`. So one that was
+killed goes on.
 """
 
 import subprocess
@@ -12,27 +15,27 @@ from typing import Any
 
 import structlog
 
-from infra.config import Settings
+from infra.config.settings import Settings
 from infra.serving.servers import ServingError
 from infra.training.checks import checked
 from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder, started
-from infra.training.keeping import Keeper
+from infra.training.keeper import Keeper
 from infra.training.known import Following
-from infra.training.tracking import trackers
+from infra.training.trackers import trackers
 from learners.training.config import HEADS, MODEL, AnyConfig
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState, Lineage
 from schemas.commands import Command, CommandEvent
 from schemas.topics import CHECKPOINTS, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
-from streams.artifacts import FOLDER_TYPE, ArtifactStore
-from streams.errors import RejectedRecordError
-from streams.log import Log
-from streams.records import Outgoing
+from streams.storage.artifacts import FOLDER_TYPE, ArtifactStore
+from streams.storage.errors import RejectedRecordError
+from streams.storage.log import Log
+from streams.storage.records import Outgoing
 
 POLL_S = 0.2
 STOP_TIMEOUT_S = 15.0
 LEARNER_VERSION = 1
-log_event = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -66,7 +69,9 @@ class Trainer:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        """Work until `stop`; jobs that run then are stopped, and go on when a trainer starts again."""
+        """Work until `stop`; jobs that run then are stopped, and go on when a trainer starts
+        again.
+        """
         try:
             while not self._stop.is_set():
                 self.run_once()
@@ -103,7 +108,9 @@ class Trainer:
                 self._queue(order)
 
     def _queue(self, order: CommandEvent) -> None:
-        """Queue a run; one that an earlier trainer began goes on with the parent that it began with."""
+        """Queue a run; one that an earlier trainer began goes on with the parent that it began
+        with.
+        """
         before = self._known.trainings.get(order.event_id)
         if before is not None and before.state in ENDED:
             return
@@ -112,7 +119,12 @@ class Trainer:
             return
         parent = before.parent if before is not None else self._parent(order.payload.target)
         assert order.payload.manifest is not None  # noqa: S101 - others are not kept
-        job = Job(target=order.payload.target, config=config, manifest=order.payload.manifest, parent=parent)
+        job = Job(
+            target=order.payload.target,
+            config=config,
+            manifest=order.payload.manifest,
+            parent=parent,
+        )
         if job.id in self._runs:
             self._known.orders.append(order)  # when the one that runs has ended
             return
@@ -128,7 +140,9 @@ class Trainer:
             self._ended(run, TrainingState.CANCELLED, "asked for")
 
     def _config(self, order: Command) -> AnyConfig | None:
-        """Return how an order's lessons are learned from: the first way that has not failed on what serves now."""
+        """Return how to learn from an order's examples: the first way that has not failed on
+        what serves now.
+        """
         assert order.manifest is not None  # noqa: S101 - orders without one are not for us
         wanted = order.arguments.get("method")
         suited = [
@@ -137,7 +151,9 @@ class Trainer:
             if HEADS[config.method] == order.manifest.head and wanted in (None, config.method)
         ]
         if not suited:
-            log_event.warning("nothing learns so", target=order.target, method=wanted, head=order.manifest.head)
+            logger.warning(
+                "nothing learns so", target=order.target, method=wanted, head=order.manifest.head
+            )
             return None
         failed = self._known.failed(order.target, self._parent(order.target))
         return next((config for config in suited if config.sha256 not in failed), suited[0])
@@ -147,13 +163,17 @@ class Trainer:
         for config in self._training.models[before.target]:
             if config.sha256 == before.config_sha256:
                 return config
-        log_event.warning("its configuration is gone; order it again", job=before.job)
+        logger.warning("its configuration is gone; order it again", job=before.job)
         return None
 
     def _parent(self, target: str) -> str | None:
         """Return the version that a run begins with: what serves, where it was trained here."""
         promoted = self._known.promoted(target)
-        ours = promoted is not None and promoted.artifact is not None and promoted.artifact.media_type == FOLDER_TYPE
+        ours = (
+            promoted is not None
+            and promoted.artifact is not None
+            and promoted.artifact.media_type == FOLDER_TYPE
+        )
         return promoted.version if promoted is not None and ours else None
 
     def _advance(self, run: Run) -> None:
@@ -161,7 +181,10 @@ class Trainer:
         if run.process is None and folder.result is not None:
             self._made(run, folder)  # an earlier trainer ended before it could tell
         elif run.process is None:
-            if sum(other.process is not None for other in self._runs.values()) < self._training.concurrency:
+            if (
+                sum(other.process is not None for other in self._runs.values())
+                < self._training.concurrency
+            ):
                 self._start(run, folder)
         else:
             self._follow(run, folder)
@@ -170,7 +193,9 @@ class Trainer:
 
     def _start(self, run: Run, folder: JobFolder) -> None:
         try:
-            job = run.job.model_copy(update={"parent_folder": self.keeper.weights(run.job.target, run.job.parent)})
+            job = run.job.model_copy(
+                update={"parent_folder": self.keeper.weights(run.job.target, run.job.parent)}
+            )
         except RejectedRecordError as error:
             self._ended(run, TrainingState.FAILED, f"its parent cannot be read: {error}")
             return
@@ -185,23 +210,36 @@ class Trainer:
         steps, run.read = folder.progress(run.read)
         for step in steps:
             run.training = run.training.model_copy(
-                update={"step": step.step, "steps": step.steps, "metrics": step.metrics, "reason": ""}
+                update={
+                    "step": step.step,
+                    "steps": step.steps,
+                    "metrics": step.metrics,
+                    "reason": "",
+                }
             )
             self._publish(run.training)
 
     def _finish(self, run: Run, folder: JobFolder, status: int) -> None:
-        """Serve and announce what a job made; begin it again where it said nothing, or give it up."""
+        """Serve and announce what a job made; begin it again where it said nothing, or give it
+        up.
+        """
         if folder.result is not None:
             self._follow(run, folder)
             self._made(run, folder)
         elif folder.failure is not None:
             self._ended(run, TrainingState.FAILED, folder.failure.reason)
         elif run.attempts < self._training.attempts:
-            log_event.warning("a training died, beginning it again", job=run.job.id, status=status)
+            logger.warning("a training died, beginning it again", job=run.job.id, status=status)
             self._start(run, folder)
         else:
-            how = f"was killed by signal {-status}, out of memory perhaps" if status < 0 else f"ended with {status}"
-            self._ended(run, TrainingState.FAILED, f"its process {how}; see {folder.folder / OUTPUT}")
+            how = (
+                f"was killed by signal {-status}, out of memory perhaps"
+                if status < 0
+                else f"ended with {status}"
+            )
+            self._ended(
+                run, TrainingState.FAILED, f"its process {how}; see {folder.folder / OUTPUT}"
+            )
 
     def _made(self, run: Run, folder: JobFolder) -> None:
         result = folder.result
@@ -218,11 +256,11 @@ class Trainer:
                 learner=f"{run.job.config.method}@{LEARNER_VERSION}",
                 config_sha256=run.job.config.sha256,
                 ranges=run.job.manifest.ranges,
-                lessons=run.job.manifest.lessons,
+                examples=run.job.manifest.examples,
                 parent=run.job.parent,
             ),
             metrics=result.metrics,
-            reason=f"{run.job.manifest.lessons} lessons",
+            reason=f"{run.job.manifest.examples} examples",
         )
         if (candidate.name, version) in self._known.checkpoints:
             self._ended(run, TrainingState.SUCCEEDED, "the same weights as before", version)
@@ -239,11 +277,17 @@ class Trainer:
             candidate = candidate.model_copy(update={"endpoint": None})
         self._announce(candidate)
         if reason is not None:
-            self._announce(candidate.model_copy(update={"state": CheckpointState.REJECTED, "reason": reason}))
+            self._announce(
+                candidate.model_copy(update={"state": CheckpointState.REJECTED, "reason": reason})
+            )
         self._ended(run, TrainingState.SUCCEEDED, reason or "announced", version)
 
-    def _checked(self, candidate: Checkpoint, run: Run, folder: JobFolder) -> tuple[dict[str, float], str | None]:
-        """Ask a candidate, and what serves now, held-out prompts; return the figures and why to refuse it."""
+    def _checked(
+        self, candidate: Checkpoint, run: Run, folder: JobFolder
+    ) -> tuple[dict[str, float], str | None]:
+        """Ask a candidate, and what serves now, held-out prompts; return the figures and why to
+        refuse it.
+        """
         check = self._training.check
         cases = folder.cases[: check.prompts]
         assert candidate.endpoint is not None  # noqa: S101 - it was served just now
@@ -258,21 +302,31 @@ class Trainer:
             for training in self._known.trainings.values()
             if training.target == run.job.target and training.state is TrainingState.SUCCEEDED
         )
-        found = [case for job in jobs if job != run.job.id for case in JobFolder(self._folder / job).cases]
+        found = [
+            case
+            for job in jobs
+            if job != run.job.id
+            for case in JobFolder(self._folder / job).cases
+        ]
         most = self._training.check.earlier
-        return found if len(found) <= most else Random(run.job.id).sample(found, most)  # noqa: S311 - no secret
+        # no secret
+        return found if len(found) <= most else Random(run.job.id).sample(found, most)  # noqa: S311
 
     def _change(self, run: Run, state: TrainingState, reason: str) -> None:
         run.training = run.training.model_copy(update={"state": state, "reason": reason})
         self._publish(run.training)
 
-    def _ended(self, run: Run, state: TrainingState, reason: str, version: str | None = None) -> None:
+    def _ended(
+        self, run: Run, state: TrainingState, reason: str, version: str | None = None
+    ) -> None:
         run.training = run.training.model_copy(update={"version": version})
         self._change(run, state, reason)
         del self._runs[run.job.id]
 
     def _publish(self, training: Training) -> None:
-        self._log.append([Outgoing.of(TRAININGS, training.target, TrainingEvent(payload=training)).record()])
+        self._log.append(
+            [Outgoing.of(TRAININGS, training.target, TrainingEvent(payload=training)).record()]
+        )
         self._known.trainings[training.order] = training
         for track in self._trackers:
             track(training)

@@ -1,7 +1,8 @@
-"""Contextual bandit with action-dependent features on River, learning online from delayed and corrected rewards.
+"""Contextual bandit with action-dependent features on River, learning online from delayed and
+corrected rewards.
 
-Dropped from the literature on purpose: context main effects (they cannot change which candidate is best) and, by
-default, updates of the candidates that were not chosen (their rewards were not seen).
+Dropped from the literature on purpose: context main effects (they cannot change which candidate is
+best) and, by default, updates of the candidates that were not chosen (their rewards were not seen).
 """
 
 from learners.bandit.config import BanditConfig

@@ -15,26 +15,31 @@ class BanditConfig(BaseModel):
     """Settings of the bandit. The defaults are those that did best in `make bench-bandit`.
 
     Attributes:
-        announce_every: lessons between two checkpoints.
-        exploration: `squarecb`; `thompson`; `bag`, an ensemble votes; `epsilon`, the best one and the floor.
-        gamma_scale: greed of `squarecb`: gamma is this times the root of the number of lessons.
+        announce_every: examples between two checkpoints.
+        exploration: `squarecb`; `thompson`; `bag`, an ensemble votes; `epsilon`, the best one and
+            the floor.
+        gamma_scale: greed of `squarecb`: gamma is this times the root of the number of examples.
         thompson_greed: what the beliefs' standard deviations are divided by in `thompson`.
         bags: members of the ensemble of `bag`.
         epsilon: share of uniform exploration in what is served.
-        update: what a lesson teaches: the reward of the choice (`direct`), weighted by one over its propensity
-            (`importance`), or its doubly robust estimate (`doubly-robust`; Dudík, Langford & Li, ICML 2011).
+        update: what an example teaches: the reward of the choice (`direct`), weighted by one over
+            its propensity (`importance`), or its doubly robust estimate (`doubly-robust`; Dudík,
+            Langford & Li, ICML 2011).
         most_weight: largest importance weight.
         prior_mean, prior_variance, noise_share, forgetting, block, dense: see `RegressorConfig`.
-        criteria: where given, a lesson's reward is the mean of the scores by these criteria, so weighted, as far as it
-            has them.
-        cost_weight: reward that one unit of money is worth. A candidate's stated cost counts when it is chosen; where
-            none is stated, what the rollout's model calls cost counts when it is learned.
-        tenant_share: 0 is one policy for all tenants; above, each tenant's weights differ from the shared ones by this
-            share of the prior variance.
-        correctable: lessons whose reward may still be corrected; the correction undoes the old reward wholly.
+        criteria: where given, an example's reward is the mean of the scores by these criteria, so
+            weighted, as far as it has them.
+        cost_weight: reward that one unit of money is worth. A candidate's stated cost counts when
+            it is chosen; where none is stated, what the rollout's model calls cost counts when it
+            is learned.
+        tenant_share: 0 is one policy for all tenants; above, each tenant's weights differ from the
+            shared ones by this share of the prior variance.
+        correctable: examples whose reward may still be corrected; the correction undoes the old
+            reward wholly.
         drift_delta: chance of a false alarm of ADWIN on the prediction errors.
         drift_reaction: share by which beliefs return to the prior on such an alarm.
-        error_halflife: lessons after which an error counts half in the running mean that is reported.
+        error_halflife: examples after which an error counts half in the running mean that is
+            reported.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,6 @@
-"""Why: the features behind a decision, what a policy looks at, and what choosing otherwise would have brought."""
+"""Why: the features behind a decision, what a policy looks at, and what choosing otherwise would
+have brought.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ class Reasons:
     Attributes:
         believed: reward that it expects, less a stated cost.
         probability: with which it chooses the candidate.
-        contributions: feature by name to what it adds to the belief, beyond what it adds to that of the slate's mean
-            candidate; the greatest first. They sum to `believed` less the slate's mean.
+        contributions: feature by name to what it adds to the belief, beyond what it adds to that of
+            the slate's mean candidate; the greatest first. They sum to `believed` less the slate's
+            mean.
     """
 
     believed: float
@@ -27,12 +30,18 @@ class Reasons:
 def reasons(policy: BanditPolicy, decision: Decision) -> list[Reasons]:
     """Return why a policy would choose as it would, for each candidate of a decision.
 
-    Beliefs are linear in the features, so a feature's share is its weight times its value: nothing is approximated.
+    Beliefs are linear in the features, so a feature's share is its weight times its value: nothing
+    is approximated.
     """
     found, weights = _features(policy, decision), _weights(policy)
     names = names_of(decision.context, decision.candidates, decision.tenant)
-    terms = [{index: weights.by_feature.get(index, 0.0) * value for index, value in x.items()} for x in found]
-    mean = {index: sum(of.get(index, 0.0) for of in terms) / len(terms) for of in terms for index in of}
+    terms = [
+        {index: weights.by_feature.get(index, 0.0) * value for index, value in x.items()}
+        for x in found
+    ]
+    mean = {
+        index: sum(of.get(index, 0.0) for of in terms) / len(terms) for of in terms for index in of
+    }
     chances = policy.probabilities(decision.context, decision.candidates, decision.tenant)
     explained = []
     for candidate, of, probability in zip(decision.candidates, terms, chances, strict=True):
@@ -43,16 +52,22 @@ def reasons(policy: BanditPolicy, decision: Decision) -> list[Reasons]:
             Reasons(
                 weights.centre + sum(of.values()) - cost,
                 probability,
-                {names.get(index, f"feature {index}"): value for index, value in ranked if value != 0.0},
+                {
+                    names.get(index, f"feature {index}"): value
+                    for index, value in ranked
+                    if value != 0.0
+                },
             )
         )
     return explained
 
 
 def importance(policy: BanditPolicy, decisions: Sequence[Decision]) -> dict[str, float]:
-    """Return by how much each feature moves beliefs within a slate, on average over decisions; the greatest first.
+    """Return by how much each feature moves beliefs within a slate, on average over decisions; the
+    greatest first.
 
-    Per decision and feature it is the mean over candidates of the absolute contribution (see `Reasons`).
+    Per decision and feature it is the mean over candidates of the absolute contribution (see
+    `Reasons`).
     """
     totals: dict[str, float] = {}
     for decision in decisions:

@@ -24,21 +24,26 @@ def squarecb(means: Sequence[float], gamma: float) -> list[float]:
         gamma: how greedy, >= 0; 0 is uniform.
 
     Returns:
-        K probabilities, summing to 1. Equal beliefs get equal probabilities, and order changes nothing.
+        K probabilities, summing to 1. Equal beliefs get equal probabilities, and order changes
+        nothing.
     """
     count, best = len(means), max(means, default=0.0)
     chances = [0.0 if mean == best else 1.0 / (count + gamma * (best - mean)) for mean in means]
     rest = 1.0 - fsum(chances)
     leaders = sum(mean == best for mean in means)
-    return [rest / leaders if mean == best else chance for mean, chance in zip(means, chances, strict=True)]
+    return [
+        rest / leaders if mean == best else chance
+        for mean, chance in zip(means, chances, strict=True)
+    ]
 
 
 def thompson(means: Floats, deviations: Floats) -> list[float]:
     """Return each candidate's probability of being the best, beliefs being independent and normal.
 
-    Thompson sampling (Biometrika, 1933) chooses with these probabilities. Here they are integrated rather than
-    sampled, so that the distribution is exact and can be logged: the integral over z of the density of one candidate
-    at z times the chances of all others to be below z, by the trapezoidal rule on a grid over the best ones' beliefs.
+    Thompson sampling (Biometrika, 1933) chooses with these probabilities. Here they are integrated
+    rather than sampled, so that the distribution is exact and can be logged: the integral over z of
+    the density of one candidate at z times the chances of all others to be below z, by the
+    trapezoidal rule on a grid over the best ones' beliefs.
 
     Args:
         means, deviations: shape (K,), K >= 1; deviations >= 0.
@@ -46,24 +51,32 @@ def thompson(means: Floats, deviations: Floats) -> list[float]:
     Returns:
         K probabilities, summing to 1. Equal beliefs get equal probabilities.
     """
-    from scipy.special import ndtr  # takes a third of a second to import, in every process that reads settings
+    from scipy.special import (
+        ndtr,  # takes a third of a second to import, in every process that reads settings
+    )
 
-    order = np.lexsort((deviations, means))  # the sums below must not depend on the order of the candidates
+    order = np.lexsort(
+        (deviations, means)
+    )  # the sums below must not depend on the order of the candidates
     mean, deviation = means[order], np.maximum(deviations[order], 1e-9)
     grid = np.linspace(np.max(mean - REACH * deviation), np.max(mean + REACH * deviation), GRID)
     below = np.maximum(ndtr((grid - mean[:, None]) / deviation[:, None]), 1e-12)
     others = np.exp(np.log(below).sum(axis=0) - np.log(below))
-    best = (np.diff(below, axis=1) * (others[:, 1:] + others[:, :-1])).sum(axis=1) / 2 + below[:, 0] * others[:, 0]
+    best = (np.diff(below, axis=1) * (others[:, 1:] + others[:, :-1])).sum(axis=1) / 2 + below[
+        :, 0
+    ] * others[:, 0]
     chances: Floats = np.empty_like(best)
     chances[order] = best / best.sum()
     return chances.tolist()  # type: ignore[no-any-return]
 
 
 def bag(members: Floats) -> list[float]:
-    """Return the share of an ensemble that holds each candidate for the best (bagging; Agarwal et al., ICML 2014).
+    """Return the share of an ensemble that holds each candidate for the best (bagging; Agarwal et
+    al., ICML 2014).
 
     Args:
-        members: shape (E, K), what each member predicts; one that holds several for the best divides its vote.
+        members: shape (E, K), what each member predicts; one that holds several for the best
+            divides its vote.
 
     Returns:
         K probabilities, summing to 1.
@@ -73,14 +86,17 @@ def bag(members: Floats) -> list[float]:
 
 
 def greedy(means: Sequence[float]) -> list[float]:
-    """Return the distribution on the best candidate, or evenly on the best ones: exploring is left to the floor."""
+    """Return the distribution on the best candidate, or evenly on the best ones: exploring is left
+    to the floor.
+    """
     best = max(means, default=0.0)
     leaders = sum(mean == best for mean in means)
     return [float(mean == best) / leaders for mean in means]
 
 
 def with_floor(chances: Sequence[float], epsilon: float) -> list[float]:
-    """Return a distribution mixed with epsilon times the uniform one, so that weights stay below K / epsilon.
+    """Return a distribution mixed with epsilon times the uniform one, so that weights stay below K
+    / epsilon.
 
     Args:
         chances: K >= 1 probabilities.

@@ -1,4 +1,6 @@
-"""From a context and candidates to sparse features, by the hashing trick (Weinberger et al., ICML 2009)."""
+"""From a context and candidates to sparse features, by the hashing trick (Weinberger et al., ICML
+2009).
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -47,26 +49,36 @@ def features(
 ) -> list[Features]:
     """Return the features of choosing each of the candidates in this context.
 
-    Groups: words; pairs of neighbouring words; words crossed with the longest words of the context; the numbers that
-    tell candidates apart; and, since what all candidates share cannot by itself make one better than another, numbers
-    that are the same for all, crossed with the numbers and words that are not. Each group is scaled by one over the
-    root of its size, so that long texts do not shout. Numbers should be near [-1, 1].
+    Groups: words; pairs of neighbouring words; words crossed with the longest words of the context;
+    the numbers that tell candidates apart; and, since what all candidates share cannot by itself
+    make one better than another, numbers that are the same for all, crossed with the numbers and
+    words that are not. Each group is scaled by one over the root of its size, so that long texts do
+    not shout. Numbers should be near [-1, 1].
 
     Args:
-        tenant_share: where above 0, every feature comes twice, once for all tenants and once for this one, whose
-            weights have this share of the prior variance: what a tenant has not taught is believed as of all
-            (a hierarchical prior; Daumé III, Frustratingly Easy Domain Adaptation, ACL 2007).
+        tenant_share: where above 0, every feature comes twice, once for all tenants and once for
+            this one, whose weights have this share of the prior variance: what a tenant has not
+            taught is believed as of all (a hierarchical prior; Daumé III, Frustratingly Easy Domain
+            Adaptation, ACL 2007).
 
     Returns:
-        For each candidate, index in [0, 2**18) to value. The hash is CRC-32, the same on every machine.
+        For each candidate, index in [0, 2**18) to value. The hash is CRC-32, the same on every
+        machine.
     """
     shared = _shared([candidate.numbers for candidate in candidates])
-    lefts = [[("context", word, 1.0) for word in _longest(context)], [("number", *pair) for pair in shared.items()]]
+    lefts = [
+        [("context", word, 1.0) for word in _longest(context)],
+        [("number", *pair) for pair in shared.items()],
+    ]
     found = []
     for candidate in candidates:
         words = _words(candidate.text)
         distinct = sorted(set(words))
-        own = {n: v for n, v in candidate.numbers.items() if n not in shared} if shared else candidate.numbers
+        own = (
+            {n: v for n, v in candidate.numbers.items() if n not in shared}
+            if shared
+            else candidate.numbers
+        )
         of: Features = {}
         if distinct:
             scale = 1.0 / sqrt(len(distinct))
@@ -78,7 +90,9 @@ def features(
             _add(of, [(_index("number", name), value * scale) for name, value in own.items()])
         for left in lefts:
             if left:
-                right = [("word", word, 1.0) for word in distinct] + [("number", *pair) for pair in own.items()]
+                right = [("word", word, 1.0) for word in distinct] + [
+                    ("number", *pair) for pair in own.items()
+                ]
                 _add(of, _crosses(left, right))
         if tenant_share > 0.0:
             own_index, scale = _index("tenant", tenant), sqrt(tenant_share)
@@ -88,13 +102,19 @@ def features(
 
 
 def names_of(context: str, candidates: Sequence[Described], tenant: str = "") -> dict[int, str]:
-    """Return what the features of these candidates stand for, such as `word effect` or `context pain × word drug`."""
+    """Return what the features of these candidates stand for, such as `word effect` or `context
+    pain × word drug`.
+    """
     shared = _shared([candidate.numbers for candidate in candidates])
-    lefts = [("context", word) for word in _longest(context)] + [("number", name) for name in shared]
+    lefts = [("context", word) for word in _longest(context)] + [
+        ("number", name) for name in shared
+    ]
     names: dict[int, str] = {}
     for candidate in candidates:
         words = _words(candidate.text)
-        rights = [("word", word) for word in words] + [("number", name) for name in candidate.numbers]
+        rights = [("word", word) for word in words] + [
+            ("number", name) for name in candidate.numbers
+        ]
         names |= {_index(*right): " ".join(right) for right in rights}
         names |= {_index("pair", *pair): f"pair {' '.join(pair)}" for pair in pairwise(words)}
         names |= {
@@ -134,7 +154,9 @@ def _cross(first: int, second: int) -> int:
 
 
 def _shared(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the numbers that are the same for all candidates, in order; none where there is no choice."""
+    """Return the numbers that are the same for all candidates, in order; none where there is no
+    choice.
+    """
     if len(numbers) < 2:
         return {}
     first, *others = numbers
@@ -151,7 +173,9 @@ def _longest(context: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Return lower-case words; every number is the same word, because which number it is says little."""
+    """Return lower-case words; every number is the same word, because which number it is says
+    little.
+    """
     return ["0" if _NUMBER.match(word) else word for word in _WORD.findall(text.lower())]
 
 

@@ -8,7 +8,13 @@ import orjson
 from learners.bandit.config import BanditConfig
 from learners.bandit.features import Features
 from learners.bandit.regressor import BlockBayesianRegressor
-from learners.bandit.serialization import finite, packed, regressor_from_json, regressor_to_json, unpacked
+from learners.bandit.serialization import (
+    finite,
+    packed,
+    regressor_from_json,
+    regressor_to_json,
+    unpacked,
+)
 
 if TYPE_CHECKING:
     from river.drift import ADWIN
@@ -17,7 +23,7 @@ ERRORS_WATCHED = 2000
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Observation:
     """A decision with what it earned.
 
     Attributes:
@@ -36,11 +42,13 @@ class Lesson:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON, exact to the bit."""
-        return asdict(self) | {"x": [packed(list(self.x), "<u4"), packed(list(self.x.values()), "<f8")]}
+        return asdict(self) | {
+            "x": [packed(list(self.x), "<u4"), packed(list(self.x.values()), "<f8")]
+        }
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "Lesson":
-        """Return the lesson that `to_json` wrote."""
+    def from_json(cls, document: dict[str, Any]) -> "Observation":
+        """Return the observation that `to_json` wrote."""
         indices, values = document["x"]
         x = dict(zip(unpacked(indices, "<u4").tolist(), finite(values).tolist(), strict=True))
         return cls(**document | {"x": x})
@@ -48,50 +56,55 @@ class Lesson:
 
 @dataclass
 class Knowledge:
-    """What all lessons so far have come to.
+    """What all examples so far have come to.
 
     Attributes:
-        lessons: rewarded decisions learned from.
-        value_total: of all lessons.
-        squared_error: of the predictions before each lesson, exponentially weighted.
+        examples: rewarded decisions learned from.
+        value_total: of all examples.
+        squared_error: of the predictions before each example, exponentially weighted.
         drifts: how often the predictions have turned worse for good, as ADWIN finds.
         errors: absolute errors that ADWIN has seen since it began anew.
     """
 
     regressor: BlockBayesianRegressor
-    lessons: int = 0
+    examples: int = 0
     value_total: float = 0.0
     squared_error: float = 0.0
     drifts: int = 0
     errors: list[float] = field(default_factory=list)
     _detector: "ADWIN | None" = None
 
-    def learn(self, lesson: Lesson, config: BanditConfig) -> None:
-        """Take in one lesson."""
-        believed = self.regressor.predict_one(lesson.x)
-        error = lesson.value - believed
-        recent = max(1.0 - 0.5 ** (1.0 / config.error_halflife), 1.0 / (self.lessons + 1))
+    def learn(self, observation: Observation, config: BanditConfig) -> None:
+        """Take in one example."""
+        believed = self.regressor.predict_one(observation.x)
+        error = observation.value - believed
+        recent = max(1.0 - 0.5 ** (1.0 / config.error_halflife), 1.0 / (self.examples + 1))
         self.squared_error += recent * (error * error - self.squared_error)
-        self.value_total += lesson.value
-        self.lessons += 1
+        self.value_total += observation.value
+        self.examples += 1
         self._watch(abs(error), config)
         match config.update:
             case "direct":
-                self.regressor.learn_one(lesson.x, lesson.value)
+                self.regressor.learn_one(observation.x, observation.value)
             case "importance":
-                weight = min(1.0 / (lesson.slate * lesson.propensity), config.most_weight)
-                self.regressor.learn_one(lesson.x, lesson.value, weight)
-            case "doubly-robust":  # of those not chosen the estimate is what is believed: there is nothing to learn
-                surprise = error * min(1.0 / lesson.propensity, config.most_weight)
-                self.regressor.learn_one(lesson.x, believed + surprise)
+                weight = min(1.0 / (observation.slate * observation.propensity), config.most_weight)
+                self.regressor.learn_one(observation.x, observation.value, weight)
+            case (
+                "doubly-robust"
+            ):  # of those not chosen the estimate is what is believed: there is nothing to learn
+                surprise = error * min(1.0 / observation.propensity, config.most_weight)
+                self.regressor.learn_one(observation.x, believed + surprise)
 
     def _watch(self, error: float, config: BanditConfig) -> None:
-        """Tell ADWIN (Bifet & Gavaldà, SDM 2007) an error; where it finds them risen, loosen what is believed.
+        """Tell ADWIN (Bifet & Gavaldà, SDM 2007) an error; where it finds them risen, loosen what
+        is believed.
 
-        The detector can only be stored as what it has seen, so it begins anew now and then: with the newer half of
-        its errors when there are many, with none after an alarm.
+        The detector can only be stored as what it has seen, so it begins anew now and then: with
+        the newer half of its errors when there are many, with none after an alarm.
         """
-        from river.drift import ADWIN  # takes seconds to import, in every process that reads settings
+        from river.drift import (
+            ADWIN,  # takes seconds to import, in every process that reads settings
+        )
 
         if self._detector is None:
             self._detector = ADWIN(delta=config.drift_delta)
@@ -113,7 +126,7 @@ class Knowledge:
         return orjson.dumps(
             {
                 "regressor": regressor_to_json(self.regressor),
-                "lessons": self.lessons,
+                "lessons": self.examples,
                 "value_total": self.value_total,
                 "squared_error": self.squared_error,
                 "drifts": self.drifts,
@@ -126,5 +139,9 @@ class Knowledge:
     def from_bytes(cls, value: bytes) -> "Knowledge":
         """Return what `to_bytes` wrote."""
         document = orjson.loads(value)
-        regressor, errors = regressor_from_json(document["regressor"]), finite(document["errors"]).tolist()
-        return cls(**document | {"regressor": regressor, "errors": errors})
+        regressor, errors = (
+            regressor_from_json(document["regressor"]),
+            finite(document["errors"]).tolist(),
+        )
+        examples = document.pop("lessons")  # its name when the first states were written
+        return cls(**document | {"regressor": regressor, "errors": errors, "examples": examples})

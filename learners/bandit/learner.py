@@ -1,4 +1,6 @@
-"""The bandit learner: folds rewarded decisions, undoes rewards that are corrected, and announces policies."""
+"""The bandit learner: folds rewarded decisions, undoes rewards that are corrected, and announces
+policies.
+"""
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -9,7 +11,7 @@ import orjson
 
 from learners.bandit.config import BanditConfig
 from learners.bandit.features import FEATURE_VERSION, features
-from learners.bandit.knowledge import Knowledge, Lesson
+from learners.bandit.knowledge import Knowledge, Observation
 from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.bandit.worth import taught
@@ -18,12 +20,16 @@ from schemas.examples import BanditExample, ExampleEvent
 
 
 def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
-    """Return the policy that follows from what is known, and goes on to follow from it as more is learned."""
+    """Return the policy that follows from what is known, and goes on to follow from it as more is
+    learned.
+    """
     squarecb = config.exploration == "squarecb"
     return BanditPolicy(
         beliefs=knowledge.regressor,
         exploration=config.exploration,
-        greed=config.gamma_scale * sqrt(knowledge.lessons + 1) if squarecb else config.thompson_greed,
+        greed=config.gamma_scale * sqrt(knowledge.examples + 1)
+        if squarecb
+        else config.thompson_greed,
         epsilon=config.epsilon,
         cost_weight=config.cost_weight,
         tenant_share=config.tenant_share,
@@ -32,32 +38,32 @@ def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
 
 @dataclass
 class BanditState:
-    """Everything the bandit knows: a snapshot, the lessons since, and what both come to.
+    """Everything the bandit knows: a snapshot, the examples since, and what both come to.
 
     Attributes:
-        snapshot: knowledge before the recent lessons, as bytes.
-        recent: lessons whose reward may still be corrected, in the order learned.
-        knowledge: the snapshot with the recent lessons.
+        snapshot: knowledge before the recent examples, as bytes.
+        recent: examples whose reward may still be corrected, in the order learned.
+        knowledge: the snapshot with the recent examples.
         corrected: corrections that were learned; each undid the reward before it.
         uncorrected: corrections that came too late, or of decisions that were never learned.
     """
 
     snapshot: bytes
     knowledge: Knowledge
-    recent: list[Lesson] = field(default_factory=list)
+    recent: list[Observation] = field(default_factory=list)
     corrected: int = 0
     uncorrected: int = 0
 
     @property
-    def lessons(self) -> int:
+    def examples(self) -> int:
         """Rewarded decisions learned from."""
-        return self.knowledge.lessons
+        return self.knowledge.examples
 
 
 class BanditLearner:
     """Learns which candidate earns most, from the rewards of those that were chosen.
 
-    Only training rollouts are lessons: what the gate judges by must never have been learned from.
+    Only training rollouts are examples: what the gate judges by must never have been learned from.
 
     Args:
         target: logical name of the policy.
@@ -68,23 +74,29 @@ class BanditLearner:
     def __init__(self, target: str, config: BanditConfig | None = None) -> None:
         self.target = target
         self.config = config or BanditConfig()
-        self.config_sha256 = sha256(orjson.dumps(self.config.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        self.config_sha256 = sha256(
+            orjson.dumps(self.config.model_dump(), option=orjson.OPT_SORT_KEYS)
+        ).hexdigest()
 
     def initial(self) -> BanditState:
-        """Return the state before the first lesson: nothing known, every candidate as good as any other."""
+        """Return the state before the first example: nothing known, every candidate as good as any
+        other.
+        """
         knowledge = Knowledge(BlockBayesianRegressor(self.config.regressor()))
         return BanditState(knowledge.to_bytes(), knowledge)
 
     def fold(self, state: BanditState, event: ExampleEvent) -> BanditState:
-        """Learn one rewarded decision, or that the reward of one was wrong. What is no lesson changes nothing."""
+        """Learn one rewarded decision, or that the reward of one was wrong. What is no example
+        changes nothing.
+        """
         example = event.payload
         if not isinstance(example.body, BanditExample) or example.split != "train":
             return state
         if example.reward_revision > 1:
             return self._corrected(state, example.body.decision_id, taught(example, self.config))
-        lesson = self._lesson(event, example.body)
-        state.knowledge.learn(lesson, self.config)
-        state.recent.append(lesson)
+        observation = self._observation(event, example.body)
+        state.knowledge.learn(observation, self.config)
+        state.recent.append(observation)
         if len(state.recent) >= 2 * self.config.correctable:
             settled = state.recent[: self.config.correctable]
             state.snapshot = self._after(state.snapshot, settled).to_bytes()
@@ -92,20 +104,20 @@ class BanditLearner:
         return state
 
     def checkpoint(self, state: BanditState) -> NewCheckpoint | None:
-        """Return the policy after every `announce_every`-th lesson."""
-        lessons = state.lessons
-        if lessons == 0 or lessons % self.config.announce_every:
+        """Return the policy after every `announce_every`-th example."""
+        examples = state.examples
+        if examples == 0 or examples % self.config.announce_every:
             return None
         artifact = self.policy(state).to_bytes()
         return NewCheckpoint(
             name=self.target,
-            version=f"{lessons:06d}-{sha256(artifact).hexdigest()[:12]}",
+            version=f"{examples:06d}-{sha256(artifact).hexdigest()[:12]}",
             kind="policy",
             artifact=artifact,
             media_type=MEDIA_TYPE,
-            lessons=lessons,
+            examples=examples,
             metrics={
-                "mean_reward": state.knowledge.value_total / lessons,
+                "mean_reward": state.knowledge.value_total / examples,
                 "squared_error": state.knowledge.squared_error,
                 "weights": float(len(state.knowledge.regressor.slot_of)),
                 "drifts": float(state.knowledge.drifts),
@@ -115,7 +127,9 @@ class BanditLearner:
         )
 
     def policy(self, state: BanditState) -> BanditPolicy:
-        """Return the policy that follows from what is known; it does not change when more is learned."""
+        """Return the policy that follows from what is known; it does not change when more is
+        learned.
+        """
         live = policy_of(state.knowledge, self.config)
         if self.config.exploration in ("thompson", "bag"):
             return replace(live, beliefs=deepcopy(state.knowledge.regressor))
@@ -126,25 +140,29 @@ class BanditLearner:
         return orjson.dumps(
             {
                 "snapshot": orjson.Fragment(state.snapshot),
-                "recent": [lesson.to_json() for lesson in state.recent],
+                "recent": [observation.to_json() for observation in state.recent],
                 "corrected": state.corrected,
                 "uncorrected": state.uncorrected,
             }
         )
 
     def decode(self, value: bytes) -> BanditState:
-        """Return the state that `encode` wrote; the recent lessons are learned again."""
+        """Return the state that `encode` wrote; the recent examples are learned again."""
         document = orjson.loads(value)
         snapshot = orjson.dumps(document["snapshot"], option=orjson.OPT_SORT_KEYS)
-        recent = [Lesson.from_json(lesson) for lesson in document["recent"]]
+        recent = [Observation.from_json(one) for one in document["recent"]]
         return BanditState(
-            snapshot, self._after(snapshot, recent), recent, document["corrected"], document["uncorrected"]
+            snapshot,
+            self._after(snapshot, recent),
+            recent,
+            document["corrected"],
+            document["uncorrected"],
         )
 
-    def _lesson(self, event: ExampleEvent, body: BanditExample) -> Lesson:
+    def _observation(self, event: ExampleEvent, body: BanditExample) -> Observation:
         decision, config = body.decision, self.config
         found = features(decision.context, decision.candidates, event.tenant, config.tenant_share)
-        return Lesson(
+        return Observation(
             decision_id=body.decision_id,
             x=found[decision.choice],
             propensity=decision.propensity,
@@ -153,19 +171,22 @@ class BanditLearner:
         )
 
     def _corrected(self, state: BanditState, decision_id: str, value: float) -> BanditState:
-        """Learn the recent lessons again with what the decision has earned after all."""
-        if all(lesson.decision_id != decision_id for lesson in state.recent):
+        """Learn the recent examples again with what the decision has earned after all."""
+        if all(observation.decision_id != decision_id for observation in state.recent):
             state.uncorrected += 1
             return state
         state.recent = [
-            replace(lesson, value=value) if lesson.decision_id == decision_id else lesson for lesson in state.recent
+            replace(observation, value=value)
+            if observation.decision_id == decision_id
+            else observation
+            for observation in state.recent
         ]
         state.knowledge = self._after(state.snapshot, state.recent)
         state.corrected += 1
         return state
 
-    def _after(self, snapshot: bytes, lessons: list[Lesson]) -> Knowledge:
+    def _after(self, snapshot: bytes, observations: list[Observation]) -> Knowledge:
         knowledge = Knowledge.from_bytes(snapshot)
-        for lesson in lessons:
-            knowledge.learn(lesson, self.config)
+        for observation in observations:
+            knowledge.learn(observation, self.config)
         return knowledge

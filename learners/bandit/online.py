@@ -1,4 +1,6 @@
-"""The bandit by itself, without a log: for benchmarks, simulations, and programs that only want to choose."""
+"""The bandit by itself, without a log: for benchmarks, simulations, and programs that only want to
+choose.
+"""
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -21,22 +23,27 @@ class Plain(NamedTuple):
 
 
 class OnlineBandit:
-    """Chooses and learns at once, with the features, the regression and the exploration of the bandit learner.
+    """Chooses and learns at once, with the features, the regression and the exploration of the
+    bandit learner.
 
     Args:
         seed: of the draws.
-        epsilon: share of uniform exploration; 0.005 earns most, 0.03 and more serves off-policy evaluation better.
+        epsilon: share of uniform exploration; 0.005 earns most, 0.03 and more serves off-policy
+            evaluation better.
 
     Examples:
         >>> bandit = OnlineBandit(seed=1)
         >>> for _ in range(200):
         ...     index, propensity = bandit.choose(["take the bus", "take a boat"])
-        ...     bandit.learn(["take the bus", "take a boat"], index, propensity, reward=float(index == 1))
+        ...     reward = float(index == 1)
+        ...     bandit.learn(["take the bus", "take a boat"], index, propensity, reward)
         >>> bandit.probabilities(["take the bus", "take a boat"])[1] > 0.95
         True
     """
 
-    def __init__(self, seed: int, epsilon: float = EPSILON, config: RegressorConfig | None = None) -> None:
+    def __init__(
+        self, seed: int, epsilon: float = EPSILON, config: RegressorConfig | None = None
+    ) -> None:
         self.regressor = BlockBayesianRegressor(config)
         self._random = Random(seed)  # noqa: S311 - a simulation's, not a secret's
         self._epsilon = epsilon
@@ -58,24 +65,34 @@ class OnlineBandit:
         self,
         candidates: Sequence[str | Mapping[str, float]],
         index: int,
-        propensity: float,  # noqa: ARG002 - part of what a bandit is told; direct updates do without
+        # part of what a bandit is told; direct updates do without
+        propensity: float,  # noqa: ARG002
         reward: float,
     ) -> None:
-        """Learn what the chosen candidate earned; it may have been chosen long ago, or by somebody else."""
+        """Learn what the chosen candidate earned; it may have been chosen long ago, or by somebody
+        else.
+        """
         last, found = self._last  # most often what was chosen from last is learned next
-        self.regressor.learn_one((found if last == list(candidates) else _features(candidates))[index], reward)
+        self.regressor.learn_one(
+            (found if last == list(candidates) else _features(candidates))[index], reward
+        )
 
     def _chances(self, found: Sequence[Features]) -> list[float]:
         means = self.regressor.predict_many(found)
-        return with_floor(squarecb(means, GAMMA_SCALE * sqrt(self.regressor.lessons + 1)), self._epsilon)
+        return with_floor(
+            squarecb(means, GAMMA_SCALE * sqrt(self.regressor.examples + 1)), self._epsilon
+        )
 
 
 def _features(candidates: Sequence[str | Mapping[str, float]]) -> list[Features]:
-    return features("", [Plain(text=c) if isinstance(c, str) else Plain(numbers=c) for c in candidates])
+    return features(
+        "", [Plain(text=c) if isinstance(c, str) else Plain(numbers=c) for c in candidates]
+    )
 
 
 def benchmark_policy(seed: int) -> OnlineBandit:
-    """Return a new bandit to compare with others: `choose(candidates)`, then `learn(candidates, index, …, reward)`.
+    """Return a new bandit to compare with others: `choose(candidates)`, then `learn(candidates,
+    index, …, reward)`.
 
     Candidates are texts, or dicts of numbers; rewards should be in [0, 1].
     """

@@ -12,7 +12,13 @@ import orjson
 from learners.bandit.exploration import Exploration, bag, greedy, squarecb, thompson, with_floor
 from learners.bandit.features import FEATURE_VERSION, Features, features
 from learners.bandit.regressor import BlockBayesianRegressor
-from learners.bandit.serialization import finite, packed, regressor_from_json, regressor_to_json, unpacked
+from learners.bandit.serialization import (
+    finite,
+    packed,
+    regressor_from_json,
+    regressor_to_json,
+    unpacked,
+)
 from schemas.decisions import Candidate
 
 MEDIA_TYPE = "application/vnd.everloop.bandit+json"
@@ -38,7 +44,10 @@ class Weights:
     def predict_many(self, examples: Sequence[Features]) -> list[float]:
         """Return the predictions, in order."""
         weight = self.by_feature.get
-        return [self.centre + fsum(map(mul, [weight(index, 0.0) for index in x], x.values())) for x in examples]
+        return [
+            self.centre + fsum(map(mul, [weight(index, 0.0) for index in x], x.values()))
+            for x in examples
+        ]
 
 
 @dataclass
@@ -61,21 +70,28 @@ class BanditPolicy:
     tenant_share: float = 0.0
     feature_version: int = FEATURE_VERSION
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
+    def probabilities(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> list[float]:
         """Return the probability of each candidate, in their order."""
         found = features(context, candidates, tenant, self.tenant_share)
         costs = [self.cost_weight * (candidate.cost or 0.0) for candidate in candidates]
-        means = [mean - cost for mean, cost in zip(self.beliefs.predict_many(found), costs, strict=True)]
+        means = [
+            mean - cost for mean, cost in zip(self.beliefs.predict_many(found), costs, strict=True)
+        ]
         if self.exploration == "squarecb":
             chances = squarecb(means, self.greed)
         elif self.exploration == "epsilon":
             chances = greedy(means)
         else:
-            assert isinstance(self.beliefs, BlockBayesianRegressor)  # noqa: S101 - `from_bytes` has seen to it
+            # `from_bytes` has seen to it
+            assert isinstance(self.beliefs, BlockBayesianRegressor)  # noqa: S101
             if self.exploration == "bag":
                 chances = bag(self.beliefs.predict_members(found) - np.array(costs))
             else:
-                chances = thompson(np.array(means), np.array(self.beliefs.deviations(found)) / self.greed)
+                chances = thompson(
+                    np.array(means), np.array(self.beliefs.deviations(found)) / self.greed
+                )
         return with_floor(chances, self.epsilon)
 
     def to_bytes(self) -> bytes:
@@ -98,18 +114,25 @@ class BanditPolicy:
         """Return the policy that `to_bytes` wrote.
 
         Raises:
-            ValueError: it is none, is damaged, or was made for features this program does not compute.
+            ValueError: it is none, is damaged, or was made for features this program does not
+                compute.
         """
         try:
             document = orjson.loads(value)
             version = document["feature_version"]
             if version != FEATURE_VERSION:
-                raise ValueError(f"it reads features of version {version}, this program computes {FEATURE_VERSION}")
+                raise ValueError(
+                    f"it reads features of version {version}, this program computes"
+                    f" {FEATURE_VERSION}"
+                )
             if document["exploration"] not in get_args(Exploration):
                 raise ValueError(f"unknown exploration {document['exploration']!r}")
             beliefs = _beliefs_from_json(document["beliefs"])
             if document["exploration"] in ("thompson", "bag") and isinstance(beliefs, Weights):
-                raise ValueError(f"{document['exploration']} must know how sure the beliefs are; it has weights alone")
+                raise ValueError(
+                    f"{document['exploration']} must know how sure the beliefs are; it has"
+                    " weights alone"
+                )
             return cls(
                 beliefs,
                 document["exploration"],
@@ -135,5 +158,8 @@ def _beliefs_to_json(beliefs: Weights | BlockBayesianRegressor) -> dict[str, Any
 def _beliefs_from_json(document: dict[str, Any]) -> Weights | BlockBayesianRegressor:
     if "regressor" in document:
         return regressor_from_json(document["regressor"])
-    indices, weights = unpacked(document["features"], "<u4").tolist(), finite(document["weights"]).tolist()
+    indices, weights = (
+        unpacked(document["features"], "<u4").tolist(),
+        finite(document["weights"]).tolist(),
+    )
     return Weights(float(document["centre"]), dict(zip(indices, weights, strict=True)))

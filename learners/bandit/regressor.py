@@ -30,16 +30,18 @@ class RegressorConfig:
     """How a `BlockBayesianRegressor` believes.
 
     Attributes:
-        prior_mean: what is believed of a target whose features were never met. Not learned: with the mean of what was
-            earned in its place, what was never tried would look as good as what is chosen for being the best.
+        prior_mean: what is believed of a target whose features were never met. Not learned: with
+            the mean of what was earned in its place, what was never tried would look as good as
+            what is chosen for being the best.
         prior_variance: of each weight before it is seen, > 0.
         noise_share: the reward's noise as a share of the recent squared error, > 0.
-        forgetting: one member each: the share by which a weight's variance returns to the prior whenever it is met.
-            Small ones remember, large ones follow; more than one, and those that predict well have the say.
+        forgetting: one member each: the share by which a weight's variance returns to the prior
+            whenever it is met. Small ones remember, large ones follow; more than one, and those
+            that predict well have the say.
         block: most features that share one covariance, >= 1.
         dense: most features in blocks altogether; all others have a variance only.
-        bootstrap: whether each member learns a random sample of the lessons of its own (online bagging; Oza & Russell,
-            AISTATS 2001): each lesson counts Poisson(1) times.
+        bootstrap: whether each member learns a random sample of the examples of its own (online
+            bagging; Oza & Russell, AISTATS 2001): each example counts Poisson(1) times.
     """
 
     prior_mean: float = 0.5
@@ -52,11 +54,15 @@ class RegressorConfig:
 
     def __post_init__(self) -> None:
         if self.prior_variance <= 0 or self.noise_share <= 0:
-            raise ValueError(f"variances must be positive, got {self.prior_variance} and {self.noise_share}")
+            raise ValueError(
+                f"variances must be positive, got {self.prior_variance} and {self.noise_share}"
+            )
         if not self.forgetting or not all(0.0 < share < 1.0 for share in self.forgetting):
             raise ValueError(f"forgetting must be between 0 and 1, got {self.forgetting}")
         if self.block < 1 or self.dense < 0:
-            raise ValueError(f"block must be at least 1 and dense at least 0, got {self.block} and {self.dense}")
+            raise ValueError(
+                f"block must be at least 1 and dense at least 0, got {self.block} and {self.dense}"
+            )
 
 
 class Block:
@@ -98,17 +104,20 @@ class Block:
 class BlockBayesianRegressor(base.Regressor):
     """Online linear regression on sparse features with a Gaussian belief about the weights.
 
-    Each lesson is one step of a Kalman filter (Bishop, Pattern Recognition and Machine Learning, 3.3), with a full
-    covariance within blocks of features that occur together and none between them; what finds no room in a block has a
-    variance only. Variances creep back to the prior, so that old lessons count less and no weight is ever settled for
-    good. Members that do so at different rates are averaged by how well each has predicted lately (dynamic model
-    averaging; Raftery, Kárný & Ettler, Technometrics 2010): the regression follows a change without being told of it.
+    Each example is one step of a Kalman filter (Bishop, Pattern Recognition and Machine Learning,
+    3.3), with a full covariance within blocks of features that occur together and none between
+    them; what finds no room in a block has a variance only. Variances creep back to the prior, so
+    that old examples count less and no weight is ever settled for good. Members that do so at
+    different rates are averaged by how well each has predicted lately (dynamic model averaging;
+    Raftery, Kárný & Ettler, Technometrics 2010): the regression follows a change without being told
+    of it.
 
-    Lessons are taken in with plain IEEE arithmetic in a fixed order, without BLAS, so the same lessons give the same
-    weights bit for bit. Only deviations are computed with it: they matter for choosing, and choices are logged.
+    Examples are taken in with plain IEEE arithmetic in a fixed order, without BLAS, so the same
+    examples give the same weights bit for bit. Only deviations are computed with it: they matter
+    for choosing, and choices are logged.
 
     Attributes:
-        lessons: how many there were.
+        examples: how many there were.
         energy: mean squared norm of the features; the prior is for features of norm 1.
         errors: each member's recent squared error.
         evidence: each member's recent log-likelihood.
@@ -128,7 +137,7 @@ class BlockBayesianRegressor(base.Regressor):
     def __init__(self, config: RegressorConfig | None = None) -> None:
         self.config = config or RegressorConfig()
         members = len(self.config.forgetting)
-        self.lessons = 0
+        self.examples = 0
         self.energy = 1.0
         self.errors: Floats = np.full(members, 0.1)
         self.evidence: Floats = np.zeros(members)
@@ -167,13 +176,16 @@ class BlockBayesianRegressor(base.Regressor):
         values = np.array([value for x in examples for value in x.values()])
         starts = np.cumsum([0, *counts[:-1]])
         weighted = _mixed(self.shares, self.means[:, slots]) * values
-        predicted: list[float] = (self.config.prior_mean + np.add.reduceat(weighted, starts)).tolist()
+        predicted: list[float] = (
+            self.config.prior_mean + np.add.reduceat(weighted, starts)
+        ).tolist()
         return predicted
 
     def predict_members(self, examples: Sequence[Features]) -> Floats:
         """Return what each member predicts, shape (E, K)."""
         predicted = [
-            self.means[:, [self.slot_of.get(index, UNMET) for index in x]] @ np.array(list(x.values()))
+            self.means[:, [self.slot_of.get(index, UNMET) for index in x]]
+            @ np.array(list(x.values()))
             for x in examples
         ]
         return self.config.prior_mean + np.stack(predicted, axis=1)
@@ -207,16 +219,20 @@ class BlockBayesianRegressor(base.Regressor):
         values = np.array(list(x.values()), dtype=float)
         energy = float(_total(values * values))
         if not isfinite(energy + y) or w <= 0:
-            raise ValueError(f"features and target must be finite and the weight positive, got {x}, {y}, {w}")
-        self.lessons += 1
+            raise ValueError(
+                f"features and target must be finite and the weight positive, got {x}, {y}, {w}"
+            )
+        self.examples += 1
         if not x:
             return self
-        self.energy += (max(1e-9, energy) - self.energy) / self.lessons
+        self.energy += (max(1e-9, energy) - self.energy) / self.examples
         slots = self._slots(x)
         means = _total(self.means[:, slots] * values)
         homes = self.home[slots]
         loose, loose_values = slots[homes == LOOSE], values[homes == LOOSE]
-        loosened = self.variances[:, loose] + self._forgets * (self.prior - self.variances[:, loose])
+        loosened = self.variances[:, loose] + self._forgets * (
+            self.prior - self.variances[:, loose]
+        )
         loose_gains = loosened * loose_values
         variances = _total(loose_gains * loose_values)
         gains: dict[int, Floats] = {}
@@ -228,7 +244,7 @@ class BlockBayesianRegressor(base.Regressor):
         errors = y - self.config.prior_mean - means
         noise = np.maximum(LEAST_NOISE, self.config.noise_share * self.errors) / w
         if self.config.bootstrap:
-            noise = noise / np.maximum(_poisson(self.lessons, len(noise)), 1e-9)
+            noise = noise / np.maximum(_poisson(self.examples, len(noise)), 1e-9)
         spreads = (noise + np.maximum(variances, 0.0))[:, None]
         steps = errors[:, None] / spreads
         self.means[:, loose] += loose_gains * steps
@@ -240,8 +256,10 @@ class BlockBayesianRegressor(base.Regressor):
             covariances = block.filled
             covariances -= scaled[:, :, None] * scaled[:, None, :]
         squared = errors * errors
-        self.evidence = EVIDENCE_KEPT * self.evidence - squared / (2.0 * max(float(self.errors[0]), LEAST_NOISE))
-        self.errors += max(ERROR_RATE, 1.0 / (self.lessons + 5)) * (squared - self.errors)
+        self.evidence = EVIDENCE_KEPT * self.evidence - squared / (
+            2.0 * max(float(self.errors[0]), LEAST_NOISE)
+        )
+        self.errors += max(ERROR_RATE, 1.0 / (self.examples + 5)) * (squared - self.errors)
         self.heed()
         return self
 
@@ -251,7 +269,9 @@ class BlockBayesianRegressor(base.Regressor):
         self.shares = np.array(odds) / fsum(odds)
 
     def loosen(self, share: float) -> None:
-        """Let all variances return to the prior by a share in [0, 1], as after a change of the world."""
+        """Let all variances return to the prior by a share in [0, 1], as after a change of the
+        world.
+        """
         self.variances[:, 1 : len(self.features)] += share * np.where(
             self.home[1 : len(self.features)] == LOOSE,
             self.prior - self.variances[:, 1 : len(self.features)],
@@ -262,15 +282,21 @@ class BlockBayesianRegressor(base.Regressor):
             diagonal += share * np.maximum(self.prior - diagonal, 0.0)
 
     def _gains(self, block: Block, places: Integers, values: Floats) -> Floats:
-        """Let a block's variances creep back to the prior; return covariance times features, shape (E, width)."""
+        """Let a block's variances creep back to the prior; return covariance times features, shape
+        (E, width).
+        """
         covariances = block.filled
         diagonal = np.einsum("eii->ei", covariances)
-        diagonal += self._forgets * np.maximum(self.prior - diagonal, 0.0)  # never less, or it would be no covariance
+        diagonal += self._forgets * np.maximum(
+            self.prior - diagonal, 0.0
+        )  # never less, or it would be no covariance
         gains: Floats = np.add.accumulate(covariances[:, places] * values[:, None], axis=1)[:, -1]
         return gains
 
     def _slots(self, x: Features) -> Integers:
-        """Return the slots of features; new ones get one, and blocks that turn out to belong together are joined."""
+        """Return the slots of features; new ones get one, and blocks that turn out to belong
+        together are joined.
+        """
         slots = [self.slot_of.get(index, UNMET) for index in x]
         if UNMET in slots:
             homes = self._homes(slots)
@@ -281,7 +307,10 @@ class BlockBayesianRegressor(base.Regressor):
             self._make_room()
             slots = [self.slot_of[index] for index in x]
             first = self.slot_of[new[0]]
-            self._house(range(first, first + len(new)), homes[0] if homes else max(self.blocks, default=-1) + 1)
+            self._house(
+                range(first, first + len(new)),
+                homes[0] if homes else max(self.blocks, default=-1) + 1,
+            )
         found = np.array(slots, dtype=np.int64)
         homes = self._homes(slots)
         for other in homes[1:]:
@@ -296,13 +325,19 @@ class BlockBayesianRegressor(base.Regressor):
     def _house(self, slots: Sequence[int], block_id: int) -> None:
         """Put new weights into a block, as far as there is room."""
         taken = self.blocks[block_id].width if block_id in self.blocks else 0
-        room = max(0, min(self.config.block - taken, self.config.dense - self.in_blocks, len(slots)))
+        room = max(
+            0, min(self.config.block - taken, self.config.dense - self.in_blocks, len(slots))
+        )
         self.variances[:, slots] = self.prior
         if not room:
             return
         self.in_blocks += room
         members = len(self.config.forgetting)
-        self._into(block_id, slots[:room], np.broadcast_to(np.eye(room) * self.prior, (members, room, room)))
+        self._into(
+            block_id,
+            slots[:room],
+            np.broadcast_to(np.eye(room) * self.prior, (members, room, room)),
+        )
 
     def _into(self, block_id: int, slots: Sequence[int] | Integers, covariances: Floats) -> None:
         block = self.blocks.setdefault(block_id, Block(len(self.config.forgetting)))
@@ -324,7 +359,10 @@ class BlockBayesianRegressor(base.Regressor):
         self.features += features
         self.slot_of = {index: slot for slot, index in enumerate(self.features) if slot != UNMET}
         self._make_room()
-        self.means[:, 1 : len(self.features)], self.variances[:, 1 : len(self.features)] = means, variances
+        self.means[:, 1 : len(self.features)], self.variances[:, 1 : len(self.features)] = (
+            means,
+            variances,
+        )
 
     def restore_block(self, block_id: int, slots: Sequence[int], covariances: Floats) -> None:
         """Take over a block as it was; covariances of shape (E, n, n)."""
@@ -332,11 +370,13 @@ class BlockBayesianRegressor(base.Regressor):
         self._into(block_id, slots, covariances)
 
 
-def _poisson(lesson: int, members: int) -> Floats:
-    """Return how often a lesson counts for each member: Poisson(1), always the same for the same lesson."""
+def _poisson(example: int, members: int) -> Floats:
+    """Return how often an example counts for each member: Poisson(1), always the same for the same
+    example.
+    """
     counts = []
     for member in range(members):
-        digest = blake2b(lesson.to_bytes(8) + member.to_bytes(2), digest_size=8).digest()
+        digest = blake2b(example.to_bytes(8) + member.to_bytes(2), digest_size=8).digest()
         counts.append(bisect_right(_POISSON, int.from_bytes(digest) / 2**64))
     return np.array(counts, dtype=float)
 
@@ -351,7 +391,9 @@ def _mixed(shares: Floats, means: Floats) -> Floats:
 
 
 def _total(terms: Floats) -> Floats:
-    """Return the sum over the last axis, added up from first to last: the order is part of the result."""
+    """Return the sum over the last axis, added up from first to last: the order is part of the
+    result.
+    """
     if not terms.shape[-1]:
         return np.zeros(terms.shape[:-1])
     total: Floats = np.add.accumulate(terms, axis=-1)[..., -1]

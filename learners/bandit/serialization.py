@@ -19,7 +19,7 @@ def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
     met = len(regressor.features)
     return {
         "config": asdict(regressor.config),
-        "lessons": regressor.lessons,
+        "lessons": regressor.examples,
         "energy": regressor.energy,
         "errors": regressor.errors.tolist(),
         "evidence": regressor.evidence.tolist(),
@@ -45,16 +45,22 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
         KeyError, TypeError: it is something else.
     """
     config = document["config"]
-    regressor = BlockBayesianRegressor(RegressorConfig(**config | {"forgetting": tuple(config["forgetting"])}))
+    regressor = BlockBayesianRegressor(
+        RegressorConfig(**config | {"forgetting": tuple(config["forgetting"])})
+    )
     members = len(regressor.config.forgetting)
-    regressor.lessons = int(document["lessons"])
+    regressor.examples = int(document["lessons"])
     regressor.energy = float(document["energy"])
     regressor.errors = np.array(document["errors"], dtype=float).reshape(members)
     regressor.evidence = np.array(document["evidence"], dtype=float).reshape(members)
     regressor.heed()
     features = unpacked(document["features"], "<u4").tolist()
     shape = (members, len(features))
-    regressor.restore(features, finite(document["means"]).reshape(shape), finite(document["variances"]).reshape(shape))
+    regressor.restore(
+        features,
+        finite(document["means"]).reshape(shape),
+        finite(document["variances"]).reshape(shape),
+    )
     for block in document["blocks"]:
         slots = unpacked(block["slots"], "<u4").tolist()
         rows, columns = np.triu_indices(len(slots))

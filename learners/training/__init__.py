@@ -1,4 +1,5 @@
-"""Learners that train models: each reads rows and a parent's weights, and leaves new weights in a folder.
+"""Learners that train models: each reads rows and a parent's weights, and leaves new weights in a
+folder.
 
 Only `config` may be imported without the extra `learn`; everything else needs torch.
 """

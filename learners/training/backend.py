@@ -1,4 +1,5 @@
-"""Whether unsloth trains: asked before trl, transformers or peft are imported, which it changes when it is imported.
+"""Whether unsloth trains: asked before trl, transformers or peft are imported, which it changes
+when it is imported.
 
 Only torch may be imported here.
 """
@@ -22,7 +23,9 @@ def unsloth_trains(config: AnyConfig) -> bool:
     # It raises when it is imported where there is no GPU.
     if not torch.cuda.is_available():
         if config.backend == "unsloth":
-            raise TrainingError("unsloth needs a CUDA GPU, and none is here; set backend to peft or auto")
+            raise TrainingError(
+                "unsloth needs a CUDA GPU, and none is here; set backend to peft or auto"
+            )
         return False
     if not _imported():
         if config.backend == "unsloth":

@@ -10,7 +10,7 @@ from learners.datasets import DatasetConfig
 Method = Literal["sft", "dpo", "grpo", "ppo"]
 
 HEADS: dict[Method, Literal["sft", "rl"]] = {"sft": "sft", "dpo": "rl", "grpo": "rl", "ppo": "rl"}
-"""Which lessons each method learns from."""
+"""Which examples each method learns from."""
 
 
 ROWS = "rows.parquet"
@@ -45,9 +45,10 @@ class TrainingConfig(BaseModel):
 
     Attributes:
         base: folder, or name on the Hugging Face hub, of the weights before the first training.
-        backend: what loads the weights; `auto` is unsloth where CUDA and unsloth are, else transformers with peft.
+        backend: what loads the weights; `auto` is unsloth where CUDA and unsloth are, else
+            transformers with peft.
         lora: false trains all weights.
-        dataset: which lessons become rows.
+        dataset: which examples become rows.
         max_length: tokens of a row; longer ones are left out.
         steps: most optimizer steps; None goes by epochs.
         batch: rows of one optimizer step, of which `micro_batch` are in memory at once.
@@ -56,7 +57,8 @@ class TrainingConfig(BaseModel):
         gradient_clip: norm above which gradients are scaled down.
         save_every: steps between two states that a crashed run goes on from.
         evaluate_every: steps between two evaluations on what is held out.
-        patience: evaluations without improvement after which training stops; the best weights are kept.
+        patience: evaluations without improvement after which training stops; the best weights are
+            kept.
         threads: of the processor; part of what makes two runs equal, since sums depend on it.
     """
 
@@ -64,9 +66,9 @@ class TrainingConfig(BaseModel):
 
     base: str
     backend: Literal["auto", "unsloth", "peft"] = "auto"
-    lora: Annotated[LoraSettings | None, BeforeValidator(lambda value: None if value is False else value)] = (
-        LoraSettings()
-    )
+    lora: Annotated[
+        LoraSettings | None, BeforeValidator(lambda value: None if value is False else value)
+    ] = LoraSettings()
     dataset: DatasetConfig = DatasetConfig()
     seed: int = 42
     max_length: int = Field(default=4096, ge=8)
@@ -86,7 +88,9 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _batches_are_whole(self) -> "TrainingConfig":
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch {self.batch} must be a multiple of micro_batch {self.micro_batch}")
+            raise ValueError(
+                f"batch {self.batch} must be a multiple of micro_batch {self.micro_batch}"
+            )
         return self
 
     @property
@@ -99,7 +103,8 @@ class SftConfig(TrainingConfig):
     """Supervised fine-tuning on conversations that earned enough.
 
     Attributes:
-        special_tokens: added to the tokenizer where it lacks them, as single tokens; not for adapters.
+        special_tokens: added to the tokenizer where it lacks them, as single tokens; not for
+            adapters.
         packing: whether several rows share a sequence of `max_length` tokens.
     """
 
@@ -110,12 +115,15 @@ class SftConfig(TrainingConfig):
     @model_validator(mode="after")
     def _tokens_have_weights(self) -> "SftConfig":
         if self.special_tokens and self.lora is not None and not self.lora.merge:
-            raise ValueError("special_tokens need new embeddings, which an adapter's base lacks; set lora.merge")
+            raise ValueError(
+                "special_tokens need new embeddings, which an adapter's base lacks; set lora.merge"
+            )
         return self
 
 
 class DpoConfig(TrainingConfig):
-    """Direct preference optimization (Rafailov et al., 2023, arXiv:2305.18290) from the parent's weights.
+    """Direct preference optimization (Rafailov et al., 2023, arXiv:2305.18290) from the parent's
+    weights.
 
     Attributes:
         beta: how strongly the policy is held to its parent.
@@ -129,7 +137,8 @@ class DpoConfig(TrainingConfig):
 
 
 class GrpoConfig(TrainingConfig):
-    """Group relative policy optimization (Shao et al., 2024, arXiv:2402.03300) against registered graders.
+    """Group relative policy optimization (Shao et al., 2024, arXiv:2402.03300) against registered
+    graders.
 
     Attributes:
         graders: names with versions, such as `tool-call@1`; see `learners.graders`.
@@ -152,21 +161,26 @@ class GrpoConfig(TrainingConfig):
     @model_validator(mode="after")
     def _groups_are_whole(self) -> "GrpoConfig":
         if self.batch % self.generations:
-            raise ValueError(f"batch {self.batch} must be a multiple of generations {self.generations}")
+            raise ValueError(
+                f"batch {self.batch} must be a multiple of generations {self.generations}"
+            )
         return self
 
 
 class PpoConfig(TrainingConfig):
-    """Proximal policy optimization (Schulman et al., 2017, arXiv:1707.06347) by verl, on answers that were served.
+    """Proximal policy optimization (Schulman et al., 2017, arXiv:1707.06347) by verl, on answers
+    that were served.
 
     Attributes:
         estimator: of advantages: `grpo` compares answers to one another, `gae` needs a critic.
-        compared: which answers `grpo` compares: those to one `prompt`, or all that were given while working on one
-            `task`, as in agents of several steps, whose prompts are never twice the same.
+        compared: which answers `grpo` compares: those to one `prompt`, or all that were given while
+            working on one `task`, as in agents of several steps, whose prompts are never twice the
+            same.
         batch: rows of one update; verl calls it the mini-batch.
         clip: how far a token's probability may move, as a ratio.
         kl: weight of the divergence from the parent in the loss.
-        importance: whether weights correct for what served being older than the parent, and for another engine.
+        importance: whether weights correct for what served being older than the parent, and for
+            another engine.
         importance_limit: what a token's weight is cut off at.
         discount, trace_decay: gamma and lambda of generalized advantage estimation.
         critic_learning_rate: of the value model, which `gae` trains.

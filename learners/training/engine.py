@@ -1,7 +1,7 @@
 """verl's own engine in one process: on the CPU through its plugin interface, on a GPU as it is.
 
-verl's configuration knows many devices and shapes of clusters; here one process holds the whole model. Its Ray workers
-make the same calls, one process a GPU.
+verl's configuration knows many devices and shapes of clusters; here one process holds the whole
+model. Its Ray workers make the same calls, one process a GPU.
 """
 
 import os
@@ -20,7 +20,8 @@ PLATFORM = "learners.training.verl_platform"
 
 
 def prepare() -> None:
-    """Make verl run on this machine's device, in a process group of one. Must come before verl is imported.
+    """Make verl run on this machine's device, in a process group of one. Must come before verl is
+    imported.
 
     Raises:
         RuntimeError: verl has chosen another platform already.
@@ -32,7 +33,9 @@ def prepare() -> None:
         _register_engines()
     from verl.models.transformers import monkey_patch
 
-    monkey_patch.is_trl_available = lambda: False  # it patches a class that TRL has dropped, and that is not used here
+    monkey_patch.is_trl_available = lambda: (
+        False
+    )  # it patches a class that TRL has dropped, and that is not used here
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -43,16 +46,24 @@ def _register_engines() -> None:
     """Let verl's FSDP engines be made for the CPU."""
     from transformers import AutoModelForTokenClassification
     from verl.workers.engine.base import EngineRegistry
-    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
+    from verl.workers.engine.fsdp.transformer_impl import (
+        FSDPEngineWithLMHead,
+        FSDPEngineWithValueHead,
+    )
 
     class ValueEngine(FSDPEngineWithValueHead):
-        """verl's critic, without the flash attention that its loader asks for whatever the device."""
+        """verl's critic, without the flash attention that its loader asks for whatever the
+        device.
+        """
 
         def _build_module(self) -> Any:
             config = self.model_config.hf_config
             config.num_labels, config.classifier_dropout, config.hidden_dropout = 1, 0.0, 0.0
             return AutoModelForTokenClassification.from_pretrained(
-                self.model_config.local_path, config=config, dtype=torch.float32, attn_implementation="sdpa"
+                self.model_config.local_path,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
             )
 
     if "cpu" not in EngineRegistry._engines["language_model"]["fsdp2"]:
@@ -87,7 +98,10 @@ class Sampled:
 
 
 def padded(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]], pad: int
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    logprobs: Sequence[Sequence[float]],
+    pad: int,
 ) -> Sampled:
     """Return token lists as tensors."""
     before, after = max(map(len, prompts)), max(map(len, responses))
@@ -98,7 +112,9 @@ def padded(
         torch.tensor(right),
         torch.tensor([[0] * (before - len(p)) + [1] * len(p) for p in prompts]),
         torch.tensor([[1] * len(r) + [0] * (after - len(r)) for r in responses]),
-        torch.tensor([list(of) + [0.0] * (after - len(of)) for of in logprobs], dtype=torch.float32),
+        torch.tensor(
+            [list(of) + [0.0] * (after - len(of)) for of in logprobs], dtype=torch.float32
+        ),
     )
 
 
@@ -109,7 +125,8 @@ class Engine:
         source: folder of whole weights.
         kind: a language model's log-probabilities, or a critic's values.
         pad: id of the padding token.
-        adapter: folder of an adapter to go on with; None begins one anew, where the configuration asks for one.
+        adapter: folder of an adapter to go on with; None begins one anew, where the configuration
+            asks for one.
     """
 
     def __init__(
@@ -147,7 +164,11 @@ class Engine:
                 strategy="fsdp2",
                 fsdp_size=1,
                 model_dtype="fp32",
-                mixed_precision={"param_dtype": precision, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+                mixed_precision={
+                    "param_dtype": precision,
+                    "reduce_dtype": "fp32",
+                    "buffer_dtype": "fp32",
+                },
                 use_torch_compile=on_gpu,
                 use_dynamic_bsz=False,
                 micro_batch_size_per_gpu=config.micro_batch,
@@ -168,7 +189,9 @@ class Engine:
         """Return a critic's values, (rows, longest response)."""
         return self._inferred(sampled, "values")
 
-    def step(self, sampled: Sampled, tensors: dict[str, torch.Tensor], loss: Any) -> dict[str, float]:
+    def step(
+        self, sampled: Sampled, tensors: dict[str, torch.Tensor], loss: Any
+    ) -> dict[str, float]:
         """Take one optimizer step on a batch; return verl's metrics.
 
         Args:
@@ -182,8 +205,12 @@ class Engine:
         return {name: _number(value) for name, value in output["metrics"].items()}
 
     def weights(self) -> tuple[dict[str, torch.Tensor], Any]:
-        """Return the trained weights by name, an adapter's alone where there is one, and peft's configuration of it."""
-        found, adapter = self.engine.get_per_tensor_param(base_sync_done=True)  # an adapter's own, not its base's
+        """Return the trained weights by name, an adapter's alone where there is one, and peft's
+        configuration of it.
+        """
+        found, adapter = self.engine.get_per_tensor_param(
+            base_sync_done=True
+        )  # an adapter's own, not its base's
         return {name: tensor.detach().cpu().float().clone() for name, tensor in found}, adapter
 
     def _inferred(self, sampled: Sampled, name: str) -> torch.Tensor:
@@ -215,7 +242,9 @@ class Engine:
         )
         data = left_right_2_no_padding(data)
         rows = len(sampled)
-        micro_batch = max(size for size in range(1, self._config.micro_batch + 1) if rows % size == 0)
+        micro_batch = max(
+            size for size in range(1, self._config.micro_batch + 1) if rows % size == 0
+        )
         tu.assign_non_tensor(
             data,
             use_remove_padding=torch.cuda.is_available(),

@@ -1,4 +1,6 @@
-"""Group relative policy optimization by TRL: sample several answers to a prompt, grade them, prefer the better ones."""
+"""Group relative policy optimization by TRL: sample several answers to a prompt, grade them, prefer
+the better ones.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +24,8 @@ def train(
 ) -> dict[str, float]:
     """Train in place; return what was measured.
 
-    Groups whose answers all earned the same teach nothing: their advantages are 0. Prompts of which nobody knows what
-    is expected are left to graders that need no label.
+    Groups whose answers all earned the same teach nothing: their advantages are 0. Prompts of which
+    nobody knows what is expected are left to graders that need no label.
 
     Raises:
         TrainingError: no prompt is left to train on.
@@ -34,10 +36,15 @@ def train(
         for index, row in enumerate(rows)
         if not row.origin.held_out and (row.expected is not None or not labelled)
     ]
-    prompts = [p for p in prompts if len(loaded.tokenizer(p["prompt"])["input_ids"]) <= config.prompt_tokens]
+    prompts = [
+        p
+        for p in prompts
+        if len(loaded.tokenizer(p["prompt"])["input_ids"]) <= config.prompt_tokens
+    ]
     if not prompts:
         raise TrainingError(
-            f"none of {len(rows)} prompts can be trained on: held out, longer than {config.prompt_tokens},"
+            f"none of {len(rows)} prompts can be trained on: held out, longer than"
+            f" {config.prompt_tokens},"
             " or without an expected answer"
         )
     trainer = GRPOTrainer(
@@ -58,7 +65,11 @@ def train(
     measured = run(trainer, folder)
     loaded.model = trainer.model
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    return measured | {"rows": float(len(prompts)), "first_reward": rewards[0], "last_reward": rewards[-1]}
+    return measured | {
+        "rows": float(len(prompts)),
+        "first_reward": rewards[0],
+        "last_reward": rewards[-1],
+    }
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, index: int, row: PromptRow) -> dict[str, Any]:
@@ -82,7 +93,9 @@ def _graded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], name:
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[str]) -> str:
-    """Return what was said, with the marks of tool calls, which TRL would strip as special tokens."""
+    """Return what was said, with the marks of tool calls, which TRL would strip as special
+    tokens.
+    """
     text = str(tokenizer.decode(ids, skip_special_tokens=False))
     for end in ends:
         text = text.replace(end, "")

@@ -1,8 +1,9 @@
 """Proximal policy optimization by verl, on answers that were served and rewarded.
 
-What verl does: advantages (`core_algos`), importance weights between the server's log-probabilities and the trainer's
-(`rollout_corr_helper`), the clipped loss with its divergence from the parent (`ppo_loss`), and the update itself by its
-FSDP engine. What is ours: which answers, in which batches, and where the weights go.
+What verl does: advantages (`core_algos`), importance weights between the server's log-probabilities
+and the trainer's (`rollout_corr_helper`), the clipped loss with its divergence from the parent
+(`ppo_loss`), and the update itself by its FSDP engine. What is ours: which answers, in which
+batches, and where the weights go.
 """
 
 import json
@@ -28,7 +29,7 @@ STATE = "state.json"
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PreparedBatch:
     """A batch with everything the losses need.
 
     Attributes:
@@ -58,7 +59,9 @@ class Lesson:
 
 
 def usable(rows: Sequence[RlRow], config: PpoConfig) -> list[RlRow]:
-    """Return the rows that can teach: short enough, not held out, and with others to compare them with."""
+    """Return the rows that can teach: short enough, not held out, and with others to compare them
+    with.
+    """
     kept = [
         row
         for row in rows
@@ -71,7 +74,9 @@ def usable(rows: Sequence[RlRow], config: PpoConfig) -> list[RlRow]:
     rewards: dict[str, set[float]] = {}
     for row in kept:
         rewards.setdefault(_group(row, config), set()).add(row.reward)
-    return [row for row in kept if len(rewards[_group(row, config)]) > 1]  # else every advantage of the group is 0
+    return [
+        row for row in kept if len(rewards[_group(row, config)]) > 1
+    ]  # else every advantage of the group is 0
 
 
 def train(
@@ -108,19 +113,23 @@ def train(
     critic = None
     if config.estimator == "gae":
         critic = Engine(source, "value_model", config, config.critic_learning_rate, pad)
-    lesson, measured = prepared(kept, actor, critic, config, pad)
+    batch, measured = prepared(kept, actor, critic, config, pad)
     order = np.random.default_rng(config.seed)
     epochs = math.ceil(config.epochs)
     batches = [
         list(map(int, part))
         for _ in range(epochs)
-        for part in np.array_split(order.permutation(len(kept)), max(1, round(len(kept) / config.batch)))
+        for part in np.array_split(
+            order.permutation(len(kept)), max(1, round(len(kept) / config.batch))
+        )
     ][: config.steps]
     done = _resume(folder, actor, critic)
     for step, picked in enumerate(batches[done:], start=done + 1):
-        metrics = actor.step(lesson.sampled[picked], lesson.of_policy(picked), policy_loss(config))
+        metrics = actor.step(batch.sampled[picked], batch.of_policy(picked), policy_loss(config))
         if critic is not None:
-            metrics |= critic.step(lesson.sampled[picked], lesson.of_critic(picked), critic_loss(config))
+            metrics |= critic.step(
+                batch.sampled[picked], batch.of_critic(picked), critic_loss(config)
+            )
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(f"{name} is {value} at step {step}; try a lower learning_rate")
@@ -138,9 +147,12 @@ def train(
 
 def prepared(
     rows: Sequence[RlRow], actor: Engine, critic: Engine | None, config: PpoConfig, pad: int
-) -> tuple[Lesson, dict[str, float]]:
+) -> tuple[PreparedBatch, dict[str, float]]:
     """Return the batch with its advantages and weights, and what they measure."""
-    from verl.trainer.ppo.core_algos import compute_gae_advantage_return, compute_grpo_outcome_advantage
+    from verl.trainer.ppo.core_algos import (
+        compute_gae_advantage_return,
+        compute_grpo_outcome_advantage,
+    )
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
 
     sampled = padded(
@@ -152,7 +164,9 @@ def prepared(
     mask = sampled.response_mask.float()
     last = sampled.response_mask.sum(dim=1) - 1
     rewards = torch.zeros_like(mask)
-    rewards[torch.arange(len(rows)), last] = torch.tensor([row.reward for row in rows], dtype=torch.float32)
+    rewards[torch.arange(len(rows)), last] = torch.tensor(
+        [row.reward for row in rows], dtype=torch.float32
+    )
     logprobs = actor.logprobs(sampled)
     values = critic.values(sampled) if critic is not None else None
     if values is not None:
@@ -165,12 +179,16 @@ def prepared(
     weights, found = None, {}
     if config.importance:
         proto, _, found = compute_rollout_correction_and_rejection_mask(
-            logprobs, sampled.served_logprobs, mask, rollout_is="token", rollout_is_threshold=config.importance_limit
+            logprobs,
+            sampled.served_logprobs,
+            mask,
+            rollout_is="token",
+            rollout_is_threshold=config.importance_limit,
         )
         weights = proto.batch["rollout_is_weights"]
-    lesson = Lesson(sampled, advantages, returns, weights, logprobs, values)
+    batch = PreparedBatch(sampled, advantages, returns, weights, logprobs, values)
     measured = {name: float(value) for name, value in found.items()}
-    return lesson, measured | {"mean_reward": float(np.mean([row.reward for row in rows]))}
+    return batch, measured | {"mean_reward": float(np.mean([row.reward for row in rows]))}
 
 
 def _group(row: RlRow, config: PpoConfig) -> str:
@@ -178,7 +196,9 @@ def _group(row: RlRow, config: PpoConfig) -> str:
 
 
 def _save(folder: Path, step: int, actor: Engine, critic: Engine | None) -> None:
-    """Keep the state after a step; the note of it is written last, so that half a state is never gone on from."""
+    """Keep the state after a step; the note of it is written last, so that half a state is never
+    gone on from.
+    """
     for name, engine in (("actor", actor), ("critic", critic)):
         if engine is not None:
             engine.engine.save_checkpoint(str(folder / f"{name}-{step}"), global_step=step)
@@ -198,7 +218,9 @@ def _resume(folder: Path, actor: Engine, critic: Engine | None) -> int:
         return 0
     for name, engine in (("actor", actor), ("critic", critic)):
         if engine is not None:
-            engine.engine.load_checkpoint(str(folder / f"{name}-{step}"), del_local_after_load=False)
+            engine.engine.load_checkpoint(
+                str(folder / f"{name}-{step}"), del_local_after_load=False
+            )
     return step
 
 
@@ -208,8 +230,12 @@ def _take(loaded: Loaded, actor: Engine, config: PpoConfig, continued: Path | No
     if adapter is None:
         missing = loaded.model.load_state_dict(weights, strict=False).unexpected_keys
         if missing:
-            raise TrainingError(f"verl gave weights that the model does not have: {', '.join(missing[:3])}")
+            raise TrainingError(
+                f"verl gave weights that the model does not have: {', '.join(missing[:3])}"
+            )
         return
-    lora = LoraConfig.from_pretrained(str(continued)) if continued is not None else lora_config(config)
+    lora = (
+        LoraConfig.from_pretrained(str(continued)) if continued is not None else lora_config(config)
+    )
     loaded.model = get_peft_model(loaded.model, lora)
     set_peft_model_state_dict(loaded.model, weights)

@@ -1,4 +1,6 @@
-"""Direct preference optimization by TRL: answers that earned more against answers that earned less."""
+"""Direct preference optimization by TRL: answers that earned more against answers that earned
+less.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +28,13 @@ def train(
     Raises:
         TrainingError: no pair is left to train on.
     """
-    pairs = {held_out: _pairs(loaded.tokenizer, rows, held_out, config) for held_out in (False, True)}
+    pairs = {
+        held_out: _pairs(loaded.tokenizer, rows, held_out, config) for held_out in (False, True)
+    }
     if not pairs[False]:
         raise TrainingError(
-            f"none of {len(rows)} pairs can be trained on: held out, or longer than {config.max_length}"
+            f"none of {len(rows)} pairs can be trained on: held out, or longer than"
+            f" {config.max_length}"
         )
     evaluated = bool(pairs[True])
     trainer = DPOTrainer(
@@ -54,7 +59,10 @@ def train(
 
 
 def _pairs(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow], held_out: bool, config: DpoConfig
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[PreferenceRow],
+    held_out: bool,
+    config: DpoConfig,
 ) -> list[dict[str, str]]:
     found = []
     for row in rows:
@@ -64,5 +72,7 @@ def _pairs(
         _, rejected = answered(tokenizer, row.prompt, row.rejected, row.tools)
         longest = max(len(tokenizer(prompt + answer)["input_ids"]) for answer in (chosen, rejected))
         if longest <= config.max_length:
-            found.append({"prompt": prompt, "chosen": chosen.rstrip(), "rejected": rejected.rstrip()})
+            found.append(
+                {"prompt": prompt, "chosen": chosen.rstrip(), "rejected": rejected.rstrip()}
+            )
     return found

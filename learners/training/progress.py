@@ -1,11 +1,19 @@
-"""Progress of a run: what TRL's trainers log goes to whoever listens, and what is no number ends the run."""
+"""Progress of a run: what TRL's trainers log goes to whoever listens, and what is no number ends
+the run.
+"""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from learners.training.config import TrainingConfig
@@ -30,10 +38,17 @@ class Reporting(TrainerCallback):
         **_: Any,
     ) -> None:
         """Report numbers; a loss that is none would spoil all later weights."""
-        metrics = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        metrics = {
+            name: float(value)
+            for name, value in (logs or {}).items()
+            if isinstance(value, int | float)
+        }
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics.get(name, 0.0)):
-                raise TrainingError(f"{name} is {metrics[name]} at step {state.global_step}; try a lower learning_rate")
+                raise TrainingError(
+                    f"{name} is {metrics[name]} at step {state.global_step}; try a lower"
+                    " learning_rate"
+                )
         self._report(state.global_step, state.max_steps, metrics)
 
 
@@ -80,20 +95,36 @@ def on_this_device() -> dict[str, Any]:
 
     if torch.cuda.is_available():
         return {"bf16": True, "gradient_checkpointing": True}
-    return {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+    return {
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
 
 
 def callbacks(config: TrainingConfig, report: Report, evaluated: bool) -> list[TrainerCallback]:
     """Return what listens to a trainer and stops it early."""
-    stopping = [EarlyStoppingCallback(config.patience)] if evaluated and config.patience is not None else []
+    stopping = (
+        [EarlyStoppingCallback(config.patience)]
+        if evaluated and config.patience is not None
+        else []
+    )
     return [Reporting(report), *stopping]
 
 
 def run(trainer: Any, folder: Path) -> dict[str, float]:
-    """Train to the end, from the last saved state where a run was cut short; return what was measured last."""
+    """Train to the end, from the last saved state where a run was cut short; return what was
+    measured last.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     trained = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best: dict[str, Any] = min(history, key=lambda entry: float(entry["eval_loss"]), default={})
-    measured = {"train_loss": trained.training_loss, "steps": float(trainer.state.global_step)} | best
-    return {name: float(value) for name, value in measured.items() if isinstance(value, int | float)}
+    measured = {
+        "train_loss": trained.training_loss,
+        "steps": float(trainer.state.global_step),
+    } | best
+    return {
+        name: float(value) for name, value in measured.items() if isinstance(value, int | float)
+    }

@@ -1,4 +1,6 @@
-"""One training run: lessons and a parent in, a folder with weights, rows, model card and lineage out."""
+"""One training run: examples and a parent in, a folder with weights, rows, model card and lineage
+out.
+"""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -9,7 +11,16 @@ from typing import Any
 import orjson
 from peft import PeftModel
 
-from learners.datasets import PreferenceRow, PromptRow, RlRow, SftRow, preference_rows, prompt_rows, rl_rows, sft_rows
+from learners.datasets import (
+    PreferenceRow,
+    PromptRow,
+    RlRow,
+    SftRow,
+    preference_rows,
+    prompt_rows,
+    rl_rows,
+    sft_rows,
+)
 from learners.training import grpo, ppo, preference, sft, tables
 from learners.training.config import (
     LINEAGE,
@@ -30,17 +41,18 @@ Rows = Sequence[SftRow] | Sequence[PreferenceRow] | Sequence[PromptRow] | Sequen
 
 
 def run(
-    lessons: Iterable[ExampleEvent],
+    examples: Iterable[ExampleEvent],
     config: AnyConfig,
     parent: Path | None,
     lineage: dict[str, Any],
     folder: Path,
     report: Report,
 ) -> dict[str, float]:
-    """Train, and leave in a folder: `rows.parquet`, what was learned from; `model/`, what a server loads.
+    """Train, and leave in a folder: `rows.parquet`, what was learned from; `model/`, what a server
+    loads.
 
-    On a CPU the same arguments give the same weights, bit for bit. A folder that holds states of a run that was cut
-    short is gone on from.
+    On a CPU the same arguments give the same weights, bit for bit. A folder that holds states of a
+    run that was cut short is gone on from.
 
     Args:
         parent: folder of the weights to begin with; None for the configuration's base.
@@ -53,7 +65,7 @@ def run(
         TrainingError: the run cannot give weights that may be served.
     """
     make_repeatable(config)
-    rows = rows_for(lessons, config)
+    rows = rows_for(examples, config)
     folder.mkdir(parents=True, exist_ok=True)
     tables.write(rows, folder / ROWS)
     loaded = _loaded(config, parent)
@@ -73,25 +85,28 @@ def run(
         )
     )
     (model / "README.md").write_text(card(config, lineage, metrics, len(rows)))
-    shutil.rmtree(folder / STATES)  # as large as the weights and more, and nothing goes on from here
+    shutil.rmtree(
+        folder / STATES
+    )  # as large as the weights and more, and nothing goes on from here
     return metrics
 
 
-def rows_for(lessons: Iterable[ExampleEvent], config: AnyConfig) -> Rows:
-    """Return what a method learns from lessons."""
+def rows_for(examples: Iterable[ExampleEvent], config: AnyConfig) -> Rows:
+    """Return what a method learns from examples."""
     match config:
         case SftConfig():
-            return sft_rows(lessons, config.dataset)
+            return sft_rows(examples, config.dataset)
         case DpoConfig():
-            return preference_rows(lessons, config.dataset)
+            return preference_rows(examples, config.dataset)
         case GrpoConfig():
-            return prompt_rows(lessons, config.dataset)
+            return prompt_rows(examples, config.dataset)
         case PpoConfig():
-            return rl_rows(lessons, config.dataset)
+            return rl_rows(examples, config.dataset)
 
 
 def card(config: AnyConfig, lineage: dict[str, Any], metrics: dict[str, float], rows: int) -> str:
     """Return a model card in the hub's format."""
+    parent = lineage.get("parent") or "none: the base"
     measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
     return f"""---
 base_model: {config.base}
@@ -99,8 +114,8 @@ tags: [everloop, {config.method}]
 ---
 # {lineage.get("target", "model")}
 
-Trained by Everloop with {config.method.upper()} on {rows} rows from events of its own traffic. `{LINEAGE}` names the
-events, the configuration and the parent ({lineage.get("parent") or "none: the base"}).
+Trained by Everloop with {config.method.upper()} on {rows} rows from events of its own traffic.
+`{LINEAGE}` names the events, the configuration and the parent ({parent}).
 
 | metric | value |
 | --- | --- |
@@ -122,7 +137,9 @@ def _loaded(config: AnyConfig, parent: Path | None) -> Loaded:
 
 def _continued(config: PpoConfig, parent: Path | None) -> Path | None:
     """Return the adapter that verl goes on with."""
-    return parent if is_adapter(parent) and config.lora is not None and not config.lora.merge else None
+    return (
+        parent if is_adapter(parent) and config.lora is not None and not config.lora.merge else None
+    )
 
 
 def _trained(

@@ -17,7 +17,9 @@ from learners.training.vision import seen
 from learners.training.weights import Loaded, turns
 
 
-def train(loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Path, report: Report) -> dict[str, float]:
+def train(
+    loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Path, report: Report
+) -> dict[str, float]:
     """Train in place; return what was measured.
 
     The loss is on what the assistant said, in all its turns; of a model that sees, in the last.
@@ -31,18 +33,23 @@ def train(loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Pat
     taught, held_out = (_dataset(loaded, rows, which, config) for which in (False, True))
     if not taught:
         raise TrainingError(
-            f"none of {len(rows)} rows can be trained on: held out, longer than {config.max_length},"
+            f"none of {len(rows)} rows can be trained on: held out, longer than"
+            f" {config.max_length},"
             " or, for a model that sees, without an image that is in the row"
         )
     trainer = SFTTrainer(
         model=loaded.model,
         args=TrlConfig(
             **trainer_arguments(config, folder, bool(held_out)),
-            max_length=config.max_length if loaded.processor is None else None,  # images are not cut in two
+            max_length=config.max_length
+            if loaded.processor is None
+            else None,  # images are not cut in two
             completion_only_loss=True,
             packing=False,  # rows are packed already, by whole rows
         ),
-        train_dataset=Dataset.from_list(taught if loaded.processor is not None else _packed(taught, config)),
+        train_dataset=Dataset.from_list(
+            taught if loaded.processor is not None else _packed(taught, config)
+        ),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=loaded.processor or loaded.tokenizer,
         callbacks=callbacks(config, report, bool(held_out)),
@@ -52,7 +59,9 @@ def train(loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Pat
     return measured | {"rows": float(len(taught)), "held_out_rows": float(len(held_out))}
 
 
-def _dataset(loaded: Loaded, rows: Sequence[SftRow], held_out: bool, config: SftConfig) -> list[dict[str, Any]]:
+def _dataset(
+    loaded: Loaded, rows: Sequence[SftRow], held_out: bool, config: SftConfig
+) -> list[dict[str, Any]]:
     if loaded.processor is not None:
         return seen(rows, held_out)
     return _tokenized(loaded.tokenizer, rows, held_out, config)
@@ -83,5 +92,6 @@ def _packed(rows: list[dict[str, Any]], config: SftConfig) -> list[dict[str, Any
         return rows
     together = packed([len(row["input_ids"]) for row in rows], config.max_length)
     return [
-        {name: [item for index in indices for item in rows[index][name]] for name in rows[0]} for indices in together
+        {name: [item for index in indices for item in rows[index][name]] for name in rows[0]}
+        for indices in together
     ]

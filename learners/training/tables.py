@@ -49,13 +49,18 @@ def _flat(row: SftRow | PreferenceRow | PromptRow | RlRow) -> dict[str, Any]:
     document = asdict(row)
     document |= document.pop("origin")
     return {
-        name: orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode() if name in JSON_COLUMNS else value
+        name: orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+        if name in JSON_COLUMNS
+        else value
         for name, value in document.items()
     }
 
 
 def _row(document: dict[str, Any], kind: type[Row]) -> Row:
-    values = {name: orjson.loads(value) if name in JSON_COLUMNS else value for name, value in document.items()}
+    values = {
+        name: orjson.loads(value) if name in JSON_COLUMNS else value
+        for name, value in document.items()
+    }
     named = {name: values.pop(name) for name in ("tenant", "node", "task", "held_out")}
     origin = Origin(**named, event_ids=tuple(values.pop("event_ids")))
     return kind(**values, origin=origin)

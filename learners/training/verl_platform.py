@@ -1,4 +1,6 @@
-"""The processor as a platform of verl's. Only verl imports this, because `VERL_USE_EXTERNAL_MODULES` names it."""
+"""The processor as a platform of verl's. Only verl imports this, because
+`VERL_USE_EXTERNAL_MODULES` names it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

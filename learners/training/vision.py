@@ -16,8 +16,9 @@ Part = dict[str, Any]
 def seen(rows: Sequence[SftRow], held_out: bool) -> list[dict[str, Any]]:
     """Return the rows that a vision model can learn from: the last answer is the label.
 
-    Left out are rows without images, rows with tools (the collator knows none), and those whose images lie elsewhere: a
-    run reads its manifest and nothing else, so only `data:` URLs count (base64, any format that Pillow reads).
+    Left out are rows without images, rows with tools (the collator knows none), and those whose
+    images lie elsewhere: a run reads its manifest and nothing else, so only `data:` URLs count
+    (base64, any format that Pillow reads).
 
     Returns:
         `prompt` and `completion` in parts, and `images`, one for each part of type `image`.
@@ -28,7 +29,10 @@ def seen(rows: Sequence[SftRow], held_out: bool) -> list[dict[str, Any]]:
             continue
         images: list[Image.Image] = []
         try:
-            messages = [{"role": m["role"], "content": _parts(m.get("content"), images)} for m in row.messages]
+            messages = [
+                {"role": m["role"], "content": _parts(m.get("content"), images)}
+                for m in row.messages
+            ]
         except _UnreadableError:
             continue
         if images:

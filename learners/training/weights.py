@@ -1,4 +1,6 @@
-"""Weights: loaded from a folder or the hub, given adapters and tokens, checked, and written for a server to load."""
+"""Weights: loaded from a folder or the hub, given adapters and tokens, checked, and written for a
+server to load.
+"""
 
 import random
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ class Loaded:
     """A model to be trained.
 
     Attributes:
-        unsloth: whether unsloth loaded it, which then must write it too: its base may be held in 4 bits.
+        unsloth: whether unsloth loaded it, which then must write it too: its base may be held in 4
+            bits.
         processor: of a model that sees, for its images and its tokens; None for others.
     """
 
@@ -38,7 +41,9 @@ class Loaded:
 
 
 def make_repeatable(config: TrainingConfig) -> None:
-    """Seed everything that draws, and fix the order of sums: the same run on a CPU then gives the same bits."""
+    """Seed everything that draws, and fix the order of sums: the same run on a CPU then gives the
+    same bits.
+    """
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
@@ -69,7 +74,9 @@ def load(config: AnyConfig, parent: Path | None) -> Loaded:
     except (OSError, ValueError) as error:
         raise TrainingError(f"{source} has no weights that can be loaded: {error}") from error
     if sees and config.method != "sft":
-        raise TrainingError(f"{source} sees images; such models learn by sft only, not by {config.method}")
+        raise TrainingError(
+            f"{source} sees images; such models learn by sft only, not by {config.method}"
+        )
     _add_tokens(config, model, tokenizer)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
@@ -104,7 +111,9 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
     model = loaded.model
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            raise TrainingError(f"the weights are not finite numbers any more ({name}); try a lower learning_rate")
+            raise TrainingError(
+                f"the weights are not finite numbers any more ({name}); try a lower learning_rate"
+            )
     merged = isinstance(model, PeftModel) and (config.lora is None or config.lora.merge)
     if merged and loaded.unsloth:
         model.save_pretrained_merged(str(folder), loaded.tokenizer, save_method="merged_16bit")
@@ -119,9 +128,13 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
     (loaded.processor or loaded.tokenizer).save_pretrained(folder)
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> str:
     """Return a prompt as the model sees it, up to where it is to go on."""
-    text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        messages, tools=tools or None, tokenize=False, add_generation_prompt=True
+    )
     assert isinstance(text, str)  # noqa: S101 - it was not asked for tokens
     return text
 
@@ -141,17 +154,21 @@ def answered(
     whole = tokenizer.apply_chat_template([*prompt, answer], tools=tools or None, tokenize=False)
     assert isinstance(whole, str)  # noqa: S101 - it was not asked for tokens
     if not whole.startswith(before):
-        raise TrainingError("the chat template changes the prompt when it adds the answer; use one that does not")
+        raise TrainingError(
+            "the chat template changes the prompt when it adds the answer; use one that does not"
+        )
     return before, whole.removeprefix(before)
 
 
 def turns(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> list[tuple[str, bool]]:
-    """Return a conversation in parts, each with whether the assistant said it; the last part is its last answer.
+    """Return a conversation in parts, each with whether the assistant said it; the last part is its
+    last answer.
 
-    Where the template writes an earlier answer differently once the conversation goes on (some leave out what was
-    thought), that answer is no part of its own: the model never sees its own words so.
+    Where the template writes an earlier answer differently once the conversation goes on (some
+    leave out what was thought), that answer is no part of its own: the model never sees its own
+    words so.
 
     Raises:
         TrainingError: the template changes the prompt of the last answer.

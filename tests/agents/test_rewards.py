@@ -1,11 +1,12 @@
-"""Rewards: the judge's weights, what is measured without one, and no reward from a judge that fails."""
+"""Rewards: the judge's weights, what is measured without one, and no reward from a judge that
+fails.
+"""
 
 from typing import Any
 
 import orjson
 import pytest
-
-from agents.rewards import (
+from research_society.rewards import (
     AGENT,
     JUDGE_WEIGHTS,
     MEASURED_WEIGHTS,
@@ -15,13 +16,16 @@ from agents.rewards import (
     measured,
     weighted,
 )
+
 from schemas.rollouts import Rollout, RolloutState, Task
 
 CONTEXT = "Stay was shorter on the walking ward, and falls were rare."
 SCORES = dict.fromkeys(JUDGE_WEIGHTS, 0.5)
 
 
-def finished(expected: str | None = "yes", agent: str = AGENT, turns: int | None = 9, **output: Any) -> Rollout:
+def finished(
+    expected: str | None = "yes", agent: str = AGENT, turns: int | None = 9, **output: Any
+) -> Rollout:
     protocol = {"title": "t", "steps": ["a", "b", "c"], "safety_concerns": "s", "budget_usd": 1.0}
     result = {
         "final_decision": "GO",
@@ -30,7 +34,9 @@ def finished(expected: str | None = "yes", agent: str = AGENT, turns: int | None
         "final_protocol": protocol,
     }
     task = Task(id="t", input={"goal": "g", "context": CONTEXT}, expected=expected)
-    return Rollout(state=RolloutState.SUCCEEDED, agent=agent, task=task, output=result | output, turns=turns)
+    return Rollout(
+        state=RolloutState.SUCCEEDED, agent=agent, task=task, output=result | output, turns=turns
+    )
 
 
 def test_the_judges_weights_are_the_articles() -> None:
@@ -43,14 +49,21 @@ def test_the_judges_weights_are_the_articles() -> None:
         "groundedness": 0.89,
         "efficiency": 0.82,
     }
-    assert weighted(means, JUDGE_WEIGHTS) == pytest.approx(0.8655)  # what the article's own means give; it prints 0.81
+    assert weighted(means, JUDGE_WEIGHTS) == pytest.approx(
+        0.8655
+    )  # what the article's own means give; it prints 0.81
     with pytest.raises(KeyError):
         weighted({"novelty": 1.0}, JUDGE_WEIGHTS)
 
 
 def test_a_rollout_with_everything_right_earns_everything() -> None:
     criteria = measured(finished())
-    assert criteria == {"decision": 1.0, "groundedness": 1.0, "completeness": 1.0, "efficiency": 1.0}
+    assert criteria == {
+        "decision": 1.0,
+        "groundedness": 1.0,
+        "completeness": 1.0,
+        "efficiency": 1.0,
+    }
     assert weighted(criteria, MEASURED_WEIGHTS) == pytest.approx(1.0)
 
 
@@ -65,13 +78,17 @@ def test_a_rollout_with_everything_right_earns_everything() -> None:
         (None, "no", 0.0),
     ],
 )
-def test_the_decision_is_measured_against_the_label(decision: str | None, expected: str, score: float) -> None:
+def test_the_decision_is_measured_against_the_label(
+    decision: str | None, expected: str, score: float
+) -> None:
     criteria = measured(finished(expected, final_decision=decision))
     assert criteria is not None
     assert criteria["decision"] == score
 
 
-@pytest.mark.parametrize(("turns", "score"), [(9, 1.0), (12, 0.5), (15, 0.0), (30, 0.0), (None, 0.0)])
+@pytest.mark.parametrize(
+    ("turns", "score"), [(9, 1.0), (12, 0.5), (15, 0.0), (30, 0.0), (None, 0.0)]
+)
 def test_every_extra_turn_costs(turns: int | None, score: float) -> None:
     criteria = measured(finished(turns=turns))
     assert criteria is not None
@@ -111,7 +128,9 @@ def test_a_judge_is_asked_again_once_with_the_reason() -> None:
     assert "Invalid JSON" in asked[1][-1]["content"]
 
 
-@pytest.mark.parametrize("answer", ["no idea", "{}", orjson.dumps(SCORES | {"impact": 1.5}).decode()])
+@pytest.mark.parametrize(
+    "answer", ["no idea", "{}", orjson.dumps(SCORES | {"impact": 1.5}).decode()]
+)
 def test_a_judge_that_gives_no_scores_gives_no_reward(answer: str) -> None:
     with pytest.raises(UnusableScorecardError, match="no usable scores"):
         judged(finished(), lambda _: answer)

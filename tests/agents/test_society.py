@@ -10,17 +10,17 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from research_society.answers import UnusableAnswerError
+from research_society.edges import after_reviews
+from research_society.graph import Society
+from research_society.limits import MAX_TOOL_ROUNDS, MAX_TURNS
+from research_society.outputs import ReviewDecision
+from research_society.roles import ROLES
+from research_society.simulator.app import reply
+from research_society.state import SocietyState
+from research_society.tasks import load_tasks
+from research_society.tools import LocalIndex, build_tools
 
-from agents.society.asking import UnusableAnswerError
-from agents.society.graph import Society
-from agents.society.limits import MAX_TOOL_ROUNDS, MAX_TURNS
-from agents.society.outputs import ReviewDecision
-from agents.society.roles import ROLES
-from agents.society.routing import after_reviews
-from agents.society.state import SocietyState
-from agents.society.tools import LocalIndex, build_tools
-from agents.tasks import load_tasks
-from infra.serving.simulator.app import reply
 from schemas.decisions import Candidate
 
 Script = Callable[[list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any]]
@@ -28,7 +28,9 @@ GOAL = "Does a daily walk shorten hospital stay after hip surgery?"
 
 
 class ScriptedModel(BaseChatModel):
-    """A chat model that answers what a function of the messages says; it notes what it was asked."""
+    """A chat model that answers what a function of the messages says; it notes what it was
+    asked.
+    """
 
     script: Any
     tools: list[dict[str, Any]] = []
@@ -54,7 +56,11 @@ class ScriptedModel(BaseChatModel):
         self.journal.append(plain)
         answer = self.script(plain, self.tools)
         calls = [
-            {"name": c["function"]["name"], "args": orjson.loads(c["function"]["arguments"]), "id": c["id"]}
+            {
+                "name": c["function"]["name"],
+                "args": orjson.loads(c["function"]["arguments"]),
+                "id": c["id"],
+            }
             for c in answer.get("tool_calls", [])
         ]
         message = AIMessage(content=answer["content"] or "", tool_calls=calls)
@@ -85,9 +91,15 @@ async def test_a_full_pass_sets_every_field_and_asks_the_policy_once() -> None:
     assert state["turn_count"] in (9, 12)
     ((rollout_id, context, candidates),) = asked
     assert (rollout_id, context) == ("r", GOAL)
-    assert [candidate.id for candidate in candidates] == ["geneticist", "pharmacologist", "neurologist"]
+    assert [candidate.id for candidate in candidates] == [
+        "geneticist",
+        "pharmacologist",
+        "neurologist",
+    ]
     assert state["selected_hypothesis"] == candidates[1].text
-    assert {hypothesis.agent_name for hypothesis in state["initial_hypotheses"]} == {c.id for c in candidates}
+    assert {hypothesis.agent_name for hypothesis in state["initial_hypotheses"]} == {
+        c.id for c in candidates
+    }
     assert state["final_decision"] in ("GO", "NO-GO")
     assert state["final_protocol"].steps
     assert state["supporting_papers"] == ["everloop-01"]
@@ -107,13 +119,18 @@ async def test_tool_results_go_back_to_the_role_that_asked() -> None:
 async def test_a_role_that_never_stops_calling_tools_is_stopped() -> None:
     def obsessed(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
         if about(messages, "Geneticist") and tools:
-            call = {"id": f"c{len(messages)}", "function": {"name": "protein_lookup", "arguments": '{"name":"tau"}'}}
+            call = {
+                "id": f"c{len(messages)}",
+                "function": {"name": "protein_lookup", "arguments": '{"name":"tau"}'},
+            }
             return {"content": None, "tool_calls": [call]}
         return reply(messages, tools)
 
     state, model, _ = await run(obsessed)
     rounds = [messages for messages in model.journal if about(messages, "Geneticist")]
-    assert len(rounds) == MAX_TOOL_ROUNDS + 1, "its loop, and once more for the answer it still owes"
+    assert len(rounds) == MAX_TOOL_ROUNDS + 1, (
+        "its loop, and once more for the answer it still owes"
+    )
     assert state["final_decision"]
 
 
@@ -141,15 +158,23 @@ async def test_a_role_that_answers_nonsense_twice_fails_the_rollout() -> None:
 def reviewer_saying(title: str, severity: str, decision: str = "REVISE") -> Script:
     def script(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
         if about(messages, title):
-            review = {"decision": decision, "critique_severity": severity, "feedback": "more controls"}
+            review = {
+                "decision": decision,
+                "critique_severity": severity,
+                "feedback": "more controls",
+            }
             return {"content": orjson.dumps(review).decode()}
         return reply(messages, tools)
 
     return script
 
 
-@pytest.mark.parametrize(("severity", "again"), [("CRITICAL", "Hypothesis Refiner"), ("MAJOR", "Protocol Designer")])
-async def test_a_reviewer_who_is_never_content_meets_the_turn_limit(severity: str, again: str) -> None:
+@pytest.mark.parametrize(
+    ("severity", "again"), [("CRITICAL", "Hypothesis Refiner"), ("MAJOR", "Protocol Designer")]
+)
+async def test_a_reviewer_who_is_never_content_meets_the_turn_limit(
+    severity: str, again: str
+) -> None:
     state, model, _ = await run(reviewer_saying("Safety Officer", severity))
     returned = [messages for messages in model.journal if about(messages, again)]
     assert len(returned) > 1
@@ -167,10 +192,14 @@ REVIEWS = list(itertools.product(["APPROVE", "REVISE"], ["CRITICAL", "MAJOR", "M
 
 
 @pytest.mark.parametrize(("peer", "safety"), list(itertools.product(REVIEWS, REVIEWS)))
-def test_the_worst_demand_decides_where_work_returns(peer: tuple[str, str], safety: tuple[str, str]) -> None:
+def test_the_worst_demand_decides_where_work_returns(
+    peer: tuple[str, str], safety: tuple[str, str]
+) -> None:
     def state(turns: int) -> SocietyState:
         reviews = [
-            ReviewDecision.model_validate({"decision": decision, "critique_severity": severity, "feedback": ""})
+            ReviewDecision.model_validate(
+                {"decision": decision, "critique_severity": severity, "feedback": ""}
+            )
             for decision, severity in (peer, safety)
         ]
         return {"peer_review": reviews[0], "safety_review": reviews[1], "turn_count": turns}
@@ -199,7 +228,9 @@ async def test_lookups_hit_miss_and_do_not_mind_case() -> None:
     assert "lipid transport" in await tools["gene_ontology_lookup"].ainvoke({"gene": "APOE4"})
     assert "microtubules" in await tools["protein_lookup"].ainvoke({"name": " Tau "})
     assert "No protein 'insulin'" in await tools["protein_lookup"].ainvoke({"name": "insulin"})
-    found = orjson.loads(await tools["clinical_trials_search"].ainvoke({"query": "leg ulcers randomised"}))
+    found = orjson.loads(
+        await tools["clinical_trials_search"].ainvoke({"query": "leg ulcers randomised"})
+    )
     assert found[0]["id"] == "everloop-08"
     assert set(tools["protein_lookup"].args) == {"name"}
 

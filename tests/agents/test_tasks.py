@@ -8,11 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
-from agents.tasks import ResearchTask, Section, TaskFileError, load_tasks
+from research_society.tasks import ResearchTask, Section, TaskFileError, load_tasks
 
 PUBMEDQA = Path(__file__).parents[2].parent / "shared" / "data" / "pubmedqa" / "ori_pqal.json"
-ENTRY = {"QUESTION": "Does it?", "CONTEXTS": ["It did."], "LABELS": ["RESULTS"], "final_decision": "yes"}
+ENTRY = {
+    "QUESTION": "Does it?",
+    "CONTEXTS": ["It did."],
+    "LABELS": ["RESULTS"],
+    "final_decision": "yes",
+}
 
 
 def written(tmp_path: Path, document: Any) -> str:
@@ -31,7 +35,9 @@ def test_the_built_in_tasks_have_all_three_parts_and_answers() -> None:
 def test_a_fifth_of_the_tasks_is_held_out_and_always_the_same() -> None:
     section = (Section(label="RESULTS", text="It did."),)
     splits = [
-        ResearchTask(id=f"t{number}", goal="Does it?", sections=section, expected_decision="yes").split
+        ResearchTask(
+            id=f"t{number}", goal="Does it?", sections=section, expected_decision="yes"
+        ).split
         for number in range(1000)
     ]
     assert 0.17 < splits.count("validation") / len(splits) < 0.23
@@ -40,13 +46,24 @@ def test_a_fifth_of_the_tasks_is_held_out_and_always_the_same() -> None:
 
 def test_pubmedqas_format_is_read(tmp_path: Path) -> None:
     (task,) = load_tasks(written(tmp_path, {"123": ENTRY}))
-    assert (task.id, task.goal, task.context, task.expected_decision) == ("123", "Does it?", "It did.", "yes")
+    assert (task.id, task.goal, task.context, task.expected_decision) == (
+        "123",
+        "Does it?",
+        "It did.",
+        "yes",
+    )
 
 
-@pytest.mark.skipif(not PUBMEDQA.exists(), reason="PubMedQA's ori_pqal.json is not beside the project")
+@pytest.mark.skipif(
+    not PUBMEDQA.exists(), reason="PubMedQA's ori_pqal.json is not beside the project"
+)
 def test_the_whole_of_pubmedqa_is_read() -> None:
     tasks = load_tasks(str(PUBMEDQA))
-    assert Counter(task.expected_decision for task in tasks) == {"yes": 552, "no": 338, "maybe": 110}
+    assert Counter(task.expected_decision for task in tasks) == {
+        "yes": 552,
+        "no": 338,
+        "maybe": 110,
+    }
 
 
 @pytest.mark.parametrize(
@@ -61,7 +78,15 @@ def test_the_whole_of_pubmedqa_is_read() -> None:
         ([{"id": "a"}], "task 0: goal: Field required"),
         ([{"id": "a", "goal": "g", "sections": [], "expected_decision": "no"}], "sections"),
         (
-            [{"id": "a", "goal": "g", "sections": [{"label": "X", "text": "t"}], "expected_decision": "no"}] * 2,
+            [
+                {
+                    "id": "a",
+                    "goal": "g",
+                    "sections": [{"label": "X", "text": "t"}],
+                    "expected_decision": "no",
+                }
+            ]
+            * 2,
             "more than once: a",
         ),
     ],
@@ -89,12 +114,12 @@ def test_the_hub_is_read_through_its_library(monkeypatch: pytest.MonkeyPatch) ->
     library = ModuleType("datasets")
     library.load_dataset = lambda *_, **__: rows  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)
-    monkeypatch.setattr("agents.tasks.find_spec", lambda _: object())
+    monkeypatch.setattr("research_society.tasks.find_spec", lambda _: object())
     (task,) = load_tasks("pubmedqa")
     assert (task.id, task.expected_decision) == ("21645374", "no")
 
 
 def test_without_the_hubs_library_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.tasks.find_spec", lambda _: None)
+    monkeypatch.setattr("research_society.tasks.find_spec", lambda _: None)
     with pytest.raises(TaskFileError, match="uv sync --extra hub"):
         load_tasks("pubmedqa")

@@ -1,4 +1,6 @@
-"""Runs every benchmark and prints one JSON document: `python -m tests.benchmarks [--only NAME …] [--out FILE]`."""
+"""Runs every benchmark and prints one JSON document: `python -m tests.benchmarks [--only NAME …]
+[--out FILE]`.
+"""
 
 import argparse
 import sys
@@ -25,7 +27,9 @@ def main() -> None:
     """Measure, print, and write the document where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="file for the document as well")
-    parser.add_argument("--only", choices=BENCHMARKS, nargs="+", default=list(BENCHMARKS), help="which to run")
+    parser.add_argument(
+        "--only", choices=BENCHMARKS, nargs="+", default=list(BENCHMARKS), help="which to run"
+    )
     options = parser.parse_args()
     results = {}
     for name in options.only:

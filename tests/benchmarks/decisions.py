@@ -9,7 +9,7 @@ import aiohttp
 import httpx
 import uvloop
 
-from streams.promotion import baseline_route
+from streams.processors.promotion import baseline_route
 from tests.benchmarks.gateway import process
 from tests.benchmarks.machine import milliseconds
 from tests.infra.conftest import publish
@@ -33,7 +33,11 @@ async def _decided(url: str, callers: int) -> dict[str, float]:
 
     async def decide(caller: int) -> None:
         for number in range(CALLS // callers):
-            body = {"rollout_id": f"r{caller}-{number}", "policy": "supervisor-policy", "candidates": CANDIDATES}
+            body = {
+                "rollout_id": f"r{caller}-{number}",
+                "policy": "supervisor-policy",
+                "candidates": CANDIDATES,
+            }
             begun = time.perf_counter()
             async with session.post(f"{url}/everloop/v1/decisions", json=body) as answer:
                 answer.raise_for_status()

@@ -1,4 +1,6 @@
-"""What gateways add to a model call, and how many they serve with a core: this one and its peers, in the same run."""
+"""What gateways add to a model call, and how many they serve with a core: this one and its peers,
+in the same run.
+"""
 
 import os
 import subprocess
@@ -14,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from infra.http import bound_socket
+from infra.runtime.http import bound_socket
 from tests.benchmarks.load import Load
 from tests.benchmarks.machine import milliseconds
 from tests.environments import UnavailableError, environment
@@ -54,14 +56,18 @@ class Server:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Return what each gateway adds at each concurrency, and its calls for each second of its processor time."""
+    """Return what each gateway adds at each concurrency, and its calls for each second of its
+    processor time.
+    """
     gateways: dict[str, Callable[[ExitStack, Path, str], Server]] = {
         "everloop": _everloop,
         "agentlightning 1.0.2": _agent_lightning,
         "litellm": _litellm,
         "tensorzero (embedded)": _tensorzero,
     }
-    results: dict[str, Any] = {"model_server": f"answers after {DELAY_S * 500:.0f} to {DELAY_S * 1500:.0f} ms"}
+    results: dict[str, Any] = {
+        "model_server": f"answers after {DELAY_S * 500:.0f} to {DELAY_S * 1500:.0f} ms"
+    }
     for name, start in gateways.items():
         try:
             with ExitStack() as stack:
@@ -77,7 +83,9 @@ def measured(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _measured(stack: ExitStack, start: Callable[[ExitStack, Path, str], Server], folder: Path) -> dict[str, Any]:
+def _measured(
+    stack: ExitStack, start: Callable[[ExitStack, Path, str], Server], folder: Path
+) -> dict[str, Any]:
     folder.mkdir()
     slow = stack.enter_context(process("-m", "tests.benchmarks.stub", "--delay", str(DELAY_S)))
     direct = Server(None, slow.port)
@@ -102,7 +110,9 @@ def _measured(stack: ExitStack, start: Callable[[ExitStack, Path, str], Server],
 
 
 def _added(alone: Load, through: Load) -> dict[str, Any]:
-    """Return what a gateway added, beyond what the way to the model server and back takes by itself."""
+    """Return what a gateway added, beyond what the way to the model server and back takes by
+    itself.
+    """
     times = (through.first, alone.first) if through.first else (through.durations, alone.durations)
     own, bare = (milliseconds(seconds) for seconds in times)
     return {
@@ -126,7 +136,9 @@ def process(*arguments: str, environment: dict[str, str] | None = None) -> Itera
     """Run a server of ours in a process of its own on a free port."""
     listener = bound_socket("127.0.0.1", 0, "port")
     command = [sys.executable, *arguments, "--fd", str(listener.fileno())]
-    process = subprocess.Popen(command, pass_fds=[listener.fileno()], env=os.environ | (environment or {}))
+    process = subprocess.Popen(
+        command, pass_fds=[listener.fileno()], env=os.environ | (environment or {})
+    )
     try:
         yield Started(psutil.Process(process.pid), listener.getsockname()[1])
     finally:
@@ -139,14 +151,22 @@ def process(*arguments: str, environment: dict[str, str] | None = None) -> Itera
 def _program(command: list[str], folder: Path, ready: str | None, port: int) -> Iterator[Started]:
     """Run a peer until the block ends; its output goes to a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    known = {name: value for name, value in os.environ.items() if not name.startswith(("EVERLOOP_", "PYTHON"))}
+    known = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("EVERLOOP_", "PYTHON"))
+    }
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=known, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=folder, env=known, stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             deadline = time.monotonic() + 120
             while ready is not None and not _answers(f"http://127.0.0.1:{port}{ready}"):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise UnavailableError(f"{command[0]} did not start: {(folder / 'log').read_text()[-500:]}")
+                    raise UnavailableError(
+                        f"{command[0]} did not start: {(folder / 'log').read_text()[-500:]}"
+                    )
                 time.sleep(0.2)
             yield Started(psutil.Process(process.pid), port)
         finally:
@@ -171,7 +191,9 @@ def _free_port() -> int:
 def _everloop(stack: ExitStack, folder: Path, upstream: str) -> Server:
     publish(folder / "log.db", model_route("tiny", upstream))
     started = stack.enter_context(
-        process("-m", "infra.processes.entry", "gateway", environment={"EVERLOOP_DATA_DIR": str(folder)})
+        process(
+            "-m", "infra.processes.entry", "gateway", environment={"EVERLOOP_DATA_DIR": str(folder)}
+        )
     )
     httpx.get(f"http://127.0.0.1:{started.port}/healthz", timeout=30)
     return Server(started.process, started.port)
@@ -180,10 +202,19 @@ def _everloop(stack: ExitStack, folder: Path, upstream: str) -> Server:
 def _agent_lightning(stack: ExitStack, folder: Path, upstream: str) -> Server:
     python = environment(PYTHON, "agentlightning==1.0.2", "numpy")
     port = _free_port()
-    command = [python, "-m", "agentlightning.server", "host=127.0.0.1", f"port={port}", "default_proxy.model_name=tiny"]
+    command = [
+        python,
+        "-m",
+        "agentlightning.server",
+        "host=127.0.0.1",
+        f"port={port}",
+        "default_proxy.model_name=tiny",
+    ]
     started = stack.enter_context(_program(command, folder, "/healthz", port))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-        http.post("/api/models", json=[{"model": "tiny", "endpoint": f"{upstream}/v1"}]).raise_for_status()
+        http.post(
+            "/api/models", json=[{"model": "tiny", "endpoint": f"{upstream}/v1"}]
+        ).raise_for_status()
         http.post("/api/rollouts", json=[{"input": "x", "rollout_id": "r"}]).raise_for_status()
     path = "/proxy/rollout/r/attempt/0/mode/val/openai/v1/chat/completions"
     return Server(started.process, port, path, streams=False)
@@ -210,15 +241,24 @@ def _tensorzero(stack: ExitStack, folder: Path, upstream: str) -> Server:
     (folder / "tensorzero.toml").write_text(
         "[gateway]\nobservability.enabled = false\n"
         '[models.tiny]\nrouting = ["stub"]\n'
-        f'[models.tiny.providers.stub]\ntype = "openai"\nmodel_name = "tiny"\napi_base = "{upstream}/v1/"\n'
+        '[models.tiny.providers.stub]\ntype = "openai"\nmodel_name = "tiny"\napi_base ='
+        f' "{upstream}/v1/"\n'
         'api_key_location = "none"\n'
     )
     script = Path(__file__).parents[1] / "peers" / "tensorzero_gateway.py"
-    started = stack.enter_context(_program([python, str(script), "tensorzero.toml"], folder, None, 0))
+    started = stack.enter_context(
+        _program([python, str(script), "tensorzero.toml"], folder, None, 0)
+    )
     deadline = time.monotonic() + 60
-    while not (said := [line for line in (folder / "log").read_text().splitlines() if line.startswith("http://")]):
+    while not (
+        said := [
+            line for line in (folder / "log").read_text().splitlines() if line.startswith("http://")
+        ]
+    ):
         if time.monotonic() > deadline:
-            raise UnavailableError(f"TensorZero did not start: {(folder / 'log').read_text()[-500:]}")
+            raise UnavailableError(
+                f"TensorZero did not start: {(folder / 'log').read_text()[-500:]}"
+            )
         time.sleep(0.1)
     url = httpx.URL(said[0])
     path = url.path.rstrip("/") + "/chat/completions"

@@ -1,7 +1,8 @@
-"""What is measured on Kafka, each in a process of its own: `python -m tests.benchmarks.kafka_peer NAME BOOTSTRAP DIR`.
+"""What is measured on Kafka, each in a process of its own: `python -m tests.benchmarks.kafka_peer
+NAME BOOTSTRAP DIR`.
 
-`everloop` joins and routes; `faust` is a bare Faust function that passes records on; `aiokafka` is a bare consumer and
-producer that do the same in batches.
+`everloop` joins and routes; `faust` is a bare Faust function that passes records on; `aiokafka` is
+a bare consumer and producer that do the same in batches.
 """
 
 import asyncio
@@ -14,19 +15,19 @@ import faust
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS, TRAJECTORIES
-from streams.adapter import AdapterConfig
-from streams.kafka.cluster import Cluster
-from streams.kafka.faust_app import run_app
-from streams.records import MAX_RECORD_BYTES
-from streams.routing import LessonRouter
-from streams.trajectories import JoinConfig, TrajectoryJoin
+from streams.processors.adapter import AdapterConfig
+from streams.processors.router import ExampleRouter
+from streams.processors.trajectories import JoinConfig, TrajectoryJoin
+from streams.runners.kafka.faust_app import run_app
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.records import MAX_RECORD_BYTES
 
 SOURCES = [topic.name for topic in (ROLLOUTS, SPANS, DECISIONS, REWARDS)]
 
 
 def everloop(bootstrap: str, folder: Path) -> None:
     """Join and route, as a worker does."""
-    router = LessonRouter(AdapterConfig(), JoinConfig().late_reward_window)
+    router = ExampleRouter(AdapterConfig(), JoinConfig().late_reward_window)
     gc.collect()
     gc.freeze()  # as the workers do
     run_app(Cluster(bootstrap), [TrajectoryJoin(), router], folder)

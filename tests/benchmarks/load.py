@@ -1,4 +1,6 @@
-"""The callers of the benchmarks: each keeps one connection and asks again when it has its answer."""
+"""The callers of the benchmarks: each keeps one connection and asks again when it has its
+answer.
+"""
 
 import asyncio
 import re
@@ -48,7 +50,11 @@ class Load:
     async def _caller(self, calls: int) -> None:
         body = {"model": self.model, "messages": [{"role": "user", "content": TEXT}]}
         content = orjson.dumps(body | ({"stream": True} if self.stream else {}))
-        head = {"host": "127.0.0.1", "content-type": "application/json", "content-length": str(len(content))}
+        head = {
+            "host": "127.0.0.1",
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+        }
         lines = "".join(f"{name}: {value}\r\n" for name, value in (head | self.headers).items())
         request = f"POST {self.path} HTTP/1.1\r\n{lines}\r\n".encode() + content
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**22)

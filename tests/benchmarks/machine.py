@@ -10,7 +10,16 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("everloop", "fastapi", "faust-streaming", "httpx", "pydantic", "river", "uvicorn", "vowpalwabbit")
+PACKAGES = (
+    "everloop",
+    "fastapi",
+    "faust-streaming",
+    "httpx",
+    "pydantic",
+    "river",
+    "uvicorn",
+    "vowpalwabbit",
+)
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A million span events replayed: at what rate, and whether memory grows with the length of the topic."""
+"""A million span events replayed: at what rate, and whether memory grows with the length of the
+topic.
+"""
 
 import resource
 import subprocess
@@ -13,8 +15,8 @@ import orjson
 from schemas.serialization import decode_all
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import SPANS
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
 from tests.benchmarks.streams import rollouts
 
 LENGTHS = (100_000, 1_000_000)
@@ -43,15 +45,23 @@ def _fill(log: EmbeddedLog, spans: int) -> None:
 
 
 def _replay(path: Path) -> dict[str, Any]:
-    """Decode every span event of a log and count the calls by node, as a replay from the beginning does."""
+    """Decode every span event of a log and count the calls by node, as a replay from the beginning
+    does.
+    """
     before = _peak_mib()
     calls: Counter[str | None] = Counter()
     begun = time.perf_counter()
     with EmbeddedLog(path) as log:
         for record in read_all(log, SPANS.name):
-            calls.update(event.payload.text(Attribute.NODE) for event in decode_all(SpanEvent, record.value))
+            calls.update(
+                event.payload.text(Attribute.NODE) for event in decode_all(SpanEvent, record.value)
+            )
     took = time.perf_counter() - begun
-    return {"events_per_s": round(calls.total() / took), "peak_memory_mib": _peak_mib(), "memory_before_mib": before}
+    return {
+        "events_per_s": round(calls.total() / took),
+        "peak_memory_mib": _peak_mib(),
+        "memory_before_mib": before,
+    }
 
 
 def _peak_mib() -> float:

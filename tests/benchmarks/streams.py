@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from infra.config import Settings
+from infra.config.settings import Settings
 from schemas.topics import SPANS, TOPICS
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.records import NewRecord, Outgoing, batched
-from streams.routing import LessonRouter
-from streams.trajectories import TrajectoryJoin
+from streams.processors.router import ExampleRouter
+from streams.processors.trajectories import TrajectoryJoin
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.records import NewRecord, Outgoing, batched
 from tests import events
 
 EVENTS = 28_000
@@ -22,7 +22,9 @@ SPANS_A_RECORD = (1, 10, 30)
 def measured(folder: Path) -> dict[str, Any]:
     """Return appends, join and routing in events a second, by how many spans share a record."""
     return {
-        f"{spans}_spans_a_record": _measured(folder / str(spans), max(SPANS_A_ROLLOUT, spans), spans)
+        f"{spans}_spans_a_record": _measured(
+            folder / str(spans), max(SPANS_A_ROLLOUT, spans), spans
+        )
         for spans in SPANS_A_RECORD
     }
 
@@ -42,7 +44,7 @@ def _measured(folder: Path, spans: int, spans_a_record: int) -> dict[str, Any]:
         appended = time.perf_counter() - begun
         bare = _read_all(log)
         joined = _drained(EmbeddedRunner(log, TrajectoryJoin(), "benchmark"))
-        router = LessonRouter(settings.adapter, settings.join.late_reward_window)
+        router = ExampleRouter(settings.adapter, settings.join.late_reward_window)
         routed = _drained(EmbeddedRunner(log, router, "benchmark"))
     return {
         "records": len(records),
@@ -56,7 +58,9 @@ def _measured(folder: Path, spans: int, spans_a_record: int) -> dict[str, Any]:
 
 
 def rollouts(count: int, spans: int, spans_a_record: int) -> list[NewRecord]:
-    """Return the records of rewarded rollouts with one decision and `spans` model calls each, one after another."""
+    """Return the records of rewarded rollouts with one decision and `spans` model calls each, one
+    after another.
+    """
     made = []
     for number in range(count):
         name = f"r{number}"
@@ -68,7 +72,11 @@ def rollouts(count: int, spans: int, spans_a_record: int) -> list[NewRecord]:
         made.append(events.new_record(events.started(name)))
         for start in range(0, spans, spans_a_record):
             made += batched(outgoing[start : start + spans_a_record])
-        after = (events.decision(name, ["a", "b", "c"], 0), events.succeeded(name), events.reward(name, 0.5))
+        after = (
+            events.decision(name, ["a", "b", "c"], 0),
+            events.succeeded(name),
+            events.reward(name, 0.5),
+        )
         made += [events.new_record(event) for event in after]
     return made
 

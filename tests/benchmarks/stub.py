@@ -1,7 +1,8 @@
-"""The model server behind the benchmarks, as fast as Python has one: canned answers to chat completions.
+"""The model server behind the benchmarks, as fast as Python has one: canned answers to chat
+completions.
 
-Each answer says in its text how many seconds it was held back (`delay=0.051234`), so that what others add can be told
-from it; headers and ids do not come through every gateway.
+Each answer says in its text how many seconds it was held back (`delay=0.051234`), so that what
+others add can be told from it; headers and ids do not come through every gateway.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def _chunks() -> list[bytes]:
     first = {"role": "assistant", "content": f"delay={HELD_BACK} "}
     deltas: list[dict[str, str]] = [first, *({"content": "hello "} for _ in range(CHUNKS - 2)), {}]
     said = [
-        shared | {"choices": [{"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}]}
+        shared
+        | {"choices": [{"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}]}
         for delta in deltas
     ]
     return [*(b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in said), b"data: [DONE]\n\n"]
@@ -42,7 +44,9 @@ STREAM = _chunks()
 
 
 class Stub(asyncio.Protocol):
-    """One connection. Pipelined requests are answered in order only without delays, as all clients here send them."""
+    """One connection. Pipelined requests are answered in order only without delays, as all clients
+    here send them.
+    """
 
     delay_s = 0.0
 
@@ -62,7 +66,10 @@ class Stub(asyncio.Protocol):
             length = int(head[start + 15 :].split(b"\r\n", 1)[0]) if start >= 0 else 0
             if len(self._buffer) < end + 4 + length:
                 return
-            body, self._buffer = self._buffer[end + 4 : end + 4 + length], self._buffer[end + 4 + length :]
+            body, self._buffer = (
+                self._buffer[end + 4 : end + 4 + length],
+                self._buffer[end + 4 + length :],
+            )
             delay = random.uniform(0.5, 1.5) * self.delay_s
             self._after(delay, b'"stream":true' in body.replace(b" ", b""), delay)
 

@@ -1,4 +1,6 @@
-"""How long a switch takes, from its announcement to the first rollout that is served by it, while traffic flows."""
+"""How long a switch takes, from its announcement to the first rollout that is served by it, while
+traffic flows.
+"""
 
 import asyncio
 import time
@@ -13,8 +15,8 @@ import uvloop
 
 from schemas.routes import Route, RouteEvent
 from schemas.topics import ROUTES
-from streams.embedded.log import EmbeddedLog
-from streams.records import Outgoing
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.records import Outgoing
 from tests.benchmarks.gateway import process
 from tests.benchmarks.machine import milliseconds
 from tests.infra.conftest import model_route, publish
@@ -50,7 +52,9 @@ class Traffic:
             rollout = f"r{next(self._numbers)}"
             for _ in range(CALLS_OF_A_ROLLOUT):
                 headers = {"x-everloop-rollout-id": rollout}
-                async with session.post(f"{self.url}/v1/chat/completions", json=BODY, headers=headers) as answer:
+                async with session.post(
+                    f"{self.url}/v1/chat/completions", json=BODY, headers=headers
+                ) as answer:
                     await answer.read()
                     version = answer.headers.get("x-everloop-checkpoint", "none")
                 self.calls += 1
@@ -63,7 +67,9 @@ class Traffic:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Return the time from announcement to first request, and what went wrong meanwhile, which must be nothing."""
+    """Return the time from announcement to first request, and what went wrong meanwhile, which must
+    be nothing.
+    """
     with process("-m", "tests.benchmarks.stub") as stub:
         upstream = f"http://127.0.0.1:{stub.port}"
         publish(folder / "log.db", model_route("tiny", upstream, "v0"))

@@ -27,7 +27,10 @@ def environment(data_dir: Path) -> dict[str, str]:
 
 
 def everloop(
-    data_dir: Path, *arguments: str, more: Mapping[str, str] | None = None, timeout_s: float = PATIENCE_S
+    data_dir: Path,
+    *arguments: str,
+    more: Mapping[str, str] | None = None,
+    timeout_s: float = PATIENCE_S,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with `more` in its environment."""
     return subprocess.run(

@@ -1,4 +1,6 @@
-"""The installed command, as its user runs it: every command works, and every mistake is one line and exit 2."""
+"""The installed command, as its user runs it: every command works, and every mistake is one line
+and exit 2.
+"""
 
 import json
 import os
@@ -13,11 +15,11 @@ import httpx
 import psutil
 import pytest
 
-from infra.config import Settings
-from infra.topology import all_processors
+from infra.config.settings import Settings
+from infra.installation.processors import all_processors
 from schemas.topics import TOPICS
-from streams.embedded.log import EmbeddedLog
-from streams.records import NewRecord
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.records import NewRecord
 from tests.e2e.installation import everloop, everloop_json, started
 from tests.waiting import eventually
 
@@ -27,7 +29,9 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a small demonstration printed."""
-    document: dict[str, Any] = everloop_json(tmp_path_factory.mktemp("demo"), "demo", "--rollouts", "40", "--seed", "7")
+    document: dict[str, Any] = everloop_json(
+        tmp_path_factory.mktemp("demo"), "demo", "--rollouts", "40", "--seed", "7"
+    )
     return document
 
 
@@ -57,7 +61,10 @@ def test_the_demonstration_prints_what_it_did(demo: dict[str, Any]) -> None:
 def test_the_same_data_folder_reports_and_lists_and_replays(demo: dict[str, Any]) -> None:
     data_dir = Path(demo["data_dir"])
     report = everloop_json(data_dir, "report")
-    assert {group["group"]: group["rollouts"] for group in report["groups"]} == {"learned": 40, "random": 40}
+    assert {group["group"]: group["rollouts"] for group in report["groups"]} == {
+        "learned": 40,
+        "random": 40,
+    }
     listed = everloop_json(data_dir, "checkpoints")
     assert len(listed) == len(demo["checkpoints"])
     replayed = everloop_json(data_dir, "replay", "--learner", "supervisor-policy")
@@ -75,22 +82,27 @@ def test_the_same_data_folder_reports_and_lists_and_replays(demo: dict[str, Any]
 
 def test_replay_can_begin_later(demo: dict[str, Any]) -> None:
     data_dir = Path(demo["data_dir"])
-    whole = everloop_json(data_dir, "replay")["lessons"]
-    assert everloop_json(data_dir, "replay", "--from", "1000000")["lessons"] == 0
-    assert everloop_json(data_dir, "replay", "--from", "2020-01-01")["lessons"] == whole
-    assert everloop_json(data_dir, "replay", "--from", "2999-01-01T00:00")["lessons"] == 0
+    whole = everloop_json(data_dir, "replay")["examples"]
+    assert everloop_json(data_dir, "replay", "--from", "1000000")["examples"] == 0
+    assert everloop_json(data_dir, "replay", "--from", "2020-01-01")["examples"] == whole
+    assert everloop_json(data_dir, "replay", "--from", "2999-01-01T00:00")["examples"] == 0
 
 
 def test_events_are_tailed_one_a_line(demo: dict[str, Any]) -> None:
     data_dir = Path(demo["data_dir"])
-    lines = everloop(data_dir, "events", "tail", "rollouts", "rewards", "--count", "5", "--json").stdout.splitlines()
+    lines = everloop(
+        data_dir, "events", "tail", "rollouts", "rewards", "--count", "5", "--json"
+    ).stdout.splitlines()
     assert [json.loads(line)["topic"] for line in lines].count("everloop.rewards") > 0
     assert len(lines) == 5
     assert len(everloop(data_dir, "events", "tail", "--count", "3").stdout.splitlines()) == 3
 
 
 def test_commands_that_need_no_installation(tmp_path: Path) -> None:
-    assert everloop_json(tmp_path, "config")["gateway.port"] == {"value": 0, "source": "environment"}
+    assert everloop_json(tmp_path, "config")["gateway.port"] == {
+        "value": 0,
+        "source": "environment",
+    }
     checks = {check["check"]: check for check in everloop_json(tmp_path, "doctor")}
     assert checks["embedded analytics (chdb)"]["ok"]
     picture = tmp_path / "graph.png"
@@ -98,7 +110,13 @@ def test_commands_that_need_no_installation(tmp_path: Path) -> None:
     assert "peer_reviewer" in drawn["mermaid"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert everloop_json(tmp_path, "down") == {"stopped": False}
-    for text in (("config",), ("doctor",), ("graph", "--out", str(picture)), ("down",), ("status",)):
+    for text in (
+        ("config",),
+        ("doctor",),
+        ("graph", "--out", str(picture)),
+        ("down",),
+        ("status",),
+    ):
         assert everloop(tmp_path, *text).returncode == 0
 
 
@@ -124,10 +142,18 @@ def alive(status: dict[str, Any]) -> list[int]:
     return [pid for part in status["processes"].values() if psutil.pid_exists(pid := part["pid"])]
 
 
-def test_an_installation_serves_says_so_and_leaves_nothing_behind(installation: dict[str, Any], tmp_path: Path) -> None:
+def test_an_installation_serves_says_so_and_leaves_nothing_behind(
+    installation: dict[str, Any], tmp_path: Path
+) -> None:
     gateway = installation["urls"]["gateway"]
     assert installation["gateway"]["status"] == "ok"
-    assert set(installation["processes"]) == {"gateway", "simulator", "worker", "learner", "analytics"}
+    assert set(installation["processes"]) == {
+        "gateway",
+        "simulator",
+        "worker",
+        "learner",
+        "analytics",
+    }
     created = httpx.post(f"{gateway}/everloop/v1/rollouts", json={"rollout_id": "r1"})
     assert "supervisor-policy" in created.json()["checkpoints"]
     httpx.post(f"{gateway}/everloop/v1/rollouts/r1/end", json={"state": "succeeded"})
@@ -137,7 +163,9 @@ def test_an_installation_serves_says_so_and_leaves_nothing_behind(installation: 
     assert alive(installation) == []
 
 
-def test_every_process_that_is_killed_is_started_again(installation: dict[str, Any], tmp_path: Path) -> None:
+def test_every_process_that_is_killed_is_started_again(
+    installation: dict[str, Any], tmp_path: Path
+) -> None:
     for name, part in installation["processes"].items():
         os.kill(part["pid"], signal.SIGKILL)
         eventually(
@@ -151,13 +179,25 @@ def test_every_process_that_is_killed_is_started_again(installation: dict[str, A
 def test_a_malformed_event_on_any_topic_becomes_a_dead_letter_and_the_rest_goes_on(
     installation: dict[str, Any], tmp_path: Path
 ) -> None:
-    broken = [NewRecord(name, b"r1", b"\xff{") for name in TOPICS if name != "everloop.dead-letters"]
+    broken = [
+        NewRecord(name, b"r1", b"\xff{") for name in TOPICS if name != "everloop.dead-letters"
+    ]
     with EmbeddedLog(Settings(data_dir=tmp_path).log_path) as log:
         log.append(broken)
-        read = {"rollouts", "spans", "decisions", "rewards", "trajectories", "examples", "checkpoints"}
+        read = {
+            "rollouts",
+            "spans",
+            "decisions",
+            "rewards",
+            "trajectories",
+            "examples",
+            "checkpoints",
+        }
 
         def letters() -> set[str]:
-            lines = everloop(tmp_path, "events", "tail", "dead-letters", "--count", "50", "--json").stdout.splitlines()
+            lines = everloop(
+                tmp_path, "events", "tail", "dead-letters", "--count", "50", "--json"
+            ).stdout.splitlines()
             values = [json.loads(json.loads(line)["value"])["payload"] for line in lines]
             return {value["topic"].removeprefix("everloop.") for value in values}
 
@@ -166,18 +206,27 @@ def test_a_malformed_event_on_any_topic_becomes_a_dead_letter_and_the_rest_goes_
     assert {row["topic"].removeprefix("everloop.") for row in listed} >= read
     assert everloop_json(tmp_path, "dead-letters", "show", "0")["value"] == "\\xff{"
     assert everloop_json(tmp_path, "dead-letters", "replay", "0") == {"replayed": 1}
-    eventually(lambda: len(everloop_json(tmp_path, "dead-letters", "list")) > len(listed), "the letter's return")
+    eventually(
+        lambda: len(everloop_json(tmp_path, "dead-letters", "list")) > len(listed),
+        "the letter's return",
+    )
     assert everloop(tmp_path, "dead-letters", "show", "0").returncode == 0
-    assert_one_line(everloop(tmp_path, "dead-letters", "show", "999"), "there is no dead letter 999")
+    assert_one_line(
+        everloop(tmp_path, "dead-letters", "show", "999"), "there is no dead letter 999"
+    )
     assert_one_line(everloop(tmp_path, "dead-letters", "replay"), "--all")
     gateway = installation["urls"]["gateway"]
     httpx.post(f"{gateway}/everloop/v1/rollouts", json={"rollout_id": "r1"})
     httpx.post(f"{gateway}/everloop/v1/rollouts/r1/end", json={"state": "succeeded"})
-    eventually(lambda: everloop_json(tmp_path, "report")["groups"], "the rollout after the broken events")
+    eventually(
+        lambda: everloop_json(tmp_path, "report")["groups"], "the rollout after the broken events"
+    )
     everloop(tmp_path, "down")
 
 
-def test_a_port_that_is_taken_is_one_line_and_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_is_one_line_and_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -233,22 +282,33 @@ def test_a_topic_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
 
 def test_a_task_file_with_a_field_missing_says_which(tmp_path: Path) -> None:
     tasks = tmp_path / "tasks.json"
-    tasks.write_text(json.dumps({"1": {"QUESTION": "Does it?", "LABELS": ["RESULTS"], "final_decision": "yes"}}))
+    tasks.write_text(
+        json.dumps({"1": {"QUESTION": "Does it?", "LABELS": ["RESULTS"], "final_decision": "yes"}})
+    )
     assert_one_line(everloop(tmp_path, "demo", "--tasks", str(tasks)), "CONTEXTS")
 
 
 def test_a_policy_is_evaluated_on_decisions_that_were_made_anyway(demo: dict[str, Any]) -> None:
     data_dir = Path(demo["data_dir"])
     version = demo["checkpoints"][-1]["version"]
-    found = everloop_json(data_dir, "ope", "--policy", version, "--against", "uniform", "--all", "--gain", "0.05")
+    found = everloop_json(
+        data_dir, "ope", "--policy", version, "--against", "uniform", "--all", "--gain", "0.05"
+    )
     assert (found["name"], found["decisions"] > 20) == ("supervisor-policy", True)
     for policy in (version, "uniform"):
         evaluation = found["policies"][policy]
-        assert evaluation["interval"]["low"] <= evaluation["doubly_robust"] <= evaluation["interval"]["high"]
+        assert (
+            evaluation["interval"]["low"]
+            <= evaluation["doubly_robust"]
+            <= evaluation["interval"]["high"]
+        )
         assert evaluation["diagnostics"]["mean_weight"] == pytest.approx(1, abs=0.5)
     assert found["difference"]["interval"]["low"] < found["difference"]["difference"]
     assert found["decisions_needed_to_tell"]["0.05"] > 100
-    assert f"{version} minus uniform: " in everloop(data_dir, "ope", "--policy", version, "--all").stdout
+    assert (
+        f"{version} minus uniform: "
+        in everloop(data_dir, "ope", "--policy", version, "--all").stdout
+    )
     for wrong, says in (
         (("--policy", "v9"), "no checkpoint 'v9'"),
         (("--policy", "uniform", "--since", "x"), "--since"),
@@ -265,21 +325,37 @@ def test_history_is_learned_again_with_another_reward_and_another_configuration(
     data_dir = Path(demo["data_dir"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rewards.py").write_text(
-        "def complete(example):\n    return example.criteria.get('completeness')\n\ndef wrong(example):\n    return 7\n"
+        "def complete(example):\n    return example.criteria.get('completeness')\n\ndef"
+        " wrong(example):\n    return 7\n"
     )
     (tmp_path / "bold.toml").write_text("[bandit]\nexploration = 'thompson'\n")
     chart = tmp_path / "chart.png"
     found = everloop_json(
-        data_dir, "replay", "--reward", "rewards:complete", "--config", "bold.toml", "--chart", str(chart)
+        data_dir,
+        "replay",
+        "--reward",
+        "rewards:complete",
+        "--config",
+        "bold.toml",
+        "--chart",
+        str(chart),
     )
     assert chart.stat().st_size > 10_000
     assert set(found["policies"]) == {"as it is", "what if"}
     for policy in found["policies"].values():
-        assert policy["lessons"] == demo["policy_updates"]
-        assert 0.0 <= policy["evaluation"]["interval"]["low"] <= policy["evaluation"]["interval"]["high"] <= 1.0
+        assert policy["examples"] == demo["policy_updates"]
+        assert (
+            0.0
+            <= policy["evaluation"]["interval"]["low"]
+            <= policy["evaluation"]["interval"]["high"]
+            <= 1.0
+        )
         assert policy["replay_method"]["matched"] <= policy["replay_method"]["shown"]
-        assert [point["lessons"] for point in policy["curve"]][-1] == policy["lessons"]
-    assert "what if minus as it is" in everloop(data_dir, "replay", "--reward", "rewards:complete").stdout
+        assert [point["examples"] for point in policy["curve"]][-1] == policy["examples"]
+    assert (
+        "what if minus as it is"
+        in everloop(data_dir, "replay", "--reward", "rewards:complete").stdout
+    )
     for wrong, says in (
         (("--reward", "rewards"), "must be module:function"),
         (("--reward", "rewards:missing"), "has no attribute 'missing'"),
@@ -293,9 +369,13 @@ def test_history_is_learned_again_with_another_reward_and_another_configuration(
 def test_decisions_and_policies_are_explained(demo: dict[str, Any]) -> None:
     data_dir = Path(demo["data_dir"])
     version = demo["checkpoints"][-1]["version"]
-    (decision,) = everloop_json(data_dir, "explain", "decision", "demo-7-00030-learned", "--version", version)
+    (decision,) = everloop_json(
+        data_dir, "explain", "decision", "demo-7-00030-learned", "--version", version
+    )
     assert len(decision["candidates"]) == 3
-    assert sum(candidate["probability"] for candidate in decision["candidates"]) == pytest.approx(1.0)
+    assert sum(candidate["probability"] for candidate in decision["candidates"]) == pytest.approx(
+        1.0
+    )
     assert all(len(candidate["contributions"]) == 5 for candidate in decision["candidates"])
     assert "because of" in everloop(
         data_dir, "explain", "decision", decision["decision_id"], "--version", version
@@ -307,26 +387,43 @@ def test_decisions_and_policies_are_explained(demo: dict[str, Any]) -> None:
     assert len(policy["regret"]) == 4
     assert "Missed a decision" in everloop(data_dir, "explain", "policy").stdout
     assert_one_line(everloop(data_dir, "explain", "decision", "nobody"), "no decision 'nobody'")
-    assert_one_line(everloop(data_dir, "explain", "decision", "demo-7-00000-random"), "chose by chance")
+    assert_one_line(
+        everloop(data_dir, "explain", "decision", "demo-7-00000-random"), "chose by chance"
+    )
     assert_one_line(everloop(data_dir, "explain", "policy", "nobody"), "too few to say")
 
 
 def test_keys_and_routes_are_changed_by_hand_and_the_audit_trail_says_so(tmp_path: Path) -> None:
     endpoint = ["--base-url", "http://127.0.0.1:9/v1", "--model"]
-    first = everloop_json(tmp_path, "routes", "set", "writer", *endpoint, "one", "--reason", "begin")
+    first = everloop_json(
+        tmp_path, "routes", "set", "writer", *endpoint, "one", "--reason", "begin"
+    )
     assert [target["version"] for target in first["targets"]] == ["manual:one"]
     everloop_json(tmp_path, "routes", "set", "writer", *endpoint, "two")
     back = everloop_json(tmp_path, "routes", "rollback", "writer", "--reason", "worse")
-    assert ([target["version"] for target in back["targets"]], back["held"]) == (["manual:one"], True)
+    assert ([target["version"] for target in back["targets"]], back["held"]) == (
+        ["manual:one"],
+        True,
+    )
     assert everloop_json(tmp_path, "routes", "release", "writer")["held"] is False
     assert [route["name"] for route in everloop_json(tmp_path, "routes", "list")] == ["writer"]
 
-    created = everloop_json(tmp_path, "keys", "create", "--scope", "agent", "--tenant", "acme", "--budget", "5")
+    created = everloop_json(
+        tmp_path, "keys", "create", "--scope", "agent", "--tenant", "acme", "--budget", "5"
+    )
     assert created["key"].startswith(f"evl_{created['id']}_")
     assert "sha256" not in created
     (listed,) = everloop_json(tmp_path, "keys", "list")
-    assert (listed["tenant"], listed["scopes"], listed["budget"], listed["revoked"]) == ("acme", ["agent"], 5.0, False)
-    assert everloop_json(tmp_path, "keys", "revoke", created["id"], "--reason", "leaked")["revoked"] is True
+    assert (listed["tenant"], listed["scopes"], listed["budget"], listed["revoked"]) == (
+        "acme",
+        ["agent"],
+        5.0,
+        False,
+    )
+    assert (
+        everloop_json(tmp_path, "keys", "revoke", created["id"], "--reason", "leaked")["revoked"]
+        is True
+    )
 
     trail = everloop_json(tmp_path, "audit")
     assert [(line["action"], line["reason"]) for line in trail] == [

@@ -1,4 +1,6 @@
-"""Gateway, worker, learner and brokers are killed under load, on a slow network: nothing is lost or learned twice."""
+"""Gateway, worker, learner and brokers are killed under load, on a slow network: nothing is lost or
+learned twice.
+"""
 
 import json
 import os
@@ -16,20 +18,20 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.config import Settings
+from infra.config.settings import Settings
+from infra.installation.processors import all_processors, learning_processors
 from infra.kafka.local import HOST, Broker, LocalCluster
-from infra.progress import wait_until_drained
-from infra.topology import all_processors, learning_processors
 from schemas.examples import ExampleEvent
 from schemas.routes import Route, RouteEvent
 from schemas.serialization import decode_all
 from schemas.topics import DECISIONS, EXAMPLES, REWARDS, ROLLOUTS, ROUTES, Topic
-from streams.kafka.cluster import Cluster
-from streams.kafka.log import KafkaLog
-from streams.log import read_all
-from streams.promotion import baseline_route
-from streams.records import Outgoing
-from streams.replay import live_state
+from streams.processors.promotion import baseline_route
+from streams.runners.lag import wait_until_drained
+from streams.runners.replay import live_state
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.log import KafkaLog
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing
 from tests.conftest import serving
 from tests.e2e.installation import Part
 from tests.infra.conftest import model_route
@@ -46,7 +48,12 @@ POLICY = "supervisor-policy"
 VICTIMS = ("worker", "learner", "gateway", "worker", "broker")
 DRAIN_S = 300.0
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600 + 20 * KILLS)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.kafka,
+    pytest.mark.slow,
+    pytest.mark.timeout(600 + 20 * KILLS),
+]
 
 
 @dataclass
@@ -56,11 +63,14 @@ class Acknowledged:
     Attributes:
         events: ids by topic.
         complete: rollouts of which everything was acknowledged.
-        unanswered: requests without an answer, because the gateway was killed; nothing is claimed of them.
+        unanswered: requests without an answer, because the gateway was killed; nothing is claimed
+            of them.
         refused: requests that the gateway answered, but not with success.
     """
 
-    events: dict[str, set[str]] = field(default_factory=lambda: {t.name: set() for t in (DECISIONS, REWARDS)})
+    events: dict[str, set[str]] = field(
+        default_factory=lambda: {t.name: set() for t in (DECISIONS, REWARDS)}
+    )
     complete: set[str] = field(default_factory=set)
     unanswered: int = 0
     refused: list[str] = field(default_factory=list)
@@ -79,7 +89,11 @@ def rollout(http: httpx.Client, name: str, random: Random, acknowledged: Acknowl
     try:
         post("/everloop/v1/rollouts", {"rollout_id": name, "task": {"id": name, "input": "?"}})
         messages = [{"role": "user", "content": name}]
-        post("/v1/chat/completions", {"model": "tiny", "messages": messages}, {"x-everloop-rollout-id": name})
+        post(
+            "/v1/chat/completions",
+            {"model": "tiny", "messages": messages},
+            {"x-everloop-rollout-id": name},
+        )
         texts = [f"it helps {random.random():.1f}", f"it harms {random.random():.1f}"]
         candidates = [{"id": f"junior-{index}", "text": text} for index, text in enumerate(texts)]
         asked = {"rollout_id": name, "policy": POLICY, "context": "?", "candidates": candidates}
@@ -97,7 +111,9 @@ def rollout(http: httpx.Client, name: str, random: Random, acknowledged: Acknowl
 def ids(log: KafkaLog, topic: Topic) -> Counter[str]:
     """Return how often each event id is on a topic."""
     return Counter(
-        event.event_id for record in read_all(log, topic.name) for event in decode_all(topic.event, record.value)
+        event.event_id
+        for record in read_all(log, topic.name)
+        for event in decode_all(topic.event, record.value)
     )
 
 
@@ -112,7 +128,9 @@ def kill(victim: str, parts: Mapping[str, Part], cluster: LocalCluster, random: 
 
 
 def test_kills_under_load_lose_nothing_and_teach_nothing_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     begun, random = time.monotonic(), Random(KILLS)
     with proxies(3) as network, serving(Upstream().app) as upstream:
@@ -129,7 +147,12 @@ def test_kills_under_load_lose_nothing_and_teach_nothing_twice(
             declare_afresh(bootstrap, processors)
             with KafkaLog(Cluster(bootstrap)) as log:
                 routes: list[Route] = [model_route("tiny", upstream), baseline_route(POLICY)]
-                log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record() for route in routes])
+                log.append(
+                    [
+                        Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record()
+                        for route in routes
+                    ]
+                )
                 acknowledged, killed = under_load(tmp_path, bootstrap, cluster, random)
                 figures = checked(log, settings, acknowledged)
     figures |= {"kills": killed, "duration_s": round(time.monotonic() - begun)}
@@ -137,15 +160,17 @@ def test_kills_under_load_lose_nothing_and_teach_nothing_twice(
     with capsys.disabled():
         sys.stdout.write(f"\n{json.dumps(figures, indent=2)}\n")
     assert figures["gateway_refused"] == []
-    assert (figures["acknowledged_events_lost"], figures["lessons_learned_twice"]) == (0, 0)
-    assert figures["rollouts_without_lesson"] == 0
+    assert (figures["acknowledged_events_lost"], figures["examples_learned_twice"]) == (0, 0)
+    assert figures["rollouts_without_example"] == 0
     assert figures["weights_equal_undisturbed_fold"]
 
 
 def under_load(
     folder: Path, bootstrap: str, cluster: LocalCluster, random: Random
 ) -> tuple[Acknowledged, dict[str, int]]:
-    """Kill processes while callers use the gateway; return what was acknowledged, and how often each was killed."""
+    """Kill processes while callers use the gateway; return what was acknowledged, and how often
+    each was killed.
+    """
     acknowledged, stop = Acknowledged(), threading.Event()
     more = {"EVERLOOP_LOG": f"kafka://{bootstrap}", "EVERLOOP_GATEWAY__PORT": str(free_port())}
     url = f"http://{HOST}:{more['EVERLOOP_GATEWAY__PORT']}"
@@ -188,19 +213,21 @@ def checked(log: KafkaLog, settings: Settings, acknowledged: Acknowledged) -> di
     """Return what became of it all."""
     (learning,) = learning_processors(settings)
     found = {topic.name: ids(log, topic) for topic in (DECISIONS, REWARDS, ROLLOUTS)}
-    lessons: dict[str, ExampleEvent] = {}
+    examples: dict[str, ExampleEvent] = {}
     records = 0
     for record in read_all(log, EXAMPLES.name):
         for event in decode_all(ExampleEvent, record.value):
             if event.payload.target == POLICY:
-                lessons.setdefault(event.event_id, event)
+                examples.setdefault(event.event_id, event)
                 records += 1
     learned = live_state(log, learning)
     assert learned is not None
     undisturbed = learning.learner.initial()
-    for lesson in lessons.values():
-        undisturbed = learning.learner.fold(undisturbed, lesson)
-    taught = Counter((lesson.rollout_id, lesson.payload.reward_revision) for lesson in lessons.values())
+    for example in examples.values():
+        undisturbed = learning.learner.fold(undisturbed, example)
+    taught = Counter(
+        (example.rollout_id, example.payload.reward_revision) for example in examples.values()
+    )
     return {
         "rollouts_complete": len(acknowledged.complete),
         "requests_unanswered": acknowledged.unanswered,
@@ -209,11 +236,17 @@ def checked(log: KafkaLog, settings: Settings, acknowledged: Acknowledged) -> di
         "acknowledged_events_lost": sum(
             len(events - found[topic].keys()) for topic, events in acknowledged.events.items()
         ),
-        "events_written_twice": sum(times - 1 for counts in found.values() for times in counts.values()),
-        "lessons": len(lessons),
-        "lessons_written_twice": records - len(lessons),
-        "lessons_learned_twice": learned.state.lessons - len(lessons) + sum(times - 1 for times in taught.values()),
-        "rollouts_without_lesson": len(acknowledged.complete - {rollout_id for rollout_id, _ in taught}),
+        "events_written_twice": sum(
+            times - 1 for counts in found.values() for times in counts.values()
+        ),
+        "examples": len(examples),
+        "examples_written_twice": records - len(examples),
+        "examples_learned_twice": learned.state.examples
+        - len(examples)
+        + sum(times - 1 for times in taught.values()),
+        "rollouts_without_example": len(
+            acknowledged.complete - {rollout_id for rollout_id, _ in taught}
+        ),
         "weights_equal_undisturbed_fold": learning.learner.encode(learned.state)
         == learning.learner.encode(undisturbed),
     }

@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 
-from infra.config import Settings
-from infra.progress import wait_until_drained
-from infra.topology import all_processors, learning_processors
+from infra.config.settings import Settings
+from infra.installation.processors import all_processors, learning_processors
 from schemas.envelope import AnyEvent
 from schemas.examples import ExampleEvent
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, EXAMPLES, TRAJECTORIES
 from schemas.trajectories import TrajectoryEvent
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.kafka.cluster import Cluster
-from streams.kafka.log import KafkaLog
-from streams.learning import Learning
-from streams.log import Log, read_all
-from streams.records import NewRecord
-from streams.replay import live_state
+from streams.processors.learner import Learning
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.runners.lag import wait_until_drained
+from streams.runners.replay import live_state
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.log import KafkaLog
+from streams.storage.log import Log, read_all
+from streams.storage.records import NewRecord
 from tests import events
 from tests.e2e.installation import Part, everloop_json
 from tests.kafka import declare_afresh
@@ -50,8 +50,10 @@ def feed(log: Log, number: int, random: Random) -> None:
     log.append([events.new_record(event) for event in happened])
 
 
-def distinct_lessons(log: Log, target: str) -> list[ExampleEvent]:
-    """Return the examples of a target in the order of their partition, each the first time it comes."""
+def distinct_examples(log: Log, target: str) -> list[ExampleEvent]:
+    """Return the examples of a target in the order of their partition, each the first time it
+    comes.
+    """
     found: dict[str, ExampleEvent] = {}
     for record in read_all(log, EXAMPLES.name):
         event = decode(ExampleEvent, record.value)
@@ -60,7 +62,9 @@ def distinct_lessons(log: Log, target: str) -> list[ExampleEvent]:
     return list(found.values())
 
 
-def test_workers_killed_on_kafka_lose_nothing_and_learn_nothing_twice(kafka: str, tmp_path: Path) -> None:
+def test_workers_killed_on_kafka_lose_nothing_and_learn_nothing_twice(
+    kafka: str, tmp_path: Path
+) -> None:
     settings = Settings(data_dir=tmp_path, log=f"kafka://{kafka}")
     processors = all_processors(settings)
     (learning,) = learning_processors(settings)
@@ -76,30 +80,35 @@ def test_workers_killed_on_kafka_lose_nothing_and_learn_nothing_twice(kafka: str
         for number in range(ROLLOUTS):
             feed(log, number, random)
             if number in moments:
-                time.sleep(random.uniform(1.0, 6.0))  # from before its first record to amid its next ones
+                time.sleep(
+                    random.uniform(1.0, 6.0)
+                )  # from before its first record to amid its next ones
                 for part in random.choice([[worker], [learner], [worker, learner]]):
                     part.kill_and_restart()
         wait_until_drained(log, processors, DRAIN_S)
         learned = live_state(log, learning)
         assert learned is not None
-        assert learned.state.lessons == ROLLOUTS
+        assert learned.state.examples == ROLLOUTS
         undisturbed = learning.learner.initial()
-        for lesson in distinct_lessons(log, learning.learner.target):
-            undisturbed = learning.learner.fold(undisturbed, lesson)
+        for example in distinct_examples(log, learning.learner.target):
+            undisturbed = learning.learner.fold(undisturbed, example)
         assert learning.learner.encode(learned.state) == learning.learner.encode(undisturbed)
-        assert learning.learner.encode(on_the_embedded_log(log, learning, tmp_path)) == learning.learner.encode(
-            undisturbed
-        )
-        last = {r.key: decode(TrajectoryEvent, r.value).payload.reward for r in read_all(log, TRAJECTORIES.name)}
+        assert learning.learner.encode(
+            on_the_embedded_log(log, learning, tmp_path)
+        ) == learning.learner.encode(undisturbed)
+        last = {
+            r.key: decode(TrajectoryEvent, r.value).payload.reward
+            for r in read_all(log, TRAJECTORIES.name)
+        }
         assert Counter(reward in (0.9, 0.2) for reward in last.values()) == {True: ROLLOUTS}
         assert list(read_all(log, DEAD_LETTERS.name)) == []
 
 
 def on_the_embedded_log(log: Log, learning: Learning[Any], folder: Path) -> Any:
-    """Return what the same lessons teach on the embedded log."""
-    lessons = [NewRecord(r.topic, r.key, r.value, r.headers) for r in read_all(log, EXAMPLES.name)]
+    """Return what the same examples teach on the embedded log."""
+    examples = [NewRecord(r.topic, r.key, r.value, r.headers) for r in read_all(log, EXAMPLES.name)]
     with EmbeddedLog(folder / "embedded.db") as embedded:
-        embedded.append(lessons)
+        embedded.append(examples)
         runner = EmbeddedRunner(embedded, learning, "test")
         while runner.run_once():
             pass
@@ -122,5 +131,9 @@ def test_a_demonstration_on_kafka_says_the_same_as_on_the_embedded_log(tmp_path:
     embedded = everloop_json(tmp_path, "demo", "--rollouts", "20")
     assert shape(on_kafka) == shape(embedded)
     for document in (on_kafka, embedded):
-        assert (document["succeeded"], document["failed_requests"], document["lost_events"]) == (20, 0, 0)
+        assert (document["succeeded"], document["failed_requests"], document["lost_events"]) == (
+            20,
+            0,
+            0,
+        )
     assert on_kafka["policy_updates"] == embedded["policy_updates"]

@@ -8,15 +8,15 @@ from typing import Any
 import orjson
 import pytest
 
-from infra.config import GatewaySettings, Settings
-from infra.operating import create_key
+from infra.config.settings import GatewaySettings, Settings
+from infra.control.routes import create_key
 from schemas.envelope import AnyEvent
 from schemas.keys import Scope
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import REWARDS, ROLLOUTS, SPANS
-from streams.embedded.log import EmbeddedLog
+from streams.storage.embedded.log import EmbeddedLog
 from tests.environments import UnavailableError, environment
 from tests.infra.conftest import (
     Gateway,
@@ -48,7 +48,9 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def run(python: str, script: str, *arguments: str) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("EVERLOOP_", "COVERAGE", "PYTHON"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("EVERLOOP_", "COVERAGE", "PYTHON"))
+    }
     done = subprocess.run(
         [python, str(PEERS / script), *arguments],
         capture_output=True,
@@ -62,14 +64,18 @@ def run(python: str, script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_agent_lightnings_controller_and_rollout_manager_work_unchanged(tmp_path: Path, upstream_url: str) -> None:
+def test_agent_lightnings_controller_and_rollout_manager_work_unchanged(
+    tmp_path: Path, upstream_url: str
+) -> None:
     python = environment_of("agentlightning==1.0.2", "numpy")
     settings = Settings(data_dir=tmp_path / "data", gateway=GatewaySettings(keys="required"))
     publish(settings.log_path, model_route("tiny", upstream_url))
     with EmbeddedLog(settings.log_path) as log:
         key, _ = create_key(log, "tester", "research", [Scope.ADMIN])
     with running_gateway(settings) as gateway:
-        found: Any = orjson.loads(run(python, "lightning_client.py", gateway.url, key, upstream_url).splitlines()[-1])
+        found: Any = orjson.loads(
+            run(python, "lightning_client.py", gateway.url, key, upstream_url).splitlines()[-1]
+        )
         spans = gateway.events(SPANS, SpanEvent)
         rewards = gateway.events(REWARDS, RewardEvent)
         rollouts = gateway.events(ROLLOUTS, RolloutEvent)
@@ -94,7 +100,9 @@ def test_agent_lightnings_controller_and_rollout_manager_work_unchanged(tmp_path
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
-def test_openais_agents_sdk_needs_nothing_but_the_base_url(gateway: Gateway, upstream: Upstream, api: str) -> None:
+def test_openais_agents_sdk_needs_nothing_but_the_base_url(
+    gateway: Gateway, upstream: Upstream, api: str
+) -> None:
     python = environment_of("openai-agents==0.24.0")
     assert run(python, "openai_agent.py", gateway.url, api).splitlines() == ["hello there"] * 3
     spans = gateway.soon(SPANS, SpanEvent, 3)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.processes.running import running
+from infra.processes.run_file import running
 from tests.e2e.installation import everloop, everloop_json, started
 from tests.waiting import eventually
 
@@ -15,7 +15,9 @@ phases = [{ name = "gather", rollouts = 4 }]
 """
 
 
-def test_it_uses_what_runs_and_reports_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_uses_what_runs_and_reports_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "everloop.toml").write_text(CONFIGURATION)
     monkeypatch.setenv("EVERLOOP_CONFIG", str(tmp_path / "everloop.toml"))
     data = tmp_path / "data"

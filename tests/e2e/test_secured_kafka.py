@@ -1,4 +1,6 @@
-"""The loop on a cluster that asks for TLS, a password and permissions, shared by two installations."""
+"""The loop on a cluster that asks for TLS, a password and permissions, shared by two
+installations.
+"""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -8,19 +10,31 @@ from random import Random
 
 import pytest
 import trustme
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from kafka import KafkaAdminClient
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ACLResourcePatternType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+)
 from pydantic import SecretStr
 
-from infra.config import KafkaSettings, Settings
+from infra.config.settings import KafkaSettings, Settings
+from infra.installation.processors import learning_processors, stream_processors
 from infra.kafka.local import HOST, Broker
-from infra.progress import wait_until_drained
-from infra.topology import learning_processors, stream_processors
 from schemas.topics import ROLLOUTS
-from streams.errors import LogUnavailableError
-from streams.kafka.log import KafkaLog
-from streams.replay import live_state
+from streams.runners.lag import wait_until_drained
+from streams.runners.replay import live_state
+from streams.storage.errors import LogUnavailableError
+from streams.storage.kafka.log import KafkaLog
 from tests.e2e.installation import Part, everloop
 from tests.e2e.test_on_kafka import feed
 from tests.kafka import local_cluster
@@ -82,7 +96,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             "listeners": f"PLAINTEXT://{HOST}:{broker.port},CONTROLLER://{HOST}:{broker.controller_port},"
             f"SASL_SSL://{HOST}:{port}",
             "advertised.listeners": f"PLAINTEXT://{HOST}:{broker.port},SASL_SSL://{HOST}:{port}",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,"
+            "PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": folder / "broker.pem",
             "sasl.enabled.mechanisms": "PLAIN",
@@ -119,7 +134,9 @@ def permissions(tenant: str) -> list[ACL]:
     ]
 
 
-def test_two_installations_learn_apart_and_no_secret_is_written(secured: Secured, tmp_path: Path) -> None:
+def test_two_installations_learn_apart_and_no_secret_is_written(
+    secured: Secured, tmp_path: Path
+) -> None:
     folders = {tenant: tmp_path / tenant for tenant in PASSWORDS}
     for tenant, folder in folders.items():
         folder.mkdir()
@@ -140,11 +157,13 @@ def test_two_installations_learn_apart_and_no_secret_is_written(secured: Secured
             wait_until_drained(log, processors, 120)
             learned = live_state(log, learning)
             assert learned is not None
-            assert learned.state.lessons == ROLLOUTS_FED
+            assert learned.state.examples == ROLLOUTS_FED
         shown = everloop(folder, "config", more=environment)
         assert "secret" in shown.stdout
         written = shown.stdout + shown.stderr + applied.stdout + applied.stderr
-        written += "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+        written += "".join(
+            path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()
+        )
         assert PASSWORDS[tenant] not in written
 
 

@@ -10,17 +10,17 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.config import GatewaySettings, Settings, UpstreamSettings
+from infra.config.settings import GatewaySettings, Settings, UpstreamSettings
 from infra.gateway.app import create_app
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode_all
 from schemas.topics import ROUTES, Topic
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
-from streams.promotion import baseline_route
-from streams.records import Outgoing
+from streams.processors.promotion import baseline_route
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing
 from tests.conftest import serving
 from tests.infra.upstream import Upstream
 from tests.waiting import eventually
@@ -41,7 +41,9 @@ class Gateway:
     settings: Settings
     http: httpx.Client
 
-    def chat(self, model: str = "tiny", headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+    def chat(
+        self, model: str = "tiny", headers: dict[str, str] | None = None, **more: Any
+    ) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
         return self.http.post("/v1/chat/completions", json=body, headers=headers or {})
 
@@ -65,13 +67,20 @@ class Gateway:
 
 
 def model_route(name: str, url: str, version: str = "v1", **endpoint: Any) -> Route:
-    target = RouteTarget(version=version, endpoint=Endpoint(base_url=f"{url}/v1", model=name, **endpoint))
+    target = RouteTarget(
+        version=version, endpoint=Endpoint(base_url=f"{url}/v1", model=name, **endpoint)
+    )
     return Route(name=name, kind="model", targets=[target])
 
 
 def publish(log_path: Path, *routes: Route) -> None:
     with EmbeddedLog(log_path) as log:
-        log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record() for route in routes])
+        log.append(
+            [
+                Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record()
+                for route in routes
+            ]
+        )
 
 
 @contextmanager
@@ -86,7 +95,9 @@ def settings(tmp_path: Path) -> Settings:
         data_dir=tmp_path / "data",
         gateway=GatewaySettings(
             upstream_timeout_s=0.5,
-            upstream=UpstreamSettings(retries=0, breaker_failures=3, breaker_open_s=0.5, health_interval_s=0.1),
+            upstream=UpstreamSettings(
+                retries=0, breaker_failures=3, breaker_open_s=0.5, health_interval_s=0.1
+            ),
             max_body_bytes=100_000,
             conversation_idle_s=0.5,
         ),

@@ -1,4 +1,6 @@
-"""Analytics: rows count once however often a batch comes, reports and pages say what is on the log."""
+"""Analytics: rows count once however often a batch comes, reports and pages say what is on the
+log.
+"""
 
 import re
 from collections.abc import Iterator
@@ -13,16 +15,17 @@ from infra.analytics.client import connect
 from infra.analytics.page import write_report
 from infra.analytics.report import Report, build_report
 from infra.analytics.sink import GROUP, Sink
-from infra.config import ConfigError, Settings
+from infra.config.settings import Settings
+from infra.runtime.errors import ConfigError
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.clock import now
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import CHECKPOINTS, ROUTES, SPANS, TRAJECTORIES
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.records import NewRecord, Outgoing
-from streams.trajectories import TrajectoryJoin
+from streams.processors.trajectories import TrajectoryJoin
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.records import NewRecord, Outgoing
 from tests import events
 from tests.conftest import serving
 from tests.infra.conftest import metrics_of
@@ -39,13 +42,17 @@ def store(tmp_path: Path) -> Iterator[Any]:
 
 
 def filled(log: EmbeddedLog) -> EmbeddedLog:
-    """Put three rewarded rollouts, a failed one, two checkpoints, a switch and a broken record on a log."""
+    """Put three rewarded rollouts, a failed one, two checkpoints, a switch and a broken record on a
+    log.
+    """
     for number, reward in enumerate(REWARDS):
         name = f"r{number}"
         output = {"final_decision": "GO" if number else "NO-GO"}
         happened: list[AnyEvent] = [
             events.started(name),
-            events.model_span(name, "geneticist", "it does").model_copy(update={"time": now()}),  # old spans expire
+            events.model_span(name, "geneticist", "it does").model_copy(
+                update={"time": now()}
+            ),  # old spans expire
             events.decision(name, ["a", "b"], 0),
             events.succeeded(name, output=output, turns=9 + number),
             events.reward(name, reward),
@@ -55,10 +62,20 @@ def filled(log: EmbeddedLog) -> EmbeddedLog:
     log.append([events.new_record(event) for event in failed])
     log.append([NewRecord(SPANS.name, b"r9", b"no event")])
     for state in (CheckpointState.CANDIDATE, CheckpointState.REJECTED):
-        checkpoint = Checkpoint(name="supervisor-policy", version="v1", kind="policy", state=state, reason="why not")
-        log.append([Outgoing.of(CHECKPOINTS, "supervisor-policy", CheckpointEvent(payload=checkpoint)).record()])
+        checkpoint = Checkpoint(
+            name="supervisor-policy", version="v1", kind="policy", state=state, reason="why not"
+        )
+        log.append(
+            [
+                Outgoing.of(
+                    CHECKPOINTS, "supervisor-policy", CheckpointEvent(payload=checkpoint)
+                ).record()
+            ]
+        )
     for version in ("uniform", "v1", "v1"):
-        route = Route(name="supervisor-policy", kind="policy", targets=[RouteTarget(version=version)])
+        route = Route(
+            name="supervisor-policy", kind="policy", targets=[RouteTarget(version=version)]
+        )
         log.append([Outgoing.of(ROUTES, route.name, RouteEvent(payload=route)).record()])
     runner = EmbeddedRunner(log, TrajectoryJoin(), "test")
     while runner.run_once():
@@ -79,7 +96,11 @@ def test_the_report_says_what_happened(log: EmbeddedLog, store: Any) -> None:
     (node,) = report.nodes
     assert (node.node, node.operation, node.calls, node.errors) == ("geneticist", "chat", 3, 0)
     (checkpoint,) = report.checkpoints
-    assert (checkpoint.version, checkpoint.state, checkpoint.reason) == ("v1", "rejected", "why not")
+    assert (checkpoint.version, checkpoint.state, checkpoint.reason) == (
+        "v1",
+        "rejected",
+        "why not",
+    )
     (switch,) = report.switches
     assert (switch.before, switch.after) == (["uniform"], ["v1"])
     assert report.dead_letters == 1
@@ -95,22 +116,30 @@ def test_a_batch_that_comes_again_counts_once(log: EmbeddedLog, store: Any) -> N
     assert build_report(store) == first
 
 
-def test_a_report_of_nothing_is_empty_and_can_be_drawn(log: EmbeddedLog, store: Any, tmp_path: Path) -> None:
+def test_a_report_of_nothing_is_empty_and_can_be_drawn(
+    log: EmbeddedLog, store: Any, tmp_path: Path
+) -> None:
     Sink(log, store).catch_up()
     report = build_report(store)
-    assert report == Report(groups=[], nodes=[], checkpoints=[], switches=[], dead_letters=0, events=0)
+    assert report == Report(
+        groups=[], nodes=[], checkpoints=[], switches=[], dead_letters=0, events=0
+    )
     html, _ = write_report(report, tmp_path)
     assert "no rewards on the log yet" in re.sub(r"<!-- (.*?) -->", r"\1", html.read_text())
 
 
-def test_the_page_carries_its_charts_and_the_picture_is_one(log: EmbeddedLog, store: Any, tmp_path: Path) -> None:
+def test_the_page_carries_its_charts_and_the_picture_is_one(
+    log: EmbeddedLog, store: Any, tmp_path: Path
+) -> None:
     Sink(filled(log), store).catch_up()
     html, png = write_report(build_report(store), tmp_path, "models simulated <script>")
     page = html.read_text()
     assert page.count("<svg") == 2
     assert "models simulated &lt;script&gt;" in page
     assert "why not" in page
-    assert "http" not in re.sub(r'(xmlns|rdf|resource|about)[^>]*"http[^"]*"', "", page.partition("<svg")[0])
+    assert "http" not in re.sub(
+        r'(xmlns|rdf|resource|about)[^>]*"http[^"]*"', "", page.partition("<svg")[0]
+    )
     assert png.read_bytes().startswith(b"\x89PNG")
 
 

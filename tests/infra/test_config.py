@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import ConfigError, load_settings
-from infra.config_sources import explained
+from infra.config.settings import load_settings
+from infra.config.sources import explained
+from infra.runtime.errors import ConfigError
 
 
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

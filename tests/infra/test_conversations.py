@@ -1,14 +1,18 @@
-"""Conversations are found by what was said in them, and leave nothing behind when they have ended."""
+"""Conversations are found by what was said in them, and leave nothing behind when they have
+ended.
+"""
 
 from typing import Any
 
-from infra.gateway.conversations import Conversations
+from infra.gateway.calls.conversations import Conversations
 
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "hello"}
 
 
-def said(conversations: Conversations, messages: list[dict[str, Any]], answer_id: str | None = None) -> str:
+def said(
+    conversations: Conversations, messages: list[dict[str, Any]], answer_id: str | None = None
+) -> str:
     conversation = conversations.join("default", None, messages)
     conversations.answered(conversation, messages, [ANSWER], answer_id, failed=False)
     return conversation.rollout_id

@@ -5,7 +5,7 @@ import socket
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from infra.gateway.egress import EndpointRefusedError, GuardedResolver, check_address
+from infra.gateway.models.egress import EndpointRefusedError, GuardedResolver, check_address
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,14 @@ class Lying(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        found = {"hostname": host, "host": self._address, "port": port, "family": family, "proto": 0, "flags": 0}
+        found = {
+            "hostname": host,
+            "host": self._address,
+            "port": port,
+            "family": family,
+            "proto": 0,
+            "flags": 0,
+        }
         return [ResolveResult(**found)]  # type: ignore[typeddict-item]
 
     async def close(self) -> None:

@@ -1,4 +1,6 @@
-"""Keys: who may ask what, as whose tenant, how much; hashes at rest, revoked at once, limits and budgets kept."""
+"""Keys: who may ask what, as whose tenant, how much; hashes at rest, revoked at once, limits and
+budgets kept.
+"""
 
 import time
 from collections.abc import Iterator
@@ -9,16 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.config import GatewaySettings, Settings
-from infra.operating import create_key, revoke_key
+from infra.config.settings import GatewaySettings, Settings
+from infra.control.routes import create_key, revoke_key
 from schemas.keys import Scope
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import REWARDS, ROLLOUTS, SPANS
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
-from streams.promotion import baseline_route
+from streams.processors.promotion import baseline_route
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 from tests.waiting import eventually
@@ -36,12 +38,17 @@ def bearer(secret: str) -> dict[str, str]:
 
 def known(gateway: Gateway, secret: str) -> None:
     """Wait until a running gateway has heard of a key."""
-    eventually(lambda: gateway.http.get("/v1/models", headers=bearer(secret)).status_code != 401, "the new key")
+    eventually(
+        lambda: gateway.http.get("/v1/models", headers=bearer(secret)).status_code != 401,
+        "the new key",
+    )
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", gateway=GatewaySettings(keys="required", conversation_idle_s=60))
+    return Settings(
+        data_dir=tmp_path / "data", gateway=GatewaySettings(keys="required", conversation_idle_s=60)
+    )
 
 
 @pytest.fixture
@@ -75,7 +82,9 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), REQUESTS)
-def test_every_request_needs_a_key_with_its_scope(guarded: Gateway, method: str, path: str, scope: Scope) -> None:
+def test_every_request_needs_a_key_with_its_scope(
+    guarded: Gateway, method: str, path: str, scope: Scope
+) -> None:
     other = Scope.FEEDBACK if scope is not Scope.FEEDBACK else Scope.AGENT
     right, wrong = key(guarded.settings, scope), key(guarded.settings, other)
     known(guarded, wrong)
@@ -112,7 +121,9 @@ def test_every_route_of_the_application_is_listed_here_or_open() -> None:
 
 def _alike(template: str, path: str) -> bool:
     parts, others = template.split("/"), path.split("/")
-    return len(parts) == len(others) and all(a == b or a.startswith("{") for a, b in zip(parts, others, strict=True))
+    return len(parts) == len(others) and all(
+        a == b or a.startswith("{") for a, b in zip(parts, others, strict=True)
+    )
 
 
 def test_health_and_metrics_are_open(guarded: Gateway) -> None:
@@ -127,7 +138,9 @@ def test_only_a_hash_is_kept_and_a_key_is_shown_to_nobody(guarded: Gateway) -> N
     guarded.soon(SPANS, SpanEvent)
     for file in guarded.settings.data_dir.rglob("*"):
         if file.is_file():
-            assert secret.partition("_")[2].partition("_")[2].encode() not in file.read_bytes(), file
+            assert secret.partition("_")[2].partition("_")[2].encode() not in file.read_bytes(), (
+                file
+            )
     assert secret[-20:] not in guarded.http.get("/metrics").text
 
 
@@ -139,7 +152,9 @@ def test_a_revoked_key_and_an_expired_one_are_refused_with_why(guarded: Gateway)
     eventually(lambda: guarded.chat(headers=bearer(secret)).status_code == 401, "the revocation")
     assert "revoked" in guarded.chat(headers=bearer(secret)).json()["detail"]
     past = key(guarded.settings, expires=datetime.now(UTC) - timedelta(seconds=1))
-    eventually(lambda: "expired" in guarded.chat(headers=bearer(past)).json()["detail"], "the expired key")
+    eventually(
+        lambda: "expired" in guarded.chat(headers=bearer(past)).json()["detail"], "the expired key"
+    )
 
 
 def test_tenants_with_one_rollout_id_do_not_meet(guarded: Gateway) -> None:
@@ -148,45 +163,71 @@ def test_tenants_with_one_rollout_id_do_not_meet(guarded: Gateway) -> None:
     known(guarded, second)
     for secret in (first, second):
         named = bearer(secret) | {"x-everloop-rollout-id": "r1"}
-        assert guarded.http.post("/everloop/v1/rollouts", json={"rollout_id": "r1"}, headers=named).status_code == 201
+        assert (
+            guarded.http.post(
+                "/everloop/v1/rollouts", json={"rollout_id": "r1"}, headers=named
+            ).status_code
+            == 201
+        )
         guarded.chat(headers=named)
         body = {"rollout_id": "r1", "value": 0.5, "idempotency_key": "one"}
         guarded.http.post("/everloop/v1/rewards", json=body, headers=named).raise_for_status()
-        decision = {"rollout_id": "r1", "policy": "supervisor-policy", "candidates": [{"text": "a"}]}
+        decision = {
+            "rollout_id": "r1",
+            "policy": "supervisor-policy",
+            "candidates": [{"text": "a"}],
+        }
         guarded.http.post("/everloop/v1/decisions", json=decision, headers=named).raise_for_status()
     guarded.soon(SPANS, SpanEvent, 2)
     assert len({event.event_id for event in guarded.events(REWARDS, RewardEvent)}) == 2
-    assert [event.tenant for event in guarded.events(ROLLOUTS, RolloutEvent)] == ["acme"] * 2 + ["globex"] * 2
+    assert [event.tenant for event in guarded.events(ROLLOUTS, RolloutEvent)] == ["acme"] * 2 + [
+        "globex"
+    ] * 2
     with EmbeddedLog(guarded.settings.log_path) as log:
         for topic in (ROLLOUTS, SPANS, REWARDS):
-            assert {record.key for record in read_all(log, topic.name)} == {b"acme|r1", b"globex|r1"}
+            assert {record.key for record in read_all(log, topic.name)} == {
+                b"acme|r1",
+                b"globex|r1",
+            }
 
 
 def test_a_tenants_own_model_answers_its_calls_and_nobody_elses(
     settings: Settings, upstream: Upstream, upstream_url: str
 ) -> None:
-    own = model_route("tiny", upstream_url, version="tuned").model_copy(update={"name": "tiny@acme"})
+    own = model_route("tiny", upstream_url, version="tuned").model_copy(
+        update={"name": "tiny@acme"}
+    )
     publish(settings.log_path, model_route("tiny", upstream_url), own)
     acme, globex = (bearer(key(settings, tenant=tenant)) for tenant in ("acme", "globex"))
     with running_gateway(settings) as gateway:
-        versions = [gateway.chat(headers=of).headers["x-everloop-checkpoint"] for of in (acme, globex)]
+        versions = [
+            gateway.chat(headers=of).headers["x-everloop-checkpoint"] for of in (acme, globex)
+        ]
         assert versions == ["tuned", "v1"]
         assert gateway.chat("tiny@acme", headers=acme).headers["x-everloop-checkpoint"] == "tuned"
         refused = gateway.chat("tiny@acme", headers=globex)
         assert (refused.status_code, "tuned" in refused.text) == (404, False)
         for of in (acme, globex):
-            listed = [model["id"] for model in gateway.http.get("/v1/models", headers=of).json()["data"]]
+            listed = [
+                model["id"] for model in gateway.http.get("/v1/models", headers=of).json()["data"]
+            ]
             assert listed == ["tiny"]
         assert gateway.http.get("/v1/models/tiny@acme", headers=globex).status_code == 404
         spans = gateway.soon(SPANS, SpanEvent, 3)
-    assert [span.payload.attributes[Attribute.REQUEST_MODEL] for span in spans] == ["tiny", "tiny", "tiny@acme"]
+    assert [span.payload.attributes[Attribute.REQUEST_MODEL] for span in spans] == [
+        "tiny",
+        "tiny",
+        "tiny@acme",
+    ]
     assert len(upstream.asked) == 3
 
 
 def test_a_span_names_its_key_and_a_conversation_belongs_to_its_tenant(guarded: Gateway) -> None:
     secrets = [key(guarded.settings, tenant=tenant) for tenant in ("acme", "globex")]
     known(guarded, secrets[1])
-    ids = [guarded.chat(headers=bearer(secret)).headers["x-everloop-rollout-id"] for secret in secrets]
+    ids = [
+        guarded.chat(headers=bearer(secret)).headers["x-everloop-rollout-id"] for secret in secrets
+    ]
     said = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "hello there"},
@@ -195,7 +236,9 @@ def test_a_span_names_its_key_and_a_conversation_belongs_to_its_tenant(guarded: 
     more = [guarded.chat(messages=said, headers=bearer(secret)) for secret in secrets]
     assert [answer.headers["x-everloop-rollout-id"] for answer in more] == ids
     spans = guarded.soon(SPANS, SpanEvent, 4)
-    assert {span.payload.attributes[Attribute.KEY_ID] for span in spans} == {s.split("_")[1] for s in secrets}
+    assert {span.payload.attributes[Attribute.KEY_ID] for span in spans} == {
+        s.split("_")[1] for s in secrets
+    }
 
 
 def test_requests_over_the_rate_are_told_when_to_come_back(guarded: Gateway) -> None:
@@ -252,7 +295,9 @@ def test_without_keys_required_any_dummy_is_anybody_but_a_wrong_key_of_ours_is_r
         ("::1", "required", True),
     ],
 )
-def test_keys_are_asked_for_where_others_can_reach_the_gateway(host: str, keys: Any, required: bool) -> None:
+def test_keys_are_asked_for_where_others_can_reach_the_gateway(
+    host: str, keys: Any, required: bool
+) -> None:
     assert Settings(gateway=GatewaySettings(host=host, keys=keys)).keys_required is required
 
 

@@ -1,4 +1,6 @@
-"""The clients people have: OpenAI's own, LangChain's, curl; each API is passed on whole and recorded."""
+"""The clients people have: OpenAI's own, LangChain's, curl; each API is passed on whole and
+recorded.
+"""
 
 import shutil
 import subprocess
@@ -23,7 +25,9 @@ MESSAGES: Any = [{"role": "user", "content": "hi"}]
 @pytest.fixture
 def client(gateway: Gateway) -> Iterator[OpenAI]:
     headers = {"x-everloop-rollout-id": "r1"}
-    with OpenAI(base_url=f"{gateway.url}/v1", api_key="any", default_headers=headers, max_retries=0) as client:
+    with OpenAI(
+        base_url=f"{gateway.url}/v1", api_key="any", default_headers=headers, max_retries=0
+    ) as client:
         yield client
 
 
@@ -41,20 +45,30 @@ def test_text_completions_are_passed_on_and_recorded(gateway: Gateway, client: O
     assert answer.choices[0].text == " world"
     span = the_span(gateway)
     said = span.payload.attributes
-    assert (said[Attribute.OPERATION], said[Attribute.OPENAI_API]) == ("text_completion", "completions")
+    assert (said[Attribute.OPERATION], said[Attribute.OPENAI_API]) == (
+        "text_completion",
+        "completions",
+    )
     assert (said[Attribute.RESPONSE_TOKEN_IDS], said[Attribute.RESPONSE_LOGPROBS]) == ([4], [-0.5])
     assert "hello" in texts(span, Attribute.INPUT_MESSAGES)
     assert "world" in texts(span, Attribute.OUTPUT_MESSAGES)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_responses_are_passed_on_and_recorded(gateway: Gateway, client: OpenAI, stream: bool) -> None:
+def test_responses_are_passed_on_and_recorded(
+    gateway: Gateway, client: OpenAI, stream: bool
+) -> None:
     asked: Any = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
     if stream:
-        events = list(client.responses.create(model="tiny", input=asked, instructions="be kind", stream=True))
+        events = list(
+            client.responses.create(model="tiny", input=asked, instructions="be kind", stream=True)
+        )
         assert events[-1].type == "response.completed"
     else:
-        assert client.responses.create(model="tiny", input=asked, instructions="be kind").output_text == "hello there"
+        assert (
+            client.responses.create(model="tiny", input=asked, instructions="be kind").output_text
+            == "hello there"
+        )
     span = the_span(gateway)
     said = span.payload.attributes
     assert (said[Attribute.OPERATION], said[Attribute.OPENAI_API]) == ("chat", "responses")
@@ -67,7 +81,9 @@ def test_responses_are_passed_on_and_recorded(gateway: Gateway, client: OpenAI, 
     assert "call_1" in recorded
 
 
-def test_embeddings_are_passed_on_and_what_they_cost_recorded(gateway: Gateway, client: OpenAI) -> None:
+def test_embeddings_are_passed_on_and_what_they_cost_recorded(
+    gateway: Gateway, client: OpenAI
+) -> None:
     answer = client.embeddings.create(model="tiny", input="hi", encoding_format="float")
     assert answer.data[0].embedding == [0.5, -0.5]
     said = the_span(gateway).payload.attributes
@@ -81,11 +97,19 @@ def test_models_are_listed_and_shown(gateway: Gateway, client: OpenAI) -> None:
     assert gateway.http.get("/v1/models/supervisor-policy").status_code == 404
 
 
-def test_a_stream_with_usage_tools_and_json_schema(gateway: Gateway, client: OpenAI, upstream: Upstream) -> None:
-    schema: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+def test_a_stream_with_usage_tools_and_json_schema(
+    gateway: Gateway, client: OpenAI, upstream: Upstream
+) -> None:
+    schema: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "a", "schema": {"type": "object"}},
+    }
     tools: Any = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
     image: Any = [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}],
+        }
     ]
     with client.chat.completions.create(
         model="tiny",
@@ -109,7 +133,13 @@ def test_a_stream_with_usage_tools_and_json_schema(gateway: Gateway, client: Ope
 def test_langchain_talks_and_streams_and_embeds(gateway: Gateway) -> None:
     headers = {"x-everloop-rollout-id": "r1"}
     key = SecretStr("any")
-    chat = ChatOpenAI(model="tiny", base_url=f"{gateway.url}/v1", api_key=key, default_headers=headers, max_retries=0)
+    chat = ChatOpenAI(
+        model="tiny",
+        base_url=f"{gateway.url}/v1",
+        api_key=key,
+        default_headers=headers,
+        max_retries=0,
+    )
     assert chat.invoke("hi").content == "hello there"
     streamed = list(chat.stream("hi"))
     assert "".join(str(chunk.content) for chunk in streamed) == "hello there"
@@ -121,7 +151,9 @@ def test_langchain_talks_and_streams_and_embeds(gateway: Gateway) -> None:
         check_embedding_ctx_length=False,
     )
     assert embeddings.embed_query("hi") == [0.5, -0.5]
-    operations = [s.payload.attributes[Attribute.OPERATION] for s in gateway.soon(SPANS, SpanEvent, 3)]
+    operations = [
+        s.payload.attributes[Attribute.OPERATION] for s in gateway.soon(SPANS, SpanEvent, 3)
+    ]
     assert operations == ["chat", "chat", "embeddings"]
 
 
@@ -153,7 +185,9 @@ def test_a_rollouts_path_knows_every_api_and_no_other(gateway: Gateway) -> None:
         ("embeddings", {"model": "supervisor-policy", "input": "hi"}, "there is no model"),
     ],
 )
-def test_a_request_of_no_api_is_refused(gateway: Gateway, path: str, body: dict[str, Any], says: str) -> None:
+def test_a_request_of_no_api_is_refused(
+    gateway: Gateway, path: str, body: dict[str, Any], says: str
+) -> None:
     answer = gateway.http.post(f"/v1/{path}", json=body)
     assert answer.status_code in (400, 404)
     assert says in answer.json()["detail"]
@@ -162,29 +196,51 @@ def test_a_request_of_no_api_is_refused(gateway: Gateway, path: str, body: dict[
 def test_a_conversation_is_one_rollout_and_another_is_another(gateway: Gateway) -> None:
     def ask(messages: list[dict[str, Any]]) -> str:
         body = {"model": "tiny", "messages": messages}
-        return str(gateway.http.post("/v1/chat/completions", json=body).headers["x-everloop-rollout-id"])
+        return str(
+            gateway.http.post("/v1/chat/completions", json=body).headers["x-everloop-rollout-id"]
+        )
 
     first = ask([{"role": "user", "content": "hi"}])
     # clients add members of their own to what was answered
-    answer: dict[str, Any] = {"role": "assistant", "content": "hello there", "refusal": None, "annotations": []}
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": "hello there",
+        "refusal": None,
+        "annotations": [],
+    }
     second = ask([{"role": "user", "content": "hi"}, answer, {"role": "user", "content": "more"}])
     other = ask(
-        [{"role": "user", "content": "hi"}, answer | {"content": "never said"}, {"role": "user", "content": "?"}]
+        [
+            {"role": "user", "content": "hi"},
+            answer | {"content": "never said"},
+            {"role": "user", "content": "?"},
+        ]
     )
     assert first == second
     assert other != first
-    ended = [e for e in gateway.soon(ROLLOUTS, RolloutEvent, 4) if e.payload.state == RolloutState.SUCCEEDED]
+    ended = [
+        e
+        for e in gateway.soon(ROLLOUTS, RolloutEvent, 4)
+        if e.payload.state == RolloutState.SUCCEEDED
+    ]
     assert {(event.rollout_id, event.payload.turns) for event in ended} == {(first, 2), (other, 1)}
     recorded = next(event.payload.recorded for event in ended if event.rollout_id == first)
     assert recorded is not None
     assert recorded.spans == 2
-    assert ask([{"role": "user", "content": "hi"}, answer, {"role": "user", "content": "later"}]) != first
+    assert (
+        ask([{"role": "user", "content": "hi"}, answer, {"role": "user", "content": "later"}])
+        != first
+    )
 
 
 def test_a_call_of_no_model_begins_no_rollout(gateway: Gateway) -> None:
     assert gateway.chat("nobody").status_code == 404
     assert gateway.chat().is_success
-    ended = [e for e in gateway.soon(ROLLOUTS, RolloutEvent, 2) if e.payload.state != RolloutState.STARTED]
+    ended = [
+        e
+        for e in gateway.soon(ROLLOUTS, RolloutEvent, 2)
+        if e.payload.state != RolloutState.STARTED
+    ]
     assert [event.payload.state for event in ended] == [RolloutState.SUCCEEDED]
 
 

@@ -1,4 +1,6 @@
-"""Chat completions through the gateway: passed on as they are, recorded as they were, errors said clearly."""
+"""Chat completions through the gateway: passed on as they are, recorded as they were, errors said
+clearly.
+"""
 
 import gzip
 from typing import Any
@@ -8,7 +10,7 @@ import orjson
 import pytest
 from openai import OpenAI
 
-from infra.config import Settings
+from infra.config.settings import Settings
 from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
@@ -24,14 +26,20 @@ def attributes(span: SpanEvent) -> dict[str, Any]:
     return span.payload.attributes
 
 
-def test_the_official_client_gets_its_answer_and_the_span_says_what_it_cost(gateway: Gateway) -> None:
+def test_the_official_client_gets_its_answer_and_the_span_says_what_it_cost(
+    gateway: Gateway,
+) -> None:
     with OpenAI(base_url=f"{gateway.url}/v1", api_key="any") as client:
         answer = client.chat.completions.create(
             model="tiny",
             messages=MESSAGES,
             temperature=0.5,
             max_tokens=10,
-            extra_headers={"x-everloop-rollout-id": "r1", "x-everloop-node": "writer", "traceparent": TRACEPARENT},
+            extra_headers={
+                "x-everloop-rollout-id": "r1",
+                "x-everloop-node": "writer",
+                "traceparent": TRACEPARENT,
+            },
         )
         assert answer.choices[0].message.content == "hello there"
         assert "tiny" in [model.id for model in client.models.list()]
@@ -83,9 +91,13 @@ def test_token_ids_and_log_probabilities_are_kept_for_the_learners(gateway: Gate
     assert said[Attribute.RESPONSE_LOGPROBS] == [-0.5, -0.25]
 
 
-def test_a_call_that_names_no_rollout_is_one_of_its_own_that_ends_when_nothing_continues_it(gateway: Gateway) -> None:
+def test_a_call_that_names_no_rollout_is_one_of_its_own_that_ends_when_nothing_continues_it(
+    gateway: Gateway,
+) -> None:
     rollout_id = gateway.chat().headers["x-everloop-rollout-id"]
-    states = [(event.rollout_id, event.payload.state) for event in gateway.soon(ROLLOUTS, RolloutEvent, 2)]
+    states = [
+        (event.rollout_id, event.payload.state) for event in gateway.soon(ROLLOUTS, RolloutEvent, 2)
+    ]
     assert states == [(rollout_id, RolloutState.STARTED), (rollout_id, RolloutState.SUCCEEDED)]
 
 
@@ -107,8 +119,16 @@ def test_a_named_rollout_is_announced_once_and_left_open(gateway: Gateway) -> No
         (b'{"model": "tiny"}', 400, "messages"),
         (b'{"model": "tiny", "messages": []}', 400, "messages"),
         (b'{"model": "tiny", "messages": ["hi"]}', 400, "messages"),
-        (b'{"model": "nobody", "messages": [{"role": "user", "content": "hi"}]}', 404, "there is no model 'nobody'"),
-        (b'{"model": "supervisor-policy", "messages": [{"role": "user"}]}', 404, "there is no model"),
+        (
+            b'{"model": "nobody", "messages": [{"role": "user", "content": "hi"}]}',
+            404,
+            "there is no model 'nobody'",
+        ),
+        (
+            b'{"model": "supervisor-policy", "messages": [{"role": "user"}]}',
+            404,
+            "there is no model",
+        ),
         (b"x" * 100_001, 413, "longer than 100000 bytes"),
     ],
 )
@@ -154,7 +174,9 @@ def test_a_model_server_that_fails_is_answered_for_and_recorded(
     assert gateway.soon(ROLLOUTS, RolloutEvent, 2)[1].payload.state == RolloutState.FAILED
 
 
-def test_an_answer_that_is_no_completion_is_passed_on_and_recorded_as_damaged(gateway: Gateway) -> None:
+def test_an_answer_that_is_no_completion_is_passed_on_and_recorded_as_damaged(
+    gateway: Gateway,
+) -> None:
     assert gateway.chat("gibberish").content == b"<html>"
     (span,) = gateway.soon(SPANS, SpanEvent)
     assert "not JSON" in span.payload.status_message
@@ -171,7 +193,9 @@ def test_a_stream_that_breaks_off_is_recorded_as_an_error(gateway: Gateway, mode
     assert gateway.health()["requests"] == {"failed": 1}
 
 
-def test_a_caller_who_hangs_up_cancels_the_model_server_too(gateway: Gateway, upstream: Upstream) -> None:
+def test_a_caller_who_hangs_up_cancels_the_model_server_too(
+    gateway: Gateway, upstream: Upstream
+) -> None:
     body = {"model": "endless", "messages": MESSAGES, "stream": True}
     with gateway.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         next(answer.iter_raw())
@@ -181,12 +205,16 @@ def test_a_caller_who_hangs_up_cancels_the_model_server_too(gateway: Gateway, up
     assert gateway.health()["requests"] == {"cancelled": 1}
 
 
-def test_a_caller_who_hangs_up_before_the_answer_cancels_the_call(settings: Settings, upstream_url: str) -> None:
+def test_a_caller_who_hangs_up_before_the_answer_cancels_the_call(
+    settings: Settings, upstream_url: str
+) -> None:
     patient = settings.gateway.model_copy(update={"upstream_timeout_s": 30.0})
     publish(settings.log_path, model_route("slow", upstream_url))
     with running_gateway(settings.model_copy(update={"gateway": patient})) as gateway:
         with pytest.raises(httpx.ReadTimeout):
-            gateway.http.post("/v1/chat/completions", json={"model": "slow", "messages": MESSAGES}, timeout=0.2)
+            gateway.http.post(
+                "/v1/chat/completions", json={"model": "slow", "messages": MESSAGES}, timeout=0.2
+            )
         (span,) = gateway.soon(SPANS, SpanEvent)
         assert attributes(span)[Attribute.ERROR_TYPE] == "cancelled"
         assert gateway.health()["requests"] == {"cancelled": 1}

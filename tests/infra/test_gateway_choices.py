@@ -1,4 +1,6 @@
-"""A policy chooses which model, or which prompt, answers a call; the decision is logged like any other."""
+"""A policy chooses which model, or which prompt, answers a call; the decision is logged like any
+other.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import ConfigError, Settings, load_settings
-from infra.processes.routes import publish_initial_routes
+from infra.config.settings import Settings, load_settings
+from infra.installation.routes import publish_initial_routes
+from infra.runtime.errors import ConfigError
 from learners.bandit import MEDIA_TYPE, BanditPolicy
 from learners.bandit.features import features
 from learners.bandit.policy import Weights
@@ -16,8 +19,8 @@ from schemas.decisions import Candidate, DecisionEvent
 from schemas.routes import Choice, Option, Route, RouteTarget
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import DECISIONS, SPANS
-from streams.artifacts import ArtifactStore
-from streams.promotion import baseline_route
+from streams.processors.promotion import baseline_route
+from streams.storage.artifacts import ArtifactStore
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 from tests.waiting import eventually
@@ -42,7 +45,9 @@ def router(settings: Settings, upstream_url: str) -> Iterator[Gateway]:
         yield running
 
 
-def test_each_call_takes_one_of_the_options_and_the_decision_is_on_the_log(router: Gateway, upstream: Upstream) -> None:
+def test_each_call_takes_one_of_the_options_and_the_decision_is_on_the_log(
+    router: Gateway, upstream: Upstream
+) -> None:
     for number in range(20):
         assert router.chat("assistant", {"x-everloop-rollout-id": f"r{number}"}).is_success
     decisions = router.soon(DECISIONS, DecisionEvent, 20)
@@ -63,25 +68,35 @@ def test_each_call_takes_one_of_the_options_and_the_decision_is_on_the_log(route
         told = str(span.payload.attributes[Attribute.INPUT_MESSAGES])
         assert ("one word" in told) == (option.name == "terse")
     for body in upstream.asked:
-        assert (body["messages"][0]["content"] == "Answer in one word.") == (body["model"] == "tiny")
+        assert (body["messages"][0]["content"] == "Answer in one word.") == (
+            body["model"] == "tiny"
+        )
 
 
-def test_asked_again_the_same_call_takes_the_same_option(router: Gateway, upstream: Upstream) -> None:
+def test_asked_again_the_same_call_takes_the_same_option(
+    router: Gateway, upstream: Upstream
+) -> None:
     for _ in range(5):
         router.chat("assistant", {"x-everloop-rollout-id": "same"})
     assert len({body["model"] for body in upstream.asked}) == 1
 
 
-def test_the_policy_that_is_promoted_chooses(router: Gateway, upstream: Upstream, settings: Settings) -> None:
+def test_the_policy_that_is_promoted_chooses(
+    router: Gateway, upstream: Upstream, settings: Settings
+) -> None:
     regressor = BlockBayesianRegressor()
-    shown = [Candidate(text=option.text or option.name, numbers=option.numbers) for option in OPTIONS]
+    shown = [
+        Candidate(text=option.text or option.name, numbers=option.numbers) for option in OPTIONS
+    ]
     terse, plain = features("hi", shown)
     for _ in range(100):
         regressor.learn_one(terse, 0.1).learn_one(plain, 0.9)
     artifact = BanditPolicy(Weights.of(regressor), "squarecb", 1000.0, 0.01).to_bytes()
     stored = ArtifactStore(settings.artifacts_dir).put(artifact, MEDIA_TYPE)
     taught = RouteTarget(version="taught", artifact=stored)
-    publish(settings.log_path, baseline_route("router-policy").model_copy(update={"targets": [taught]}))
+    publish(
+        settings.log_path, baseline_route("router-policy").model_copy(update={"targets": [taught]})
+    )
 
     def versions() -> bool:
         routes = router.http.get("/everloop/v1/routes").json()["routes"]
@@ -96,19 +111,42 @@ def test_the_policy_that_is_promoted_chooses(router: Gateway, upstream: Upstream
 @pytest.mark.parametrize(
     ("path", "body", "place"),
     [
-        ("/v1/completions", {"prompt": "once"}, lambda body: body["prompt"].startswith("Answer in one word.\n\n")),
-        ("/v1/completions", {"prompt": ["once"]}, lambda body: body["prompt"][0].startswith("Answer in one word.")),
+        (
+            "/v1/completions",
+            {"prompt": "once"},
+            lambda body: body["prompt"].startswith("Answer in one word.\n\n"),
+        ),
+        (
+            "/v1/completions",
+            {"prompt": ["once"]},
+            lambda body: body["prompt"][0].startswith("Answer in one word."),
+        ),
         ("/v1/completions", {"prompt": [1, 2]}, lambda body: body["prompt"] == [1, 2]),
-        ("/v1/responses", {"input": "hi"}, lambda body: body["instructions"] == "Answer in one word."),
-        ("/v1/responses", {"input": "hi", "instructions": "Go."}, lambda body: body["instructions"].endswith("Go.")),
+        (
+            "/v1/responses",
+            {"input": "hi"},
+            lambda body: body["instructions"] == "Answer in one word.",
+        ),
+        (
+            "/v1/responses",
+            {"input": "hi", "instructions": "Go."},
+            lambda body: body["instructions"].endswith("Go."),
+        ),
         ("/v1/embeddings", {"input": "hi"}, lambda body: body["input"] == "hi"),
     ],
 )
 def test_instructions_are_put_where_each_api_has_them(  # type: ignore[no-untyped-def]
-    settings: Settings, upstream: Upstream, upstream_url: str, path: str, body: dict[str, object], place
+    settings: Settings,
+    upstream: Upstream,
+    upstream_url: str,
+    path: str,
+    body: dict[str, object],
+    place,
 ) -> None:
     only = ROUTER.model_copy(update={"choice": Choice(policy="router-policy", options=OPTIONS[:1])})
-    publish(settings.log_path, model_route("tiny", upstream_url), baseline_route("router-policy"), only)
+    publish(
+        settings.log_path, model_route("tiny", upstream_url), baseline_route("router-policy"), only
+    )
     with running_gateway(settings) as gateway:
         assert gateway.http.post(path, json={"model": "assistant", **body}).is_success
     assert place(upstream.asked[0])
@@ -118,17 +156,29 @@ def test_a_choice_is_listed_as_a_model_and_can_be_set_over_http(router: Gateway)
     assert "assistant" in [model["id"] for model in router.http.get("/v1/models").json()["data"]]
     wanted = {"kind": "choice", "targets": [{"version": "v2"}], "reason": "try"}
     refused = router.http.put("/everloop/v1/routes/assistant", json=wanted)
-    assert (refused.status_code, "options to choose among" in refused.json()["detail"]) == (400, True)
+    assert (refused.status_code, "options to choose among" in refused.json()["detail"]) == (
+        400,
+        True,
+    )
     option = {"name": "one", "model": "plain"}
     choice = {"policy": "nobody's-policy", "options": [option]}
     bad = router.http.put("/everloop/v1/routes/assistant", json=wanted | {"choice": choice})
     assert bad.status_code == 422
-    set_ = router.http.put("/everloop/v1/routes/assistant", json=wanted | {"choice": choice | {"policy": "nobodys"}})
+    set_ = router.http.put(
+        "/everloop/v1/routes/assistant", json=wanted | {"choice": choice | {"policy": "nobodys"}}
+    )
     assert set_.json()["choice"]["options"][0]["model"] == "plain"
 
 
-def test_a_choice_by_a_policy_that_is_not_there_is_a_404(settings: Settings, upstream_url: str) -> None:
-    publish(settings.log_path, model_route("tiny", upstream_url), model_route("plain", upstream_url), ROUTER)
+def test_a_choice_by_a_policy_that_is_not_there_is_a_404(
+    settings: Settings, upstream_url: str
+) -> None:
+    publish(
+        settings.log_path,
+        model_route("tiny", upstream_url),
+        model_route("plain", upstream_url),
+        ROUTER,
+    )
     with running_gateway(settings) as gateway:
         answer = gateway.chat("assistant")
         assert answer.status_code == 404
@@ -138,14 +188,19 @@ def test_a_choice_by_a_policy_that_is_not_there_is_a_404(settings: Settings, ups
 def test_choices_are_configured_and_their_policies_learned(settings: Settings) -> None:
     configured = Settings(
         data_dir=settings.data_dir,
-        choices={"assistant": Choice(policy="router", options=[Option(name="a", model="supervisor_llm")])},
+        choices={
+            "assistant": Choice(policy="router", options=[Option(name="a", model="supervisor_llm")])
+        },
         roles=settings.roles | {"supervisor": "assistant", "peer_reviewer": "supervisor_llm"},
     )
     assert configured.policies == ("supervisor-policy", "router")
     assert "assistant" not in configured.simulated_models
     publish_initial_routes(configured, "http://127.0.0.1:9")
     with running_gateway(configured) as gateway:
-        routes = {route["name"]: route for route in gateway.http.get("/everloop/v1/routes").json()["routes"]}
+        routes = {
+            route["name"]: route
+            for route in gateway.http.get("/everloop/v1/routes").json()["routes"]
+        }
     assert routes["assistant"]["kind"] == "choice"
     assert routes["router"]["kind"] == "policy"
 
@@ -156,15 +211,23 @@ def test_what_was_learned_serves_on_when_the_installation_starts_again(settings:
     publish(settings.log_path, learned)
     publish_initial_routes(settings, "http://127.0.0.1:10")
     with running_gateway(settings) as gateway:
-        routes = {route["name"]: route for route in gateway.http.get("/everloop/v1/routes").json()["routes"]}
+        routes = {
+            route["name"]: route
+            for route in gateway.http.get("/everloop/v1/routes").json()["routes"]
+        }
     assert [target["version"] for target in routes["supervisor_llm"]["targets"]] == ["adapter-1"]
-    assert routes["review_board_llm"]["targets"][0]["endpoint"]["base_url"] == "http://127.0.0.1:10/v1"
+    assert (
+        routes["review_board_llm"]["targets"][0]["endpoint"]["base_url"] == "http://127.0.0.1:10/v1"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[choices.a]\npolicy = 'p'\noptions = [{name = 'x', model = 'nowhere'}]", "there is no such model"),
+        (
+            "[choices.a]\npolicy = 'p'\noptions = [{name = 'x', model = 'nowhere'}]",
+            "there is no such model",
+        ),
         (
             "[choices.tiny]\npolicy = 'p'\noptions = [{name = 'x', model = 'tiny'}]\n"
             "[models.tiny]\nbase_url = 'http://127.0.0.1:9/v1'\nmodel = 'm'",

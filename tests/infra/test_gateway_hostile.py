@@ -1,4 +1,6 @@
-"""At least 5,000 malformed and hostile requests: each is refused with a problem body, and nothing else changes."""
+"""At least 5,000 malformed and hostile requests: each is refused with a problem body, and nothing
+else changes.
+"""
 
 import asyncio
 import random
@@ -19,11 +21,11 @@ from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 from schemathesis import GenerationMode
 
-from infra.config import GatewaySettings, Settings, UpstreamSettings
+from infra.config.settings import GatewaySettings, Settings, UpstreamSettings
 from schemas.rewards import RewardEvent
 from schemas.spans import SpanEvent
 from schemas.topics import REWARDS, SPANS
-from streams.promotion import baseline_route
+from streams.processors.promotion import baseline_route
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.waiting import eventually
 
@@ -54,10 +56,14 @@ BROKEN_STREAMS: dict[str, bytes] = {
     "not-json": b"data: {oops\n\ndata: [DONE]\n\n",
     "not-utf8": b'data: {"choices": "\xff\xfe"}\n\ndata: [DONE]\n\n',
     "no-end": b'data: {"choices": []}\n\n',
-    "index-bomb": b'data: {"choices": [{"index": 1000000000, "delta": {"content": "x"}}]}\n\ndata: [DONE]\n\n',
-    "call-bomb": b'data: {"choices": [{"delta": {"tool_calls": [{"index": 99999999}]}}]}\n\ndata: [DONE]\n\n',
-    "negative": b'data: {"choices": [{"index": -5, "delta": {"content": "x"}}]}\n\ndata: [DONE]\n\n',
-    "wrong-types": b'data: {"id": 3, "choices": [{"delta": {"content": 5}}], "usage": []}\n\ndata: [DONE]\n\n',
+    "index-bomb": b'data: {"choices": [{"index": 1000000000, "delta": {"content": "x"}}]}\n\n'
+    b"data: [DONE]\n\n",
+    "call-bomb": b'data: {"choices": [{"delta": {"tool_calls": [{"index": 99999999}]}}]}\n\n'
+    b"data: [DONE]\n\n",
+    "negative": b'data: {"choices": [{"index": -5, "delta": {"content": "x"}}]}\n\n'
+    b"data: [DONE]\n\n",
+    "wrong-types": b'data: {"id": 3, "choices": [{"delta": {"content": 5}}], "usage": []}\n\n'
+    b"data: [DONE]\n\n",
     "nothing-in-it": b'data: {"choices": [{"index": null, "delta": null}]}\n\ndata: [DONE]\n\n',
     "list": b"data: []\n\ndata: 3\n\ndata: [DONE]\n\n",
     "huge-line": b"data: " + b"x" * 3_000_000,
@@ -90,10 +96,25 @@ def hostile_upstream() -> Iterator[str]:
 
 
 def valid_requests() -> list[bytes]:
-    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "tools": []}
+    chat = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0.5,
+        "tools": [],
+    }
     reward = {"rollout_id": "r1", "value": 0.5, "criteria": {"a": 0.1}, "idempotency_key": "k"}
-    decision = {"rollout_id": "r1", "policy": "supervisor-policy", "candidates": [{"text": "a", "numbers": {"x": 1}}]}
-    span = {"traceId": "a" * 32, "spanId": "b" * 16, "name": "x", "startTimeUnixNano": "1", "endTimeUnixNano": "2"}
+    decision = {
+        "rollout_id": "r1",
+        "policy": "supervisor-policy",
+        "candidates": [{"text": "a", "numbers": {"x": 1}}],
+    }
+    span = {
+        "traceId": "a" * 32,
+        "spanId": "b" * 16,
+        "name": "x",
+        "startTimeUnixNano": "1",
+        "endTimeUnixNano": "2",
+    }
     traces = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
     bodies: list[tuple[str, str, Any]] = [
         ("POST", "/v1/chat/completions", chat),
@@ -104,7 +125,11 @@ def valid_requests() -> list[bytes]:
         ("POST", "/everloop/v1/rewards", reward),
         ("POST", "/everloop/v1/rewards/bulk", [reward]),
         ("POST", "/everloop/v1/decisions", decision),
-        ("POST", "/everloop/v1/rollouts", {"rollout_id": "r1", "task": {"id": "t", "input": {"a": [1]}}}),
+        (
+            "POST",
+            "/everloop/v1/rollouts",
+            {"rollout_id": "r1", "task": {"id": "t", "input": {"a": [1]}}},
+        ),
         ("POST", "/everloop/v1/rollouts/r1/end", {"state": "succeeded", "output": {"a": 1}}),
         ("POST", "/v1/traces", traces),
         ("POST", "/api/rollouts", [{"input": "x", "rollout_id": "r2"}]),
@@ -113,11 +138,16 @@ def valid_requests() -> list[bytes]:
         ("GET", "/api/rollouts?state_in=queuing&limit=5", None),
         ("GET", "/v1/models", None),
     ]
-    return [request(method, path, b"" if body is None else orjson.dumps(body)) for method, path, body in bodies]
+    return [
+        request(method, path, b"" if body is None else orjson.dumps(body))
+        for method, path, body in bodies
+    ]
 
 
 def request(method: str, path: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:
-    fields = {"host": "x", "content-type": "application/json", "content-length": str(len(body))} | (headers or {})
+    fields = {"host": "x", "content-type": "application/json", "content-length": str(len(body))} | (
+        headers or {}
+    )
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"{method} {path} HTTP/1.1\r\n{head}connection: close\r\n\r\n".encode() + body
 
@@ -173,7 +203,9 @@ def mutated(source: bytes, chance: random.Random) -> bytes:
             places = [i for i in range(len(body)) if body[i : i + 1] == b":"]
             if places:
                 place = chance.choice(places) + 1
-                end = min(i for i in (body.find(b",", place), body.find(b"}", place), len(body)) if i >= 0)
+                end = min(
+                    i for i in (body.find(b",", place), body.find(b"}", place), len(body)) if i >= 0
+                )
                 body = body[:place] + chance.choice(HOSTILE_VALUES) + body[end:]
         case 4:  # a whole body of something else
             body = chance.choice(HOSTILE_VALUES)
@@ -183,13 +215,17 @@ def mutated(source: bytes, chance: random.Random) -> bytes:
             more = b"".join(b"\r\nx-%d: y" % n for n in range(chance.choice([99, 150, 2000])))
             return head + more + b"\r\n\r\n" + body
         case 7:  # another method or path
-            line = b" ".join((chance.choice(METHODS), chance.choice(PATHS), chance.choice(VERSIONS)))
+            line = b" ".join(
+                (chance.choice(METHODS), chance.choice(PATHS), chance.choice(VERSIONS))
+            )
             head = line + head[head.index(b"\r\n") :]
         case 8:  # garbage in front
             return bytes(chance.randrange(256) for _ in range(chance.randrange(1, 60))) + source
         case 9:  # letters where there were digits, and the other way about
             letters = string.ascii_letters + string.digits
-            body = bytes(ord(chance.choice(letters)) if chance.random() < 0.1 else byte for byte in body)
+            body = bytes(
+                ord(chance.choice(letters)) if chance.random() < 0.1 else byte for byte in body
+            )
     fields = [line for line in head.split(b"\r\n") if not line.startswith(b"content-length")]
     return b"\r\n".join([*fields, b"content-length: %d" % len(body)]) + b"\r\n\r\n" + body
 
@@ -218,7 +254,9 @@ def is_healthy(gateway: Gateway) -> bool:
 
 
 @pytest.mark.slow
-def test_mutated_requests_are_refused_with_a_problem_body_and_no_reward_is_lost(hardened: Gateway) -> None:
+def test_mutated_requests_are_refused_with_a_problem_body_and_no_reward_is_lost(
+    hardened: Gateway,
+) -> None:
     chance = random.Random(7)
     sources = valid_requests()
     contents = [mutated(chance.choice(sources), chance) for _ in range(MUTATIONS)]
@@ -227,7 +265,9 @@ def test_mutated_requests_are_refused_with_a_problem_body_and_no_reward_is_lost(
     async def all_sent() -> list[bytes]:
         answers: list[bytes] = []
         for start in range(0, len(contents), 250):
-            answers += await asyncio.gather(*(sent(port_of(hardened), c) for c in contents[start : start + 250]))
+            answers += await asyncio.gather(
+                *(sent(port_of(hardened), c) for c in contents[start : start + 250])
+            )
         return answers
 
     answers = asyncio.run(all_sent())
@@ -246,7 +286,9 @@ def test_mutated_requests_are_refused_with_a_problem_body_and_no_reward_is_lost(
             assert b"Traceback" not in answer
         assert status != 500, (content[:500], answer)
         accepted += status == 202 and b"/rewards" in content.split(b"\r\n", 1)[0]
-    assert sum(count for status, count in outcomes.items() if 400 <= status < 500) > MUTATIONS / 3, outcomes
+    assert (
+        sum(count for status, count in outcomes.items() if 400 <= status < 500) > MUTATIONS / 3
+    ), outcomes
     assert outcomes[0] < MUTATIONS / 3, outcomes
     assert is_healthy(hardened)
     assert hardened.chat().is_success
@@ -260,13 +302,18 @@ def test_what_the_schema_allows_and_what_it_does_not_is_never_a_defect(hardened:
     tried: Counter[str] = Counter()
     for found in schema.get_all_operations():
         operation = cast(Any, found).ok()
-        if operation.path in ("/proxy/pause", "/proxy/resume") or "/everloop/v1/routes" in operation.path:
+        if (
+            operation.path in ("/proxy/pause", "/proxy/resume")
+            or "/everloop/v1/routes" in operation.path
+        ):
             continue  # what operators do changes what the others are answered
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             try:
                 tried[operation.label] += _tried(operation.as_strategy(generation_mode=mode))
             except Unsatisfiable:
-                assert mode is GenerationMode.NEGATIVE  # an operation that takes anything cannot be asked wrongly
+                assert (
+                    mode is GenerationMode.NEGATIVE
+                )  # an operation that takes anything cannot be asked wrongly
     assert sum(tried.values()) > 1500, tried
     assert is_healthy(hardened)
 
@@ -299,15 +346,21 @@ def _is_paused(answer: Any) -> bool:
     return "x-agl-paused" in answer.headers
 
 
-def test_broken_streams_are_passed_on_recorded_as_errors_and_cost_no_memory(hardened: Gateway) -> None:
+def test_broken_streams_are_passed_on_recorded_as_errors_and_cost_no_memory(
+    hardened: Gateway,
+) -> None:
     for model, stream in BROKEN_STREAMS.items():
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": True}
         named = {"x-everloop-rollout-id": f"broken-{model}"}
-        with hardened.http.stream("POST", "/v1/chat/completions", json=body, headers=named) as answer:
+        with hardened.http.stream(
+            "POST", "/v1/chat/completions", json=body, headers=named
+        ) as answer:
             assert b"".join(answer.iter_raw()) == stream, model
 
         def recorded(rollout: str = f"broken-{model}") -> list[SpanEvent]:
-            return [event for event in hardened.events(SPANS, SpanEvent) if event.rollout_id == rollout]
+            return [
+                event for event in hardened.events(SPANS, SpanEvent) if event.rollout_id == rollout
+            ]
 
         (span,) = eventually(recorded, f"the span of {model}")
         assert span.payload.status == ("ok" if model == "nothing-in-it" else "error"), model
@@ -316,7 +369,8 @@ def test_broken_streams_are_passed_on_recorded_as_errors_and_cost_no_memory(hard
 
 def test_headers_of_a_model_server_that_are_no_text_are_left_out(tmp_path: Path) -> None:
     body = b'{"choices": []}'
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: \xff/json\r\nx-request-id: \xfe\xff\r\nopenai-version: 1\r\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: \xff/json\r\n"
+    head += b"x-request-id: \xfe\xff\r\nopenai-version: 1\r\n"
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -360,7 +414,9 @@ def test_many_connections_that_say_nothing_hold_nobody_up(hardened: Gateway) -> 
     silent = [socket.create_connection(("127.0.0.1", port_of(hardened))) for _ in range(200)]
     try:
         for connection in silent[::2]:
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{"
+            )
         assert hardened.chat().is_success
     finally:
         for connection in silent:
@@ -374,7 +430,9 @@ def test_answers_carry_security_headers_and_no_cors(hardened: Gateway, tmp_path:
     assert answer.headers["cache-control"] == "no-store"
     assert "server" not in answer.headers
     assert not any(name.startswith("access-control") for name in answer.headers)
-    allowed = Settings(data_dir=tmp_path, gateway=GatewaySettings(cors_origins=("https://good.example",)))
+    allowed = Settings(
+        data_dir=tmp_path, gateway=GatewaySettings(cors_origins=("https://good.example",))
+    )
     with running_gateway(allowed) as gateway:
         for origin, granted in (("https://good.example", True), ("https://evil.example", False)):
             found = gateway.http.get("/v1/models", headers={"origin": origin})

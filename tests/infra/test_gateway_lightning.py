@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from infra.config import Settings
+from infra.config.settings import Settings
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.spans import SpanEvent
@@ -14,12 +14,17 @@ from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
 PROXY = "/proxy/rollout/r1/attempt/0/mode/{mode}/openai/v1/{path}"
-CHAT: dict[str, Any] = {"model": "whatever", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.1}
+CHAT: dict[str, Any] = {
+    "model": "whatever",
+    "messages": [{"role": "user", "content": "hi"}],
+    "temperature": 0.1,
+}
 
 
 def enqueue(gateway: Gateway, *ids: str, **more: Any) -> Any:
     answer = gateway.http.post(
-        "/api/rollouts", json=[{"rollout_id": i, "input": {"data_id": f"d-{i}"}, **more} for i in ids]
+        "/api/rollouts",
+        json=[{"rollout_id": i, "input": {"data_id": f"d-{i}"}, **more} for i in ids],
     )
     assert answer.status_code == 201, answer.text
     return answer.json()
@@ -53,7 +58,9 @@ def test_enqueuing_is_idempotent_by_id_and_lists_by_state(gateway: Gateway) -> N
     assert len(unnamed["rollout_id"]) == 32
     enqueue(gateway, "r2")
     run(gateway, "r2", "failed")
-    listed = gateway.http.get("/api/rollouts", params={"state_in": ["queuing", "failed"], "limit": 2}).json()
+    listed = gateway.http.get(
+        "/api/rollouts", params={"state_in": ["queuing", "failed"], "limit": 2}
+    ).json()
     assert [rollout["rollout_id"] for rollout in listed] == ["r1", unnamed["rollout_id"]]
     assert gateway.http.get("/api/rollouts").status_code == 422
 
@@ -85,7 +92,12 @@ def test_of_two_endings_at_once_one_is_refused(gateway: Gateway) -> None:
         enqueue(gateway, rollout_id := f"r{number}")
         patch(gateway, rollout_id, state="running")
         with ThreadPoolExecutor(2) as pool:
-            ends = list(pool.map(lambda state, r=rollout_id: patch(gateway, r, state=state), ["succeeded", "failed"]))
+            ends = list(
+                pool.map(
+                    lambda state, r=rollout_id: patch(gateway, r, state=state),
+                    ["succeeded", "failed"],
+                )
+            )
         assert sorted(answer.status_code for answer in ends) == [200, 409]
     assert gateway.http.get("/api/rollouts/terminal").json()["total_terminal"] == 10
 
@@ -133,7 +145,9 @@ def test_events_belong_to_attempts_and_rewards_count(gateway: Gateway) -> None:
     assert gateway.http.get("/api/rollouts/r1").json()["attempts"] == ["0", "1"]
     events = gateway.http.get("/api/rollouts/r1/events").json()
     assert [event["event_type"] for event in events] == ["note", "reward"]
-    only = gateway.http.get("/api/rollouts/r1/events", params={"event_type": "reward", "format": "triplet"}).json()
+    only = gateway.http.get(
+        "/api/rollouts/r1/events", params={"event_type": "reward", "format": "triplet"}
+    ).json()
     assert [event["data"] for event in only] == [{"value": 0.5}]
     patch(gateway, "r1", last_attempt_id="1")
     assert len(gateway.http.get("/api/rollouts/r1/events").json()) == 1
@@ -171,7 +185,9 @@ def test_the_proxy_sets_what_the_mode_asks_for_and_records_the_tokens(
     assert {span.rollout_id for span in gateway.soon(SPANS, SpanEvent, 2)} == {"r1"}
 
 
-def test_a_stream_through_the_proxy_is_recorded_as_one_answer(gateway: Gateway, upstream_url: str) -> None:
+def test_a_stream_through_the_proxy_is_recorded_as_one_answer(
+    gateway: Gateway, upstream_url: str
+) -> None:
     enqueue(gateway, "r1")
     register(gateway, upstream_url)
     with gateway.http.stream(
@@ -215,18 +231,29 @@ def test_a_paused_proxy_says_when_to_come_back(gateway: Gateway, upstream_url: s
     paused = {"paused": True, "retry_after_seconds": 9, "reason": "weights", "inflight": 0}
     assert gateway.http.post("/proxy/pause", json=asked).json() == paused
     answer = ask(gateway)
-    assert (answer.status_code, answer.headers["retry-after"], answer.headers["x-agl-paused"]) == (429, "9", "true")
+    assert (answer.status_code, answer.headers["retry-after"], answer.headers["x-agl-paused"]) == (
+        429,
+        "9",
+        "true",
+    )
     assert gateway.chat().is_success, "agents in production are served on"
     assert gateway.http.post("/proxy/resume").json()["paused"] is False
     assert ask(gateway).is_success
 
 
-def test_models_are_cleared_and_a_dangerous_endpoint_is_refused(gateway: Gateway, upstream_url: str) -> None:
+def test_models_are_cleared_and_a_dangerous_endpoint_is_refused(
+    gateway: Gateway, upstream_url: str
+) -> None:
     enqueue(gateway, "r1")
     register(gateway, upstream_url)
     assert gateway.http.delete("/api/models").json() == {"status": "ok"}
     assert ask(gateway).status_code == 503
-    for endpoint in ("http://169.254.169.254/v1", "file:///etc/passwd", "http://a:b@host/v1", "http://[fe80::1]/v1"):
+    for endpoint in (
+        "http://169.254.169.254/v1",
+        "file:///etc/passwd",
+        "http://a:b@host/v1",
+        "http://[fe80::1]/v1",
+    ):
         answer = gateway.http.post("/api/models", json=[{"model": "tiny", "endpoint": endpoint}])
         assert answer.status_code == 400, endpoint
 
@@ -235,7 +262,10 @@ def test_what_it_means_is_told_to_the_learners(gateway: Gateway) -> None:
     enqueue(gateway, "r1", "r2", is_train=False)
     run(gateway, "r1")
     patch(gateway, "r2", state="failed", error_message="no worker")
-    told = [(e.rollout_id, str(e.payload.state), e.payload.split) for e in gateway.events(ROLLOUTS, RolloutEvent)]
+    told = [
+        (e.rollout_id, str(e.payload.state), e.payload.split)
+        for e in gateway.events(ROLLOUTS, RolloutEvent)
+    ]
     assert told[:2] == [("r1", "created", "validation"), ("r2", "created", "validation")]
     assert [state for _, state, _ in told[2:]] == ["started", "succeeded", "failed"]
     first, second = gateway.events(ROLLOUTS, RolloutEvent)[:2]
@@ -248,7 +278,12 @@ def test_a_restart_loses_nothing(settings: Settings, upstream_url: str) -> None:
     publish(settings.log_path, model_route("other", upstream_url))
 
     def shown(gateway: Gateway) -> list[Any]:
-        gets = ["/api/rollouts/r1", "/api/rollouts/terminal", "/api/rollouts/r1/events?format=triplet", "/proxy/state"]
+        gets = [
+            "/api/rollouts/r1",
+            "/api/rollouts/terminal",
+            "/api/rollouts/r1/events?format=triplet",
+            "/proxy/state",
+        ]
         return [gateway.http.get(path).json() for path in gets]
 
     with running_gateway(settings) as gateway:
@@ -256,7 +291,10 @@ def test_a_restart_loses_nothing(settings: Settings, upstream_url: str) -> None:
         register(gateway, upstream_url, "detailed")
         run(gateway, "r2")
         assert ask(gateway).is_success
-        gateway.http.post("/api/rollouts/r1/attempt/0/events", json={"event_type": "reward", "data": {"value": 1.0}})
+        gateway.http.post(
+            "/api/rollouts/r1/attempt/0/events",
+            json={"event_type": "reward", "data": {"value": 1.0}},
+        )
         gateway.http.delete("/api/rollouts/r3")
         gateway.http.post("/proxy/pause", json={"reason": "upgrade"})
         before = shown(gateway)
@@ -283,7 +321,10 @@ def test_only_the_last_tensor_of_a_growing_conversation_is_kept(gateway: Gateway
 
     def call(prompt: list[int], response: list[int]) -> None:
         answer = {"prompt_token_ids": prompt, "choices": [{"token_ids": response}]}
-        body = {"event_type": "model_request", "data": {"response": answer, "routed_experts": "tensor"}}
+        body = {
+            "event_type": "model_request",
+            "data": {"response": answer, "routed_experts": "tensor"},
+        }
         gateway.http.post("/api/rollouts/r1/attempt/0/events", json=body).raise_for_status()
 
     call([1], [2])
@@ -291,5 +332,7 @@ def test_only_the_last_tensor_of_a_growing_conversation_is_kept(gateway: Gateway
     call([9], [9])
     events = gateway.http.get("/api/rollouts/r1/events").json()
     assert ["routed_experts" in event["data"] for event in events] == [False, True, True]
-    without = gateway.http.get("/api/rollouts/r1/events", params={"include_routed_experts": False}).json()
+    without = gateway.http.get(
+        "/api/rollouts/r1/events", params={"include_routed_experts": False}
+    ).json()
     assert not any("routed_experts" in event["data"] for event in without)

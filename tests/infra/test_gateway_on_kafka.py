@@ -1,4 +1,6 @@
-"""Kafka goes away under load and comes back: no call fails, no event is lost, each rollout's order is kept."""
+"""Kafka goes away under load and comes back: no call fails, no event is lost, each rollout's order
+is kept.
+"""
 
 import os
 import threading
@@ -8,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import Settings
+from infra.config.settings import Settings
 from schemas.rewards import RewardEvent
 from schemas.routes import RouteEvent
 from schemas.serialization import decode, decode_all
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import REWARDS, ROUTES, SPANS
-from streams.kafka.cluster import Cluster
-from streams.kafka.log import KafkaLog
-from streams.log import read_all
-from streams.records import Outgoing
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.log import KafkaLog
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing
 from tests.conftest import serving
 from tests.infra.conftest import model_route, running_gateway
 from tests.infra.upstream import Upstream
@@ -38,7 +40,13 @@ def test_calls_are_served_and_events_kept_while_kafka_is_away(
         declare_afresh(cluster.bootstrap)
         settings = Settings(data_dir=tmp_path, log=f"kafka://{cluster.bootstrap}")
         with KafkaLog(Cluster(cluster.bootstrap)) as log:
-            log.append([Outgoing.of(ROUTES, "tiny", RouteEvent(payload=model_route("tiny", upstream))).record()])
+            log.append(
+                [
+                    Outgoing.of(
+                        ROUTES, "tiny", RouteEvent(payload=model_route("tiny", upstream))
+                    ).record()
+                ]
+            )
         failures: list[str] = []
         rewarded: list[str] = []
         made: dict[str, int] = defaultdict(int)
@@ -51,7 +59,9 @@ def test_calls_are_served_and_events_kept_while_kafka_is_away(
                 made[rollout_id] += 1
                 if not answer.is_success:
                     failures.append(answer.text)
-                reward = gateway.http.post("/everloop/v1/rewards", json={"rollout_id": rollout_id, "value": 0.5})
+                reward = gateway.http.post(
+                    "/everloop/v1/rewards", json={"rollout_id": rollout_id, "value": 0.5}
+                )
                 if reward.is_success:
                     rewarded.append(reward.json()["event_id"])
                 else:
@@ -59,7 +69,9 @@ def test_calls_are_served_and_events_kept_while_kafka_is_away(
 
         with running_gateway(settings) as gateway:
             eventually(lambda: gateway.http.get("/readyz").json()["ready"], "the route")
-            callers = [threading.Thread(target=work, args=(f"r{number}",)) for number in range(CALLERS)]
+            callers = [
+                threading.Thread(target=work, args=(f"r{number}",)) for number in range(CALLERS)
+            ]
             for caller in callers:
                 caller.start()
             eventually(lambda: sum(made.values()) > 30, "calls before")
@@ -81,10 +93,18 @@ def test_calls_are_served_and_events_kept_while_kafka_is_away(
         record_property("calls", sum(made.values()))
         assert failures == []
         with KafkaLog(Cluster(cluster.bootstrap)) as log:
-            spans = [span for record in read_all(log, SPANS.name) for span in decode_all(SpanEvent, record.value)]
-            rewards = {decode(RewardEvent, record.value).event_id for record in read_all(log, REWARDS.name)}
+            spans = [
+                span
+                for record in read_all(log, SPANS.name)
+                for span in decode_all(SpanEvent, record.value)
+            ]
+            rewards = {
+                decode(RewardEvent, record.value).event_id for record in read_all(log, REWARDS.name)
+            }
         assert rewards == set(rewarded)
-        first_seen = {span.span_id: span for span in reversed(spans)}  # one may be there twice, with one id
+        first_seen = {
+            span.span_id: span for span in reversed(spans)
+        }  # one may be there twice, with one id
         starts: dict[str, list[int]] = defaultdict(list)
         for span in spans:
             if first_seen.pop(span.span_id or "", None) is not None:

@@ -1,4 +1,6 @@
-"""Tool calls that the caller's schemas do not allow are counted, and repaired or refused where that is wanted."""
+"""Tool calls that the caller's schemas do not allow are counted, and repaired or refused where that
+is wanted.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infra.config import Settings
-from infra.gateway.tool_calls import call_problems
+from infra.config.settings import Settings
+from infra.gateway.calls.tool_calls import call_problems
 from learners.json_schema import UncheckableSchemaError, violation
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import SPANS
@@ -35,19 +37,32 @@ def test_by_default_they_pass_and_are_counted(settings: Settings, upstream_url: 
         assert gateway.chat("clumsy", tools=TOOLS).json()["choices"][0]["message"]["tool_calls"]
         assert gateway.chat("tiny", tools=TOOLS).is_success
         first, second = gateway.soon(SPANS, SpanEvent, 2)
-        assert (first.payload.attributes[Attribute.INVALID_TOOL_CALLS], first.payload.status) == (1, "ok")
+        assert (first.payload.attributes[Attribute.INVALID_TOOL_CALLS], first.payload.status) == (
+            1,
+            "ok",
+        )
         assert Attribute.INVALID_TOOL_CALLS not in second.payload.attributes
         assert invalid(gateway) == [({"model": "clumsy", "version": "v1"}, 1.0)]
 
 
-def test_the_model_is_told_and_asked_once_more(settings: Settings, upstream: Upstream, upstream_url: str) -> None:
+def test_the_model_is_told_and_asked_once_more(
+    settings: Settings, upstream: Upstream, upstream_url: str
+) -> None:
     with gateway_that("repair", settings, upstream_url) as gateway:
         answer = gateway.chat("clumsy", tools=TOOLS)
-        assert answer.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"query": "x"}'
+        assert (
+            answer.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
+            == '{"query": "x"}'
+        )
         first, second = gateway.soon(SPANS, SpanEvent, 2)
     assert answer.headers["x-everloop-span-id"] == second.span_id != first.span_id
-    assert (first.payload.status, second.payload.status) == ("error", "ok"), "what was wrong teaches nobody"
-    assert first.payload.status_message == "invalid tool call: search: $: 'query' is a required property"
+    assert (first.payload.status, second.payload.status) == ("error", "ok"), (
+        "what was wrong teaches nobody"
+    )
+    assert (
+        first.payload.status_message
+        == "invalid tool call: search: $: 'query' is a required property"
+    )
     assert first.rollout_id == second.rollout_id
     *_, assistant, told = upstream.asked[1]["messages"]
     assert assistant["tool_calls"][0]["id"] == told["tool_call_id"] == "call_1"
@@ -62,13 +77,20 @@ def test_what_stays_invalid_is_refused(
         answer = gateway.chat("hopeless", tools=TOOLS)
         assert (answer.status_code, answer.json()["title"]) == (502, "Invalid tool call")
         assert "'query' is a required property" in answer.json()["detail"]
-        assert [span.payload.status for span in gateway.soon(SPANS, SpanEvent, asked)] == ["error"] * asked
+        assert [span.payload.status for span in gateway.soon(SPANS, SpanEvent, asked)] == [
+            "error"
+        ] * asked
         assert invalid(gateway) == [({"model": "hopeless", "version": "v1"}, float(asked))]
     assert len(upstream.asked) == asked
 
 
 def called(name: Any, arguments: Any) -> list[dict[str, Any]]:
-    return [{"content": None, "tool_calls": [{"id": "c", "function": {"name": name, "arguments": arguments}}]}]
+    return [
+        {
+            "content": None,
+            "tool_calls": [{"id": "c", "function": {"name": name, "arguments": arguments}}],
+        }
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,5 +124,6 @@ def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
     with pytest.raises(UncheckableSchemaError, match="cannot be checked against"):
         violation({"$ref": "http://127.0.0.1:9/schema.json"}, 3)
     assert (
-        violation({"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n"}, "x") == "$: 'x' is not of type 'integer'"
+        violation({"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n"}, "x")
+        == "$: 'x' is not of type 'integer'"
     )

@@ -22,7 +22,9 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @pytest.mark.parametrize("compression", [Compression.NoCompression, Compression.Gzip])
 def test_the_sdks_own_exporter_is_understood(gateway: Gateway, compression: Compression) -> None:
-    provider = TracerProvider(resource=Resource({Attribute.ROLLOUT_ID.value: "r1"}), shutdown_on_exit=False)
+    provider = TracerProvider(
+        resource=Resource({Attribute.ROLLOUT_ID.value: "r1"}), shutdown_on_exit=False
+    )
     exporter = OTLPSpanExporter(f"{gateway.url}/v1/traces", compression=compression)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer("test")
@@ -47,12 +49,28 @@ def exported(spans: list[dict[str, Any]]) -> dict[str, Any]:
 def span(**more: Any) -> dict[str, Any]:
     rollout = {"key": Attribute.ROLLOUT_ID.value, "value": {"stringValue": "r1"}}
     times = {"startTimeUnixNano": "1", "endTimeUnixNano": "2"}
-    return {"traceId": TRACE, "spanId": SPAN, "name": "work", "kind": 3, "attributes": [rollout], **times, **more}
+    return {
+        "traceId": TRACE,
+        "spanId": SPAN,
+        "name": "work",
+        "kind": 3,
+        "attributes": [rollout],
+        **times,
+        **more,
+    }
 
 
 def test_json_is_understood_and_answered_in_json(gateway: Gateway) -> None:
-    nested = {"kvlistValue": {"values": [{"key": "a", "value": {"arrayValue": {"values": [{"intValue": "1"}]}}}]}}
-    attributes = [*span()["attributes"], {"key": "nested", "value": nested}, {"key": "raw", "value": {}}]
+    nested = {
+        "kvlistValue": {
+            "values": [{"key": "a", "value": {"arrayValue": {"values": [{"intValue": "1"}]}}}]
+        }
+    }
+    attributes = [
+        *span()["attributes"],
+        {"key": "nested", "value": nested},
+        {"key": "raw", "value": {}},
+    ]
     answer = gateway.http.post("/v1/traces", json=exported([span(attributes=attributes)]))
     assert answer.json() == {}
     (event,) = gateway.soon(SPANS, SpanEvent)
@@ -68,13 +86,20 @@ def test_spans_that_cannot_be_used_are_counted_and_the_others_kept(gateway: Gate
     assert len(gateway.soon(SPANS, SpanEvent)) == 1
 
 
-def test_a_span_that_names_no_rollout_is_of_its_traces_which_ends_when_it_is_silent(gateway: Gateway) -> None:
-    gateway.http.post("/v1/traces", json=exported([span(attributes=[]), span(attributes=[], spanId="b" * 16)]))
+def test_a_span_that_names_no_rollout_is_of_its_traces_which_ends_when_it_is_silent(
+    gateway: Gateway,
+) -> None:
+    gateway.http.post(
+        "/v1/traces", json=exported([span(attributes=[]), span(attributes=[], spanId="b" * 16)])
+    )
     called = gateway.chat(headers={"traceparent": f"00-{TRACE}-{SPAN}-01"})
     assert called.headers["x-everloop-rollout-id"] == TRACE
     assert {event.rollout_id for event in gateway.soon(SPANS, SpanEvent, 3)} == {TRACE}
     began, ended = gateway.soon(ROLLOUTS, RolloutEvent, 2)
-    assert (began.payload.state, ended.payload.state) == (RolloutState.STARTED, RolloutState.SUCCEEDED)
+    assert (began.payload.state, ended.payload.state) == (
+        RolloutState.STARTED,
+        RolloutState.SUCCEEDED,
+    )
     assert ended.payload.recorded == Recorded(spans=3)
 
 
@@ -117,23 +142,32 @@ GENAI = {
     "gen_ai.usage.input_tokens": 7,
     "gen_ai.usage.output_tokens": 2,
     "gen_ai.input.messages": '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]',
-    "gen_ai.output.messages": '[{"role": "assistant", "parts": [{"type": "text", "content": "hello"}, {"type":'
+    "gen_ai.output.messages": '[{"role": "assistant", "parts":'
+    ' [{"type": "text", "content": "hello"}, {"type":'
     ' "tool_call", "id": "call_1", "name": "search", "arguments": {"query": "x"}}]}]',
     "gen_ai.agent.name": "writer",
 }
 
 
-@pytest.mark.parametrize("said", [OPENINFERENCE, OPENLLMETRY, GENAI], ids=["openinference", "openllmetry", "genai"])
-def test_model_calls_are_understood_under_every_name(gateway: Gateway, said: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "said", [OPENINFERENCE, OPENLLMETRY, GENAI], ids=["openinference", "openllmetry", "genai"]
+)
+def test_model_calls_are_understood_under_every_name(
+    gateway: Gateway, said: dict[str, Any]
+) -> None:
     attributes = [attribute(name, value) for name, value in said.items()]
-    assert gateway.http.post("/v1/traces", json=exported([span(attributes=attributes)])).json() == {}
+    assert (
+        gateway.http.post("/v1/traces", json=exported([span(attributes=attributes)])).json() == {}
+    )
     (event,) = gateway.soon(SPANS, SpanEvent)
     found = event.payload.attributes
     assert said.items() <= found.items() or said is GENAI
     assert (found[Attribute.OPERATION], found[Attribute.REQUEST_MODEL]) == ("chat", "m")
     assert (found[Attribute.INPUT_TOKENS], found[Attribute.OUTPUT_TOKENS]) == (7, 2)
     assert found[Attribute.NODE] == "writer"
-    assert found[Attribute.INPUT_MESSAGES] == [{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]
+    assert found[Attribute.INPUT_MESSAGES] == [
+        {"role": "user", "parts": [{"type": "text", "content": "hi"}]}
+    ]
     call = {"type": "tool_call", "id": "call_1", "name": "search", "arguments": {"query": "x"}}
     assert found[Attribute.OUTPUT_MESSAGES] == [
         {"role": "assistant", "parts": [{"type": "text", "content": "hello"}, call]}
@@ -141,7 +175,12 @@ def test_model_calls_are_understood_under_every_name(gateway: Gateway, said: dic
 
 
 def test_a_tool_of_openinference_is_a_tool_call(gateway: Gateway) -> None:
-    said = {"openinference.span.kind": "TOOL", "tool.name": "search", "input.value": "x", "output.value": "found"}
+    said = {
+        "openinference.span.kind": "TOOL",
+        "tool.name": "search",
+        "input.value": "x",
+        "output.value": "found",
+    }
     attributes = [attribute(name, value) for name, value in said.items()]
     gateway.http.post("/v1/traces", json=exported([span(attributes=attributes)]))
     found = gateway.soon(SPANS, SpanEvent)[0].payload.attributes
@@ -150,7 +189,9 @@ def test_a_tool_of_openinference_is_a_tool_call(gateway: Gateway) -> None:
 
 
 def test_protobuf_is_answered_in_protobuf(gateway: Gateway) -> None:
-    answer = gateway.http.post("/v1/traces", content=b"", headers={"content-type": "application/x-protobuf"})
+    answer = gateway.http.post(
+        "/v1/traces", content=b"", headers={"content-type": "application/x-protobuf"}
+    )
     assert answer.headers["content-type"] == "application/x-protobuf"
     assert ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans == 0
 
@@ -167,7 +208,11 @@ def test_protobuf_is_answered_in_protobuf(gateway: Gateway) -> None:
             400,
         ),
         (b"no gzip", {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 400),
-        (gzip.compress(b"\0" * 200_000), {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 413),
+        (
+            gzip.compress(b"\0" * 200_000),
+            {"content-type": "application/x-protobuf", "content-encoding": "gzip"},
+            413,
+        ),
     ],
 )
 def test_a_body_that_is_no_export_is_refused(

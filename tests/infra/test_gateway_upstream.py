@@ -1,4 +1,6 @@
-"""Model servers that fail: asked again before the first byte, left alone for a while, replaced by a fallback."""
+"""Model servers that fail: asked again before the first byte, left alone for a while, replaced by a
+fallback.
+"""
 
 import time
 from collections.abc import Iterator
@@ -8,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from infra.config import GatewaySettings, Settings, UpstreamSettings
-from infra.gateway.upstream import Breaker
+from infra.config.settings import GatewaySettings, Settings, UpstreamSettings
+from infra.gateway.models.servers import Breaker
 from schemas.endpoints import Endpoint
 from schemas.rollouts import RolloutEvent
 from schemas.routes import RouteTarget
@@ -26,10 +28,17 @@ ABSENT = "http://127.0.0.1:9/v1"
 @contextmanager
 def patient(tmp_path: Path, *routes: Any, **upstream: Any) -> Iterator[Gateway]:
     """A gateway that asks again."""
-    asking = {"backoff_s": 0.01, "most_backoff_s": 0.02, "health_interval_s": 0.05, "breaker_open_s": 60} | upstream
+    asking = {
+        "backoff_s": 0.01,
+        "most_backoff_s": 0.02,
+        "health_interval_s": 0.05,
+        "breaker_open_s": 60,
+    } | upstream
     settings = Settings(
         data_dir=tmp_path / "data",
-        gateway=GatewaySettings(upstream_timeout_s=0.5, upstream=UpstreamSettings(**asking), conversation_idle_s=0.5),
+        gateway=GatewaySettings(
+            upstream_timeout_s=0.5, upstream=UpstreamSettings(**asking), conversation_idle_s=0.5
+        ),
     )
     publish(settings.log_path, *routes)
     with running_gateway(settings) as gateway:
@@ -37,10 +46,14 @@ def patient(tmp_path: Path, *routes: Any, **upstream: Any) -> Iterator[Gateway]:
 
 
 def fallback(url: str, version: str = "spare") -> RouteTarget:
-    return RouteTarget(version=version, endpoint=Endpoint(base_url=f"{url}/v1", model="spare-model"))
+    return RouteTarget(
+        version=version, endpoint=Endpoint(base_url=f"{url}/v1", model="spare-model")
+    )
 
 
-def test_a_server_that_cannot_answer_now_is_asked_again(tmp_path: Path, upstream: Upstream, upstream_url: str) -> None:
+def test_a_server_that_cannot_answer_now_is_asked_again(
+    tmp_path: Path, upstream: Upstream, upstream_url: str
+) -> None:
     upstream.failures = 2
     with patient(tmp_path, model_route("tiny", upstream_url)) as gateway:
         assert gateway.chat().is_success
@@ -61,7 +74,10 @@ def test_the_last_answer_is_passed_back_when_asking_again_did_not_help(
 
 
 def test_a_request_that_is_wrong_is_not_repeated(tmp_path: Path, upstream: Upstream) -> None:
-    with serving(upstream.app) as url, patient(tmp_path, model_route("tiny", f"{url}/nowhere")) as gateway:
+    with (
+        serving(upstream.app) as url,
+        patient(tmp_path, model_route("tiny", f"{url}/nowhere")) as gateway,
+    ):
         assert gateway.chat().status_code == 404
         (span,) = gateway.soon(SPANS, SpanEvent)
     assert span.payload.attributes[Attribute.ATTEMPTS] == 1
@@ -81,7 +97,9 @@ def test_a_long_wait_that_a_server_asks_for_is_the_callers(
 def test_a_fallback_answers_and_the_span_says_so(
     tmp_path: Path, upstream: Upstream, upstream_url: str, model: str
 ) -> None:
-    route = model_route(model, upstream_url).model_copy(update={"fallbacks": [fallback(upstream_url)]})
+    route = model_route(model, upstream_url).model_copy(
+        update={"fallbacks": [fallback(upstream_url)]}
+    )
     with patient(tmp_path, route, retries=0) as gateway:
         answer = gateway.chat(model)
         (span,) = gateway.soon(SPANS, SpanEvent)
@@ -93,17 +111,26 @@ def test_a_fallback_answers_and_the_span_says_so(
 
 def test_fallbacks_are_tried_in_order(tmp_path: Path, upstream_url: str) -> None:
     nobody = RouteTarget(version="nobody", endpoint=Endpoint(base_url=ABSENT, model="x"))
-    route = model_route("tiny", "http://127.0.0.1:9").model_copy(update={"fallbacks": [nobody, fallback(upstream_url)]})
+    route = model_route("tiny", "http://127.0.0.1:9").model_copy(
+        update={"fallbacks": [nobody, fallback(upstream_url)]}
+    )
     with patient(tmp_path, route, retries=1) as gateway:
         assert gateway.chat().headers["x-everloop-checkpoint"] == "spare"
         (span,) = gateway.soon(SPANS, SpanEvent)
     assert span.payload.attributes[Attribute.ATTEMPTS] == 5
 
 
-def test_a_stream_is_never_begun_twice(tmp_path: Path, upstream: Upstream, upstream_url: str) -> None:
-    route = model_route("cut-off", upstream_url).model_copy(update={"fallbacks": [fallback(upstream_url)]})
+def test_a_stream_is_never_begun_twice(
+    tmp_path: Path, upstream: Upstream, upstream_url: str
+) -> None:
+    route = model_route("cut-off", upstream_url).model_copy(
+        update={"fallbacks": [fallback(upstream_url)]}
+    )
     body = {"model": "cut-off", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-    with patient(tmp_path, route) as gateway, gateway.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+    with (
+        patient(tmp_path, route) as gateway,
+        gateway.http.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
         received = b"".join(answer.iter_raw())
         (span,) = gateway.soon(SPANS, SpanEvent)
     assert received.count(b"hello") == 1
@@ -116,7 +143,9 @@ def test_a_server_that_fails_again_and_again_is_left_alone_until_it_is_back(
     tmp_path: Path, upstream: Upstream, upstream_url: str
 ) -> None:
     upstream.failures = 4
-    with patient(tmp_path, model_route("tiny", upstream_url), retries=0, breaker_failures=3) as gateway:
+    with patient(
+        tmp_path, model_route("tiny", upstream_url), retries=0, breaker_failures=3
+    ) as gateway:
         statuses = [gateway.chat().status_code for _ in range(5)]
         assert statuses == [503] * 5
         assert len(upstream.asked) == 3
@@ -164,7 +193,12 @@ def test_a_trial_that_could_not_be_made_leaves_the_circuit_to_another(
 
 
 def test_the_callers_key_and_cookies_go_no_further(gateway: Gateway, upstream: Upstream) -> None:
-    sent = {"authorization": "Bearer mine", "x-api-key": "mine", "cookie": "a=b", "openai-beta": "x=1"}
+    sent = {
+        "authorization": "Bearer mine",
+        "x-api-key": "mine",
+        "cookie": "a=b",
+        "openai-beta": "x=1",
+    }
     assert gateway.chat(headers=sent).is_success
     (got,) = upstream.headers
     assert "mine" not in str(got)
@@ -178,23 +212,36 @@ def test_a_shadow_gets_a_copy_that_nobody_sees_and_nobody_learns_from(
     shadow = fallback(upstream_url, "next")
     route = model_route("tiny", upstream_url).model_copy(update={"shadows": [shadow]})
     with patient(tmp_path, route) as gateway:
-        assert gateway.chat(headers={"x-everloop-rollout-id": "r1"}).headers["x-everloop-checkpoint"] == "v1"
+        assert (
+            gateway.chat(headers={"x-everloop-rollout-id": "r1"}).headers["x-everloop-checkpoint"]
+            == "v1"
+        )
         spans = gateway.soon(SPANS, SpanEvent, 2)
         rollouts = gateway.soon(ROLLOUTS, RolloutEvent, 3)
-        ((_, copies),) = metrics_of(gateway.http.get("/metrics").text, "everloop_shadow_requests_total")
-    assert {span.rollout_id for span in spans if span.payload.attributes[Attribute.CHECKPOINT] == "v1"} == {"r1"}
+        ((_, copies),) = metrics_of(
+            gateway.http.get("/metrics").text, "everloop_shadow_requests_total"
+        )
+    assert {
+        span.rollout_id for span in spans if span.payload.attributes[Attribute.CHECKPOINT] == "v1"
+    } == {"r1"}
     (copy,) = [span for span in spans if span.payload.attributes[Attribute.CHECKPOINT] == "next"]
     assert copy.rollout_id.startswith("shadow/next/")
     assert copy.payload.attributes[Attribute.GROUP] == "shadow:next"
-    states = [(r.payload.state, r.payload.split) for r in rollouts if r.rollout_id == copy.rollout_id]
+    states = [
+        (r.payload.state, r.payload.split) for r in rollouts if r.rollout_id == copy.rollout_id
+    ]
     assert [state for state, _ in states] == ["started", "succeeded"]
     assert states[0][1] == "test"
     assert copies == 1
 
 
-def test_a_share_of_zero_shadows_nothing(tmp_path: Path, upstream: Upstream, upstream_url: str) -> None:
+def test_a_share_of_zero_shadows_nothing(
+    tmp_path: Path, upstream: Upstream, upstream_url: str
+) -> None:
     shadow = fallback(upstream_url, "next").model_copy(update={"weight": 0.0})
-    with patient(tmp_path, model_route("tiny", upstream_url).model_copy(update={"shadows": [shadow]})) as gateway:
+    with patient(
+        tmp_path, model_route("tiny", upstream_url).model_copy(update={"shadows": [shadow]})
+    ) as gateway:
         for _ in range(5):
             gateway.chat()
         gateway.soon(SPANS, SpanEvent, 5)
@@ -207,17 +254,25 @@ def test_tokens_and_cost_are_counted(tmp_path: Path, upstream_url: str) -> None:
         gateway.chat()
         (span,) = gateway.soon(SPANS, SpanEvent)
         text = gateway.http.get("/metrics").text
-    assert span.payload.attributes[Attribute.COST] == pytest.approx(0.0027)  # 7 at 100 and 2 at 1000 a million
+    assert span.payload.attributes[Attribute.COST] == pytest.approx(
+        0.0027
+    )  # 7 at 100 and 2 at 1000 a million
     ((model, cost),) = metrics_of(text, "everloop_cost_total")
     assert model == {"model": "tiny"}
     assert cost == pytest.approx(0.0027)
-    tokens = {labels["direction"]: count for labels, count in metrics_of(text, "everloop_tokens_total")}
+    tokens = {
+        labels["direction"]: count for labels, count in metrics_of(text, "everloop_tokens_total")
+    }
     assert tokens == {"input": 7, "output": 2}
 
 
-def test_tokens_are_asked_for_where_the_server_says_them(tmp_path: Path, upstream: Upstream, upstream_url: str) -> None:
+def test_tokens_are_asked_for_where_the_server_says_them(
+    tmp_path: Path, upstream: Upstream, upstream_url: str
+) -> None:
     with patient(
-        tmp_path, model_route("detailed", upstream_url, tokens=True), model_route("tiny", upstream_url)
+        tmp_path,
+        model_route("detailed", upstream_url, tokens=True),
+        model_route("tiny", upstream_url),
     ) as gateway:
         gateway.chat("detailed", logprobs=False)
         gateway.chat("tiny")

@@ -1,4 +1,6 @@
-"""The judge's model is asked over HTTP; when it fails it is asked later, and nonsense is no reward."""
+"""The judge's model is asked over HTTP; when it fails it is asked later, and nonsense is no
+reward.
+"""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,14 +10,21 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from research_society.rewards import JUDGE_WEIGHTS
 
-from agents.rewards import JUDGE_WEIGHTS
-from infra.config import JudgeSettings, ModelSettings, Settings
-from infra.grading import JudgeModel, MeasuredGrader, ModelGrader, ModelReader, configured_grader, configured_reader
+from infra.config.settings import JudgeSettings, ModelSettings, Settings
+from infra.judges.graders import (
+    JudgeModel,
+    MeasuredGrader,
+    ModelGrader,
+    ModelReader,
+    configured_grader,
+    configured_reader,
+)
 from schemas.rewards import RewardSource
 from schemas.trajectories import Trajectory
-from streams.errors import RejectedRecordError, TransientError
-from streams.implicit import ImplicitConfig
+from streams.processors.implicit import ImplicitConfig
+from streams.storage.errors import RejectedRecordError, TransientError
 from tests.agents.test_rewards import finished
 from tests.conftest import serving
 from tests.infra.upstream import completion
@@ -83,7 +92,10 @@ def test_a_judge_that_is_not_there_now_is_asked_again_later(
 
 
 def test_no_server_at_all_is_a_judge_to_be_asked_later() -> None:
-    with closing(JudgeModel("judge_llm", "http://127.0.0.1:9")) as model, pytest.raises(TransientError):
+    with (
+        closing(JudgeModel("judge_llm", "http://127.0.0.1:9")) as model,
+        pytest.raises(TransientError),
+    ):
         grader = ModelGrader(model)
         grader.grade(TRAJECTORY)
 
@@ -106,9 +118,15 @@ def test_the_configuration_says_whether_a_model_judges() -> None:
 
 @pytest.mark.parametrize(
     ("said", "value"),
-    [('{"value": 0.75}', 0.75), ('Sure: {"value": null} it does not tell', None), ('{"value": 1}', 1.0)],
+    [
+        ('{"value": 0.75}', 0.75),
+        ('Sure: {"value": null} it does not tell', None),
+        ('{"value": 1}', 1.0),
+    ],
 )
-def test_a_model_reads_what_was_said_to_an_answer(server: JudgeServer, said: str, value: float | None) -> None:
+def test_a_model_reads_what_was_said_to_an_answer(
+    server: JudgeServer, said: str, value: float | None
+) -> None:
     server.response = JSONResponse(completion(said))
     with serving(server.app) as url, closing(JudgeModel("judge_llm", url, timeout_s=5)) as model:
         reader = ModelReader(model)

@@ -1,4 +1,6 @@
-"""The Kubernetes manifests are valid, name processes and settings that exist, and run without privileges."""
+"""The Kubernetes manifests are valid, name processes and settings that exist, and run without
+privileges.
+"""
 
 import re
 from pathlib import Path
@@ -8,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from infra.config import load_settings
+from infra.config.settings import load_settings
 from infra.processes.entry import NAMES
 
 FOLDER = Path(__file__).parents[2] / "infra" / "k8s"
@@ -32,16 +34,23 @@ CONTAINERS = [
 
 
 def named(kind: str, name: str) -> dict[str, Any]:
-    return next(found for found in OBJECTS if (found["kind"], found["metadata"]["name"]) == (kind, name))
+    return next(
+        found for found in OBJECTS if (found["kind"], found["metadata"]["name"]) == (kind, name)
+    )
 
 
-@pytest.mark.parametrize("manifest", OBJECTS, ids=lambda found: f"{found['kind']}-{found['metadata']['name']}")
+@pytest.mark.parametrize(
+    "manifest", OBJECTS, ids=lambda found: f"{found['kind']}-{found['metadata']['name']}"
+)
 def test_every_manifest_is_what_kubernetes_takes(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
 def test_the_kustomization_names_every_manifest() -> None:
-    there = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml"}
+    there = {path.name for path in FOLDER.glob("*.yaml")} - {
+        "kustomization.yaml",
+        "secret.example.yaml",
+    }
     assert set(KUSTOMIZATION["resources"]) == there
 
 
@@ -50,7 +59,9 @@ def test_every_process_runs_but_the_simulator() -> None:
     assert ours == set(NAMES) - {"simulator"}
 
 
-@pytest.mark.parametrize(("pod", "container"), CONTAINERS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("pod", "container"), CONTAINERS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_no_container_has_a_privilege(pod: str, container: dict[str, Any]) -> None:
     context = container["securityContext"]
     assert context["capabilities"] == {"drop": ["ALL"]}
@@ -73,7 +84,9 @@ def test_the_settings_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             (here / name).write_text(text)
     environment = dict(named("ConfigMap", "everloop")["data"])
     for _, container in CONTAINERS:
-        environment |= {variable["name"]: variable["value"] for variable in container.get("env", [])}
+        environment |= {
+            variable["name"]: variable["value"] for variable in container.get("env", [])
+        }
     for name, value in environment.items():
         monkeypatch.setenv(name, re.sub(r"^/etc/", f"{tmp_path}/etc/", value))
     settings = load_settings()

@@ -1,4 +1,6 @@
-"""What is served is changed by hand, over HTTP or at the command line, and the audit trail says by whom and why."""
+"""What is served is changed by hand, over HTTP or at the command line, and the audit trail says by
+whom and why.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,17 +8,25 @@ from typing import Any
 
 import pytest
 
-from infra.operating import OperatingError, canary, drain, promote, release, roll_back, routes_on
+from infra.control.routes import (
+    OperatingError,
+    canary,
+    drain,
+    promote,
+    release,
+    roll_back,
+    routes_on,
+)
 from learners.gate import GateConfig
 from schemas.audit import Audit, AuditEvent
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, CheckpointState
 from schemas.routes import Route, RouteEvent
 from schemas.topics import AUDIT, CHECKPOINTS, ROUTES
-from streams.artifacts import ArtifactStore
-from streams.embedded.log import EmbeddedLog
-from streams.log import Log
-from streams.promotion import Promotion, PromotionState, baseline_route
-from streams.records import Outgoing
+from streams.processors.promotion import Promotion, PromotionState, baseline_route
+from streams.storage.artifacts import ArtifactStore
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import Log
+from streams.storage.records import Outgoing
 from tests import events
 from tests.infra.conftest import Gateway, model_route, publish
 from tests.waiting import eventually
@@ -27,7 +37,9 @@ ARTIFACT = Artifact(sha256="a" * 64, size=1, media_type="application/vnd.everloo
 
 def announce(log: Log, version: str, *states: CheckpointState) -> None:
     for state in (CheckpointState.CANDIDATE, *states):
-        checkpoint = Checkpoint(name=NAME, version=version, kind="policy", state=state, artifact=ARTIFACT)
+        checkpoint = Checkpoint(
+            name=NAME, version=version, kind="policy", state=state, artifact=ARTIFACT
+        )
         log.append([Outgoing.of(CHECKPOINTS, NAME, CheckpointEvent(payload=checkpoint)).record()])
 
 
@@ -53,7 +65,10 @@ def _checkpoint(value: bytes | None) -> Checkpoint:
 
 
 def audits(log: EmbeddedLog) -> list[Audit]:
-    return [AuditEvent.model_validate_json(r.value or b"").payload for r in log.read(AUDIT.name, 0, 0, 100)]
+    return [
+        AuditEvent.model_validate_json(r.value or b"").payload
+        for r in log.read(AUDIT.name, 0, 0, 100)
+    ]
 
 
 def test_promoting_by_hand_retires_what_was_promoted_and_holds_the_route(log: EmbeddedLog) -> None:
@@ -95,7 +110,11 @@ def test_a_canary_gets_its_share_and_can_be_drained(log: EmbeddedLog) -> None:
     with pytest.raises(OperatingError, match="would serve nothing"):
         drain(log, "ada", NAME, "uniform", "")
     assert release(log, "ada", NAME, "").held is False
-    assert [audit.action for audit in audits(log)] == ["routes.canary", "routes.drain", "routes.release"]
+    assert [audit.action for audit in audits(log)] == [
+        "routes.canary",
+        "routes.drain",
+        "routes.release",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -136,12 +155,19 @@ def test_what_a_person_holds_the_gate_does_not_replace(tmp_path: Path) -> None:
 def test_over_http_a_route_is_set_and_rolled_back_and_running_gateways_follow(
     gateway: Gateway, upstream_url: str
 ) -> None:
-    wanted = model_route("tiny", upstream_url, "v2").model_dump(mode="json", exclude={"name", "held"})
-    assert gateway.http.put("/everloop/v1/routes/tiny", json=wanted | {"reason": "new"}).json()["held"] is True
+    wanted = model_route("tiny", upstream_url, "v2").model_dump(
+        mode="json", exclude={"name", "held"}
+    )
+    assert (
+        gateway.http.put("/everloop/v1/routes/tiny", json=wanted | {"reason": "new"}).json()["held"]
+        is True
+    )
     eventually(lambda: gateway.chat().headers["x-everloop-checkpoint"] == "v2", "the new route")
     assert gateway.http.post("/everloop/v1/routes/tiny/rollback", json={"reason": "bad"}).is_success
     eventually(lambda: gateway.chat().headers["x-everloop-checkpoint"] == "v1", "the old route")
-    shown = {route["name"]: route for route in gateway.http.get("/everloop/v1/routes").json()["routes"]}["tiny"]
+    shown = {
+        route["name"]: route for route in gateway.http.get("/everloop/v1/routes").json()["routes"]
+    }["tiny"]
     assert shown["held"] is True
     (target,) = shown["targets"]
     assert (target["version"], target["up"], target["inflight"]) == ("v1", True, 0)
@@ -161,7 +187,10 @@ def test_over_http_a_route_is_set_and_rolled_back_and_running_gateways_follow(
         (
             "PUT",
             "/tiny",
-            {"kind": "model", "targets": [{"version": "x", "endpoint": {"base_url": "ftp://a", "model": "m"}}]},
+            {
+                "kind": "model",
+                "targets": [{"version": "x", "endpoint": {"base_url": "ftp://a", "model": "m"}}],
+            },
             400,
         ),
         ("PUT", "/a%20b", {"kind": "policy", "targets": [{"version": "x"}]}, 400),
@@ -181,7 +210,9 @@ def test_over_http_what_cannot_be_done_is_a_problem_document(
     assert gateway.events(AUDIT, AuditEvent) == []
 
 
-def test_a_rollout_begun_under_a_drained_version_keeps_it(gateway: Gateway, upstream_url: str) -> None:
+def test_a_rollout_begun_under_a_drained_version_keeps_it(
+    gateway: Gateway, upstream_url: str
+) -> None:
     pinned = {"x-everloop-rollout-id": "r1"}
     assert gateway.chat(headers=pinned).headers["x-everloop-checkpoint"] == "v1"
     both = model_route("tiny", upstream_url, "v2")

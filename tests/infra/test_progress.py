@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from infra.progress import NotDrainedError, wait_until_drained, wait_until_taken
 from schemas.envelope import AnyEvent
 from schemas.topics import EXAMPLES
-from streams.adapter import AdapterConfig
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.log import read_all
-from streams.records import NewRecord
-from streams.routing import LessonRouter
-from streams.trajectories import TrajectoryJoin
+from streams.processors.adapter import AdapterConfig
+from streams.processors.router import ExampleRouter
+from streams.processors.trajectories import TrajectoryJoin
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.runners.lag import NotDrainedError, wait_until_drained, wait_until_taken
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
+from streams.storage.records import NewRecord
 from tests import events
 
 JOIN = TrajectoryJoin()
-ROUTER = LessonRouter(AdapterConfig(rl={"writer": frozenset({"writer"})}), timedelta(days=1))
+ROUTER = ExampleRouter(AdapterConfig(rl={"writer": frozenset({"writer"})}), timedelta(days=1))
 
 
 def rollout(number: int) -> list[NewRecord]:
-    """Return a rollout that comes to one lesson."""
+    """Return a rollout that comes to one example."""
     name = f"r{number}"
     happened: list[AnyEvent] = [
         events.started(name),
@@ -34,7 +34,9 @@ def rollout(number: int) -> list[NewRecord]:
     return [events.new_record(event, name) for event in happened]
 
 
-def test_what_follows_is_processed_though_more_keeps_coming(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_what_follows_is_processed_though_more_keeps_coming(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     log.append(rollout(0))
     stop = threading.Event()
 
@@ -54,11 +56,11 @@ def test_what_follows_is_processed_though_more_keeps_coming(log: EmbeddedLog, tm
     worker.start()
     try:
         wait_until_taken(log, [JOIN, ROUTER], 60)
-        lessons = {record.value for record in read_all(log, EXAMPLES.name)}
+        examples = {record.value for record in read_all(log, EXAMPLES.name)}
     finally:
         stop.set()
         worker.join()
-    assert any(b'"r0"' in (value or b"") for value in lessons)
+    assert any(b'"r0"' in (value or b"") for value in examples)
 
 
 def test_what_nobody_processes_is_said(log: EmbeddedLog) -> None:

@@ -1,4 +1,6 @@
-"""Events survive a log that cannot be written: they wait in the spool, in order, and are forwarded."""
+"""Events survive a log that cannot be written: they wait in the spool, in order, and are
+forwarded.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -7,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import Settings
-from infra.gateway.publishing import Publisher
+from infra.config.settings import Settings
+from infra.gateway.records.publisher import Publisher
 from schemas.rollouts import RolloutEvent
 from schemas.topics import ROLLOUTS
-from streams.embedded.log import EmbeddedLog
-from streams.errors import LogUnavailableError
-from streams.log import read_all
-from streams.records import Outgoing
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.errors import LogUnavailableError
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing
 from tests import events
 from tests.infra.conftest import metrics_of, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
@@ -27,7 +29,10 @@ def outgoing(number: int) -> Outgoing:
 
 def turns(log_path: Path) -> list[int | None]:
     with EmbeddedLog(log_path) as log:
-        return [ROLLOUTS.event.model_validate_json(r.value or b"").payload.turns for r in read_all(log, ROLLOUTS.name)]
+        return [
+            ROLLOUTS.event.model_validate_json(r.value or b"").payload.turns
+            for r in read_all(log, ROLLOUTS.name)
+        ]
 
 
 @contextmanager
@@ -49,7 +54,8 @@ def log_path(tmp_path: Path) -> Path:
 @contextmanager
 def publishing(log_path: Path) -> Iterator[Publisher]:
     publisher = Publisher(
-        lambda: EmbeddedLog(log_path, busy_timeout_s=0.1), lambda: EmbeddedLog(log_path.with_name("spool.db"))
+        lambda: EmbeddedLog(log_path, busy_timeout_s=0.1),
+        lambda: EmbeddedLog(log_path.with_name("spool.db")),
     )
     publisher.start()
     try:
@@ -65,7 +71,9 @@ def test_events_are_on_the_log_when_the_publisher_says_so(log_path: Path) -> Non
         assert publisher.status.accepted == {ROLLOUTS.name: 2}
 
 
-def test_what_comes_while_the_log_is_locked_is_durable_and_comes_later_in_order(log_path: Path) -> None:
+def test_what_comes_while_the_log_is_locked_is_durable_and_comes_later_in_order(
+    log_path: Path,
+) -> None:
     with publishing(log_path) as publisher:
         publisher.publish([outgoing(0)]).result(10)
         with locked(log_path):
@@ -88,10 +96,13 @@ def test_a_spool_left_by_a_process_that_died_is_forwarded_by_the_next(log_path: 
     assert turns(log_path) == [1, 2, 3]
 
 
-def test_events_that_can_be_written_nowhere_are_counted_and_the_caller_is_told(log_path: Path) -> None:
+def test_events_that_can_be_written_nowhere_are_counted_and_the_caller_is_told(
+    log_path: Path,
+) -> None:
     spool = log_path.with_name("spool.db")
     publisher = Publisher(
-        lambda: EmbeddedLog(log_path, busy_timeout_s=0.1), lambda: EmbeddedLog(spool, busy_timeout_s=0.1)
+        lambda: EmbeddedLog(log_path, busy_timeout_s=0.1),
+        lambda: EmbeddedLog(spool, busy_timeout_s=0.1),
     )
     publisher.start()
     publisher.publish([outgoing(0)]).result(10)
@@ -112,14 +123,23 @@ def test_the_gateway_serves_on_while_the_log_is_locked_and_says_so(
         assert gateway.chat().is_success
         with locked(settings.log_path):
             assert gateway.chat().is_success
-            assert gateway.http.post("/everloop/v1/rewards", json={"rollout_id": "r", "value": 1}).status_code == 202
+            assert (
+                gateway.http.post(
+                    "/everloop/v1/rewards", json={"rollout_id": "r", "value": 1}
+                ).status_code
+                == 202
+            )
             health = gateway.health()
             assert health["status"] == "spooling"
             assert health["events"]["spooled"] > 0
             metrics = gateway.http.get("/metrics").text
-            assert metrics_of(metrics, "everloop_spooled_events") == [({}, health["events"]["spooled"])]
+            assert metrics_of(metrics, "everloop_spooled_events") == [
+                ({}, health["events"]["spooled"])
+            ]
             assert metrics_of(metrics, "everloop_log_writable") == [({}, 0)]
-            assert metrics_of(metrics, "everloop_model_requests_total") == [({"outcome": "served"}, 2)]
+            assert metrics_of(metrics, "everloop_model_requests_total") == [
+                ({"outcome": "served"}, 2)
+            ]
         eventually(lambda: gateway.health()["status"] == "ok", "the spool's end")
         assert gateway.health()["events"]["lost"] == {}
         assert len(gateway.soon(ROLLOUTS, RolloutEvent, 4)) == 4
@@ -133,7 +153,8 @@ def test_a_full_spool_refuses_what_is_new_and_keeps_what_it_has(log_path: Path) 
     )
     publisher.start()
     large = [
-        Outgoing.of(ROLLOUTS, "r", events.succeeded("r", turns=number, output="x" * 50_000)) for number in range(20)
+        Outgoing.of(ROLLOUTS, "r", events.succeeded("r", turns=number, output="x" * 50_000))
+        for number in range(20)
     ]
     kept = 0
     with locked(log_path):

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from infra.config import ConfigError, GatewaySettings, Settings, load_settings
-from infra.gateway.redaction import RedactionConfig, Redactor, Rule
+from infra.config.settings import GatewaySettings, Settings, load_settings
+from infra.gateway.records.redaction import RedactionConfig, Redactor, Rule
+from infra.runtime.errors import ConfigError
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import SPANS
-from streams.promotion import baseline_route
+from streams.processors.promotion import baseline_route
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
@@ -63,28 +64,52 @@ def test_without_rules_nothing_changes(value: Any) -> None:
 @pytest.fixture
 def redacting(tmp_path: Path, upstream_url: str) -> Iterator[Gateway]:
     settings = Settings(
-        data_dir=tmp_path / "data", gateway=GatewaySettings(redaction=EVERYTHING, conversation_idle_s=0.3)
+        data_dir=tmp_path / "data",
+        gateway=GatewaySettings(redaction=EVERYTHING, conversation_idle_s=0.3),
     )
-    publish(settings.log_path, model_route("detailed", upstream_url), baseline_route("supervisor-policy"))
+    publish(
+        settings.log_path,
+        model_route("detailed", upstream_url),
+        baseline_route("supervisor-policy"),
+    )
     with running_gateway(settings) as gateway:
         yield gateway
 
 
-def test_nothing_of_it_reaches_the_disk_and_the_model_gets_it_all(redacting: Gateway, upstream: Upstream) -> None:
+def test_nothing_of_it_reaches_the_disk_and_the_model_gets_it_all(
+    redacting: Gateway, upstream: Upstream
+) -> None:
     secret = "ada@example.org"
     named = {"x-everloop-rollout-id": "r1"}
     http = redacting.http
     http.post(
         "/everloop/v1/rollouts",
-        json={"rollout_id": "r1", "task": {"id": "t", "input": {"who": secret}, "expected": secret}},
+        json={
+            "rollout_id": "r1",
+            "task": {"id": "t", "input": {"who": secret}, "expected": secret},
+        },
     )
-    redacting.chat("detailed", messages=[{"role": "user", "content": f"I am {secret}"}], headers=named)
-    http.post("/everloop/v1/rewards", json={"rollout_id": "r1", "value": 1, "comment": f"by {secret}"})
-    decision = {"rollout_id": "r1", "policy": "supervisor-policy", "context": secret, "candidates": [{"text": secret}]}
+    redacting.chat(
+        "detailed", messages=[{"role": "user", "content": f"I am {secret}"}], headers=named
+    )
+    http.post(
+        "/everloop/v1/rewards", json={"rollout_id": "r1", "value": 1, "comment": f"by {secret}"}
+    )
+    decision = {
+        "rollout_id": "r1",
+        "policy": "supervisor-policy",
+        "context": secret,
+        "candidates": [{"text": secret}],
+    }
     assert http.post("/everloop/v1/decisions", json=decision).is_success
     http.post("/api/rollouts", json=[{"rollout_id": "r2", "input": secret}])
-    http.post("/api/rollouts/r2/attempt/0/events", json={"event_type": "note", "data": {"said": [secret]}})
-    http.post("/everloop/v1/rollouts/r1/end", json={"state": "failed", "error": secret, "output": [secret]})
+    http.post(
+        "/api/rollouts/r2/attempt/0/events", json={"event_type": "note", "data": {"said": [secret]}}
+    )
+    http.post(
+        "/everloop/v1/rollouts/r1/end",
+        json={"state": "failed", "error": secret, "output": [secret]},
+    )
     (span,) = redacting.soon(SPANS, SpanEvent)
     assert upstream.asked[0]["messages"][0]["content"] == f"I am {secret}"
     assert span.rollout_id == "r1"

@@ -1,4 +1,6 @@
-"""The simulator plays the roles from the task's text over the real protocol, and never sees a label."""
+"""The simulator plays the roles from the task's text over the real protocol, and never sees a
+label.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,11 +9,11 @@ import httpx
 import orjson
 import pytest
 from openai import OpenAI
+from research_society.roles import ROLES
+from research_society.simulator.app import create_app
+from research_society.simulator.reading import finding_of, part_of
+from research_society.simulator.roles import JUNIORS, part_read_by
 
-from agents.society.roles import ROLES
-from infra.serving.simulator.app import create_app
-from infra.serving.simulator.reading import finding_of, part_of
-from infra.serving.simulator.roles import JUNIORS, part_read_by
 from tests.conftest import serving
 
 PAPER: dict[str, Any] = {
@@ -22,7 +24,9 @@ PAPER: dict[str, Any] = {
         {"label": "RESULTS", "text": "Stay was significantly shorter on the ward."},
     ],
 }
-TOOLS: Any = [{"type": "function", "function": {"name": "pubmed_search", "parameters": {"type": "object"}}}]
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "pubmed_search", "parameters": {"type": "object"}}}
+]
 
 
 def messages(role: str, given: dict[str, Any], *more: dict[str, Any]) -> Any:
@@ -57,7 +61,12 @@ def test_a_junior_searches_first_and_then_quotes_its_part_of_the_paper(client: O
 
 
 def test_no_junior_is_always_the_one_that_reads_the_results() -> None:
-    readers = {role for number in range(30) for role in JUNIORS if part_read_by(role, f"goal {number}") == "results"}
+    readers = {
+        role
+        for number in range(30)
+        for role in JUNIORS
+        if part_read_by(role, f"goal {number}") == "results"
+    }
     assert readers == set(JUNIORS)
 
 
@@ -69,9 +78,14 @@ def test_no_junior_is_always_the_one_that_reads_the_results() -> None:
         ("We asked patients.", "NO-GO"),
     ],
 )
-def test_the_decision_follows_from_what_the_evidence_says(client: OpenAI, hypothesis: str, decision: str) -> None:
+def test_the_decision_follows_from_what_the_evidence_says(
+    client: OpenAI, hypothesis: str, decision: str
+) -> None:
     given = {"refined_hypothesis": hypothesis, "protocol": {"title": "t"}}
-    assert orjson.loads(asked(client, "Principal Investigator", given).content)["final_decision"] == decision
+    assert (
+        orjson.loads(asked(client, "Principal Investigator", given).content)["final_decision"]
+        == decision
+    )
 
 
 def test_every_role_of_the_society_is_played(client: OpenAI) -> None:
@@ -95,7 +109,9 @@ def test_a_stream_says_the_same_as_a_body(client: OpenAI) -> None:
         model="any", messages=messages("Principal Investigator", given), stream=True
     )
     chunks = list(stream)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    )
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens > 0
 
@@ -110,7 +126,9 @@ def test_a_stream_says_the_same_as_a_body(client: OpenAI) -> None:
         orjson.dumps({"messages": messages("Astrologer", {})}),
         orjson.dumps({"messages": messages("Supervisor", {"chosen_index": 3})}),
         orjson.dumps({"messages": messages("Supervisor", {"chosen_index": 3, "hypotheses": []})}),
-        orjson.dumps({"messages": [messages("Supervisor", {})[0], {"role": "user", "content": "Input:\n{"}]}),
+        orjson.dumps(
+            {"messages": [messages("Supervisor", {})[0], {"role": "user", "content": "Input:\n{"}]}
+        ),
     ],
 )
 def test_what_it_cannot_play_it_refuses(client: OpenAI, body: bytes) -> None:

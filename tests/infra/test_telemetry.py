@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from infra.config import GatewaySettings, Settings
+from infra.config.settings import GatewaySettings, Settings
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import SPANS
 from tests.conftest import serving
@@ -39,8 +39,14 @@ def test_spans_are_sent_on_as_they_were_recorded(
     tmp_path: Path, upstream_url: str, collector: tuple[Collector, str]
 ) -> None:
     kept, endpoint = collector
-    settings = Settings(data_dir=tmp_path / "data", gateway=GatewaySettings(export_traces_to=endpoint))
-    publish(settings.log_path, model_route("detailed", upstream_url), model_route("failing", upstream_url))
+    settings = Settings(
+        data_dir=tmp_path / "data", gateway=GatewaySettings(export_traces_to=endpoint)
+    )
+    publish(
+        settings.log_path,
+        model_route("detailed", upstream_url),
+        model_route("failing", upstream_url),
+    )
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with running_gateway(settings) as gateway:
         gateway.chat("detailed", headers={"traceparent": parent, "x-everloop-rollout-id": "r1"})

@@ -28,14 +28,18 @@ CASES = [
 
 
 def models() -> FastAPI:
-    """Return a server of models that are good, and bad in ways of their own: the model's name says which."""
+    """Return a server of models that are good, and bad in ways of their own: the model's name says
+    which.
+    """
     app = FastAPI()
 
     @app.post("/v1/chat/completions")
     async def answer(request: Request) -> Response:
         body: dict[str, Any] = await request.json()
         number = int(body["messages"][0]["content"].split()[1])
-        arguments = json.dumps({"n": number - 4 if number >= 4 and body["model"] == "elephant" else number})
+        arguments = json.dumps(
+            {"n": number - 4 if number >= 4 and body["model"] == "elephant" else number}
+        )
         match body["model"]:
             case "broken":
                 arguments = '{"n": '
@@ -73,7 +77,13 @@ def asked(url: str, model: str) -> Examined:
 
 def test_what_answers_as_well_may_be_announced(url: str) -> None:
     found = asked(url, "good")
-    assert (found.prompts, found.failed, found.agreement, found.valid, found.distinct) == (4, 0, 1.0, 1.0, 1.0)
+    assert (found.prompts, found.failed, found.agreement, found.valid, found.distinct) == (
+        4,
+        0,
+        1.0,
+        1.0,
+        1.0,
+    )
     assert refused(found, None, CheckSettings()) is None
     assert refused(found, asked(url, "wrong"), CheckSettings()) is None
 
@@ -97,7 +107,8 @@ def test_what_is_worse_is_refused_with_the_reason(url: str, model: str, said: st
 
 
 EARLIER = [
-    case.model_copy(update={"prompt": [{"role": "user", "content": f"book {n + 4}"}]}) for n, case in enumerate(CASES)
+    case.model_copy(update={"prompt": [{"role": "user", "content": f"book {n + 4}"}]})
+    for n, case in enumerate(CASES)
 ]
 """Prompts whose right answer is four less than they say: only who learned that knows."""
 
@@ -108,7 +119,9 @@ def test_what_is_forgotten_of_earlier_runs_is_refused(url: str) -> None:
 
     settings = CheckSettings()
     metrics, reason = checked(at("good"), at("elephant"), CASES, EARLIER, settings, timeout_s=20)
-    assert str(reason).startswith("forgot: agrees with 0.200 of the expected answers to prompts of earlier runs")
+    assert str(reason).startswith(
+        "forgot: agrees with 0.200 of the expected answers to prompts of earlier runs"
+    )
     assert (metrics["held_out_agreement"], metrics["champion_earlier_agreement"]) == (1.0, 1.0)
     assert checked(at("elephant"), at("good"), CASES, EARLIER, settings, timeout_s=20)[1] is None
     assert checked(at("good"), None, CASES, EARLIER, settings, timeout_s=20)[1] is None
@@ -119,5 +132,9 @@ def test_what_nobody_serves_is_not_answered() -> None:
     found = examined(Endpoint(base_url="http://127.0.0.1:9/v1", model="gone"), CASES, timeout_s=2)
     assert (found.failed, found.agreement) == (4, 0.0)
     assert "4 of 4" in str(refused(found, None, CheckSettings()))
-    better = Examined(prompts=4, failed=0, agreement=0.1, valid=1.0, distinct=1.0, latency_s=1.0, length=5.0)
-    assert refused(better, found, CheckSettings()) is None, "anything is better than what does not answer"
+    better = Examined(
+        prompts=4, failed=0, agreement=0.1, valid=1.0, distinct=1.0, latency_s=1.0, length=5.0
+    )
+    assert refused(better, found, CheckSettings()) is None, (
+        "anything is better than what does not answer"
+    )

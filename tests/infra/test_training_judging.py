@@ -8,13 +8,15 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from infra.training.judging import Judge
+from infra.training.judge import Judge
 from infra.training.settings import GradingModelSettings
 from learners.graders import Answer
 from learners.training.errors import TrainingError
 from tests.conftest import serving
 
-ANSWER = Answer("Rome.", prompt=[{"role": "user", "content": "The capital of Italy?"}], expected="Rome")
+ANSWER = Answer(
+    "Rome.", prompt=[{"role": "user", "content": "The capital of Italy?"}], expected="Rome"
+)
 
 
 class Model:
@@ -33,7 +35,9 @@ class Model:
         said = self.said.pop(0) if self.said else "no idea"
         if isinstance(said, int):
             return JSONResponse({"error": {"message": "busy"}}, said)
-        return JSONResponse({"choices": [{"index": 0, "message": {"role": "assistant", "content": said}}]})
+        return JSONResponse(
+            {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}}]}
+        )
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import Settings
-from infra.training import keeping
-from infra.training.keeping import ATTEMPTS, Keeper
+from infra.config.settings import Settings
+from infra.training import keeper as keeping
+from infra.training.keeper import ATTEMPTS, Keeper
 from infra.training.known import Known
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointState
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteTarget
-from streams.artifacts import FOLDER_TYPE
+from streams.storage.artifacts import FOLDER_TYPE
 
 GONE = Artifact(sha256="0" * 64, size=3, media_type=FOLDER_TYPE)
 ENDPOINT = Endpoint(base_url="http://127.0.0.1:9/v1", model="m1")
@@ -27,7 +27,9 @@ def keeper(folder: Path, state: CheckpointState, fallbacks: list[RouteTarget]) -
         name="writer", version="m1", kind="model", state=state, artifact=GONE, endpoint=ENDPOINT
     )
     target = RouteTarget(version="m1", endpoint=ENDPOINT)
-    known.routes["writer"] = Route(name="writer", kind="model", targets=[target], fallbacks=fallbacks)
+    known.routes["writer"] = Route(
+        name="writer", kind="model", targets=[target], fallbacks=fallbacks
+    )
     return Keeper(Settings(data_dir=folder), known)
 
 
@@ -40,7 +42,10 @@ def keeper(folder: Path, state: CheckpointState, fallbacks: list[RouteTarget]) -
     ],
 )
 def test_after_some_attempts_it_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: CheckpointState, becomes: CheckpointState
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: CheckpointState,
+    becomes: CheckpointState,
 ) -> None:
     monkeypatch.setattr(keeping, "RETRY_S", 0.0)
     other = RouteTarget(version="parent", endpoint=ENDPOINT)
@@ -51,7 +56,9 @@ def test_after_some_attempts_it_is_given_up(
     assert given_up.reason.startswith("cannot be served any more: ")
 
 
-def test_it_is_tried_for_ever_where_nothing_else_would_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_tried_for_ever_where_nothing_else_would_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keeping, "RETRY_S", 0.0)
     kept = keeper(tmp_path, CheckpointState.PROMOTED, [])
     assert [kept.keep() for _ in range(2 * ATTEMPTS)] == [[]] * (2 * ATTEMPTS)
@@ -68,5 +75,9 @@ def test_the_note_of_a_server_that_is_gone_is_thrown_away(tmp_path: Path) -> Non
 
 
 def test_it_is_left_alone_for_a_while_after_each_attempt(tmp_path: Path) -> None:
-    kept = keeper(tmp_path, CheckpointState.CANARY, [RouteTarget(version="parent", endpoint=ENDPOINT)])
-    assert [kept.keep() for _ in range(2 * ATTEMPTS)] == [[]] * (2 * ATTEMPTS), "half a minute has not passed"
+    kept = keeper(
+        tmp_path, CheckpointState.CANARY, [RouteTarget(version="parent", endpoint=ENDPOINT)]
+    )
+    assert [kept.keep() for _ in range(2 * ATTEMPTS)] == [[]] * (2 * ATTEMPTS), (
+        "half a minute has not passed"
+    )

@@ -16,7 +16,11 @@ def completion(content: str | None = "hello there", **message: Any) -> dict[str,
         "created": 1,
         "model": "tiny-1",
         "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": "stop"}
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, **message},
+                "finish_reason": "stop",
+            }
         ],
         "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
     }
@@ -24,14 +28,31 @@ def completion(content: str | None = "hello there", **message: Any) -> dict[str,
 
 def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
     choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
-    shared = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "tiny-1"}
+    shared = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "tiny-1",
+    }
     return b"data: " + orjson.dumps(shared | {"choices": choices} | more) + b"\n\n"
 
 
 def response(response_id: str) -> dict[str, Any]:
     text = {"type": "output_text", "text": "hello there", "annotations": []}
-    message = {"type": "message", "id": "msg-1", "role": "assistant", "status": "completed", "content": [text]}
-    called = {"type": "function_call", "id": "fc-1", "call_id": "call_1", "name": "search", "arguments": "{}"}
+    message = {
+        "type": "message",
+        "id": "msg-1",
+        "role": "assistant",
+        "status": "completed",
+        "content": [text],
+    }
+    called = {
+        "type": "function_call",
+        "id": "fc-1",
+        "call_id": "call_1",
+        "name": "search",
+        "arguments": "{}",
+    }
     return {
         "id": response_id,
         "object": "response",
@@ -93,7 +114,11 @@ class Upstream:
             return StreamingResponse(self._stream(body["model"]), media_type="text/event-stream")
         match body["model"]:
             case "overloaded":
-                return JSONResponse({"error": {"message": "too many"}}, 429, headers={"retry-after": self.retry_after})
+                return JSONResponse(
+                    {"error": {"message": "too many"}},
+                    429,
+                    headers={"retry-after": self.retry_after},
+                )
             case "failing":
                 return JSONResponse({"error": {"message": "out of memory"}}, 500)
             case "gibberish":
@@ -102,13 +127,21 @@ class Upstream:
                 await asyncio.sleep(5)
             case "clumsy" | "hopeless":
                 mended = body["model"] == "clumsy" and body["messages"][-1]["role"] == "tool"
-                function = {"name": "search", "arguments": '{"query": "x"}' if mended else '{"question": 3}'}
+                function = {
+                    "name": "search",
+                    "arguments": '{"query": "x"}' if mended else '{"question": 3}',
+                }
                 return JSONResponse(completion(None, tool_calls=[CALL | {"function": function}]))
             case "detailed":
                 answer = completion() | {"prompt_token_ids": [5, 6]}
                 answer["choices"][0] |= {
                     "token_ids": [1, 2],
-                    "logprobs": {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -0.25}]},
+                    "logprobs": {
+                        "content": [
+                            {"token": "a", "logprob": -0.5},
+                            {"token": "b", "logprob": -0.25},
+                        ]
+                    },
                 }
                 return JSONResponse(answer)
         return JSONResponse(completion())
@@ -124,10 +157,29 @@ class Upstream:
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
         self._note(request, body)
-        logprobs = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [0]}
-        choice = {"index": 0, "text": " world", "finish_reason": "length", "logprobs": logprobs, "token_ids": [4]}
-        answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "tiny-1", "choices": [choice]}
-        return JSONResponse(answer | {"usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}})
+        logprobs = {
+            "tokens": ["a"],
+            "token_logprobs": [-0.5],
+            "top_logprobs": None,
+            "text_offset": [0],
+        }
+        choice = {
+            "index": 0,
+            "text": " world",
+            "finish_reason": "length",
+            "logprobs": logprobs,
+            "token_ids": [4],
+        }
+        answer = {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1,
+            "model": "tiny-1",
+            "choices": [choice],
+        }
+        return JSONResponse(
+            answer | {"usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}}
+        )
 
     async def _respond(self, request: Request) -> Response:
         body = await request.json()
@@ -139,7 +191,11 @@ class Upstream:
             return JSONResponse(answer)
 
         async def said() -> AsyncIterator[bytes]:
-            begun = {"type": "response.created", "sequence_number": 0, "response": answer | {"output": []}}
+            begun = {
+                "type": "response.created",
+                "sequence_number": 0,
+                "response": answer | {"output": []},
+            }
             delta = {"type": "response.output_text.delta", "sequence_number": 1, "item_id": "msg-1"}
             delta |= {"output_index": 0, "content_index": 0, "delta": "hello there", "logprobs": []}
             done = {"type": "response.completed", "sequence_number": 2, "response": answer}
@@ -151,7 +207,12 @@ class Upstream:
     async def _embed(self, request: Request) -> Response:
         self._note(request, await request.json())
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]
-        answer = {"object": "list", "data": data, "model": "tiny-1", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+        answer = {
+            "object": "list",
+            "data": data,
+            "model": "tiny-1",
+            "usage": {"prompt_tokens": 2, "total_tokens": 2},
+        }
         return JSONResponse(answer)
 
     async def _stream(self, model: str) -> AsyncIterator[bytes]:

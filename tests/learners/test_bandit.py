@@ -1,4 +1,6 @@
-"""The bandit learns what earns, explores as it says, takes back what was wrong, and is exact to the bit."""
+"""The bandit learns what earns, explores as it says, takes back what was wrong, and is exact to the
+bit.
+"""
 
 import itertools
 from functools import cache
@@ -28,26 +30,28 @@ texts = st.lists(st.text("abc de%9.", max_size=20), min_size=1, max_size=6)
 
 
 def fold(learner: BanditLearner, count: int, seed: int = 0) -> BanditState:
-    """Fold lessons whose reward depends on one word, with noise."""
+    """Fold examples whose reward depends on one word, with noise."""
     state = learner.initial()
-    for event in lessons(count, seed):
+    for event in examples(count, seed):
         state = learner.fold(state, event)
     return state
 
 
-def lessons(count: int, seed: int = 0, **more: Any) -> list[ExampleEvent]:
-    """Return lessons whose reward depends on one word, with noise."""
+def examples(count: int, seed: int = 0, **more: Any) -> list[ExampleEvent]:
+    """Return examples whose reward depends on one word, with noise."""
     random, found = Random(seed), []
     for _ in range(count):
         options = random.sample(["significant effect", "no effect", "open question"], 3)
         choice = random.randrange(3)
-        value = min(1.0, max(0.0, 0.7 * ("significant" in options[choice]) + random.uniform(0, 0.3)))
-        found.append(events.lesson(options, choice, value, **more))
+        value = min(
+            1.0, max(0.0, 0.7 * ("significant" in options[choice]) + random.uniform(0, 0.3))
+        )
+        found.append(events.example(options, choice, value, **more))
     return found
 
 
 def corrected(event: ExampleEvent, value: float) -> ExampleEvent:
-    """Return the lesson with another reward, as the router sends it."""
+    """Return the example with another reward, as the router sends it."""
     return event.model_copy(
         update={"payload": event.payload.model_copy(update={"reward": value, "reward_revision": 2})}
     )
@@ -78,18 +82,24 @@ def test_it_finds_the_candidate_that_earns_most(config: BanditConfig) -> None:
     assert checkpoint is not None
     policy = load_policy(checkpoint.artifact, checkpoint.media_type)
     chances = policy.probabilities(
-        "which is best?", [Candidate(text="no effect"), Candidate(text="significant effect")], "default"
+        "which is best?",
+        [Candidate(text="no effect"), Candidate(text="significant effect")],
+        "default",
     )
     assert chances[1] > 0.9
 
 
 def test_a_logger_that_prefers_a_bad_candidate_does_not_mislead_it() -> None:
-    """The article's rule, which copies the logger, ranks these wrongly (learning-methods-reference 3.3-2)."""
+    """The article's rule, which copies the logger, ranks these wrongly (learning-methods-reference
+    3.3-2).
+    """
     learner, random = BanditLearner("p"), Random(1)
     state = learner.initial()
     for _ in range(300):
         choice = 0 if random.random() < 0.9 else random.choice([1, 2])
-        state = learner.fold(state, events.lesson(["bad", "middling", "good"], choice, (0.2, 0.5, 0.9)[choice]))
+        state = learner.fold(
+            state, events.example(["bad", "middling", "good"], choice, (0.2, 0.5, 0.9)[choice])
+        )
     texts = [Candidate(text=text) for text in ("bad", "middling", "good")]
     believed = state.knowledge.regressor.predict_many(features("which is best?", texts))
     assert believed == sorted(believed)
@@ -119,7 +129,9 @@ def test_it_follows_a_world_that_turns_over() -> None:
 
 
 def test_what_all_candidates_share_is_crossed_with_what_they_do_not() -> None:
-    """Which arm is best depends on a number that both have: without crosses that cannot be learned."""
+    """Which arm is best depends on a number that both have: without crosses that cannot be
+    learned.
+    """
     bandit, random, earned = OnlineBandit(seed=4), Random(4), []
     for _ in range(400):
         hot = random.choice([-1.0, 1.0])
@@ -134,7 +146,7 @@ def test_what_all_candidates_share_is_crossed_with_what_they_do_not() -> None:
 def test_the_state_survives_its_bytes_at_every_moment(config: BanditConfig) -> None:
     learner = BanditLearner("p", config.model_copy(update={"correctable": 8}))
     state, whole = learner.initial(), learner.initial()
-    for event in lessons(24, seed=3):
+    for event in examples(24, seed=3):
         whole = learner.fold(whole, event)
         state = learner.decode(learner.encode(learner.fold(state, event)))
     assert learner.encode(state) == learner.encode(whole)
@@ -142,24 +154,26 @@ def test_the_state_survives_its_bytes_at_every_moment(config: BanditConfig) -> N
 
 
 def test_the_arithmetic_is_the_same_on_every_machine_and_python() -> None:
-    """A recorded hash: when it changes, so must `BanditLearner.identity`, because old weights cannot be continued."""
+    """A recorded hash: when it changes, so must `BanditLearner.identity`, because old weights
+    cannot be continued.
+    """
     digest = sha256(fold(BanditLearner("p"), 100, seed=4).knowledge.to_bytes()).hexdigest()
     assert digest == "ed1770ccfb45a1a8ab9cbdf0aa6da91464089bf3604723613c2e058c5d0cb1ea"
 
 
-def test_only_rewarded_training_decisions_are_lessons() -> None:
+def test_only_rewarded_training_decisions_are_examples() -> None:
     learner = BanditLearner("p")
-    state = learner.fold(learner.initial(), events.lesson(["a", "b"], 0, 1.0, split="validation"))
-    assert state.lessons == 0
+    state = learner.fold(learner.initial(), events.example(["a", "b"], 0, 1.0, split="validation"))
+    assert state.examples == 0
     assert not state.knowledge.regressor.slot_of
     assert learner.checkpoint(state) is None
 
 
 @pytest.mark.parametrize("number", [20, 39, 49])
 def test_a_corrected_reward_undoes_the_old_one_wholly(number: int) -> None:
-    """After 40 lessons a snapshot is taken of the first 20; those after it can be corrected."""
+    """After 40 examples a snapshot is taken of the first 20; those after it can be corrected."""
     learner = BanditLearner("p", BanditConfig(correctable=20))
-    taught, right = lessons(50), lessons(50)
+    taught, right = examples(50), examples(50)
     state = learner.initial()
     for event in taught:
         state = learner.fold(state, event)
@@ -176,22 +190,26 @@ def test_a_corrected_reward_undoes_the_old_one_wholly(number: int) -> None:
 
 def test_a_correction_that_comes_too_late_is_counted() -> None:
     learner = BanditLearner("p", BanditConfig(correctable=20))
-    taught = lessons(60)
+    taught = examples(60)
     state = learner.initial()
     for event in taught:
         state = learner.fold(state, event)
     before = state.knowledge.to_bytes()
-    for late in (taught[0], lessons(1)[0]):
+    for late in (taught[0], examples(1)[0]):
         state = learner.fold(state, corrected(late, 0.0))
     assert state.knowledge.to_bytes() == before
     assert (state.corrected, state.uncorrected) == (0, 2)
 
 
 def test_criteria_are_weighed() -> None:
-    learner = BanditLearner("p", BanditConfig(criteria={"novelty": 3.0, "clarity": 1.0, "impact": 5.0}))
-    event = events.lesson(["a", "b"], 0, 0.9, criteria={"novelty": 0.2, "clarity": 1.0})
-    assert learner.fold(learner.initial(), event).recent[0].value == pytest.approx((3 * 0.2 + 1.0) / 4)
-    unscored = events.lesson(["a", "b"], 0, 0.9)
+    learner = BanditLearner(
+        "p", BanditConfig(criteria={"novelty": 3.0, "clarity": 1.0, "impact": 5.0})
+    )
+    event = events.example(["a", "b"], 0, 0.9, criteria={"novelty": 0.2, "clarity": 1.0})
+    assert learner.fold(learner.initial(), event).recent[0].value == pytest.approx(
+        (3 * 0.2 + 1.0) / 4
+    )
+    unscored = events.example(["a", "b"], 0, 0.9)
     assert learner.fold(learner.initial(), unscored).recent[0].value == 0.9
 
 
@@ -199,17 +217,28 @@ def test_a_measured_cost_is_learned_and_a_stated_one_is_minded_when_choosing() -
     learner = BanditLearner("p", BanditConfig(cost_weight=0.5, announce_every=100))
     state = learner.initial()
     for number in range(100):
-        state = learner.fold(state, events.lesson(["large", "small"], number % 2, 0.8, cost=float(number % 2 == 0)))
-    chances = learner.policy(state).probabilities("", [Candidate(text="large"), Candidate(text="small")])
+        state = learner.fold(
+            state, events.example(["large", "small"], number % 2, 0.8, cost=float(number % 2 == 0))
+        )
+    chances = learner.policy(state).probabilities(
+        "", [Candidate(text="large"), Candidate(text="small")]
+    )
     assert chances[1] > 0.9
     even = BanditPolicy(Weights(0.5, {}), "squarecb", 100.0, 0.03, cost_weight=0.5)
-    assert even.probabilities("", [Candidate(text="large", cost=1.0), Candidate(text="small", cost=0.1)])[1] > 0.9
+    assert (
+        even.probabilities(
+            "", [Candidate(text="large", cost=1.0), Candidate(text="small", cost=0.1)]
+        )[1]
+        > 0.9
+    )
 
 
 def test_policies_are_compared_by_what_they_were_taught() -> None:
     """Else the gate would turn down whoever is as good for less money."""
     config = BanditConfig(cost_weight=0.5, criteria={"clarity": 1.0})
-    measured = events.lesson(["large", "small"], 0, 0.9, cost=0.4, criteria={"clarity": 0.8}).payload
+    measured = events.example(
+        ["large", "small"], 0, 0.9, cost=0.4, criteria={"clarity": 0.8}
+    ).payload
     assert earned(measured, config) == taught_value(measured, config) == pytest.approx(0.6)
     body = measured.body
     assert isinstance(body, BanditExample)
@@ -226,7 +255,9 @@ def test_a_tenant_differs_where_it_has_taught_and_nowhere_else() -> None:
     state = learner.initial()
     for number in range(240):
         for tenant, likes in (("acme", 0), ("globex", 1), ("initech", 1)):
-            event = events.lesson(["brief answer", "long answer"], number % 2, float(number % 2 == likes))
+            event = events.example(
+                ["brief answer", "long answer"], number % 2, float(number % 2 == likes)
+            )
             state = learner.fold(state, event.model_copy(update={"tenant": tenant}))
     policy = learner.policy(state)
     options = [Candidate(text="brief answer"), Candidate(text="long answer")]
@@ -239,7 +270,10 @@ def test_a_lasting_rise_of_the_error_is_an_alarm() -> None:
     learner = BanditLearner("p", BanditConfig(forgetting=(1e-5,), drift_reaction=0.0))
     state = learner.initial()
     for number in range(600):
-        state = learner.fold(state, events.lesson(["a", "b"], number % 2, float((number % 2 == 0) == (number < 300))))
+        state = learner.fold(
+            state,
+            events.example(["a", "b"], number % 2, float((number % 2 == 0) == (number < 300))),
+        )
         assert number >= 300 or state.knowledge.drifts == 0
     assert state.knowledge.drifts >= 1
 
@@ -270,12 +304,20 @@ values = st.lists(st.floats(-5, 5), min_size=1, max_size=10)
 
 
 @given(values, st.floats(0, 1e6), st.floats(1e-3, 1))
-def test_exploration_prefers_what_is_believed_better(rewards: list[float], gamma: float, epsilon: float) -> None:
+def test_exploration_prefers_what_is_believed_better(
+    rewards: list[float], gamma: float, epsilon: float
+) -> None:
     means = np.array(rewards)
-    for chances in (squarecb(rewards, gamma), thompson(means, np.full(len(means), 0.1)), greedy(rewards)):
+    for chances in (
+        squarecb(rewards, gamma),
+        thompson(means, np.full(len(means), 0.1)),
+        greedy(rewards),
+    ):
         floored = with_floor(chances, epsilon)
         assert sum(floored) == pytest.approx(1.0, abs=1e-9)
-        for (first, p), (second, q) in itertools.combinations(zip(rewards, floored, strict=True), 2):
+        for (first, p), (second, q) in itertools.combinations(
+            zip(rewards, floored, strict=True), 2
+        ):
             assert (p >= q - 1e-9) if first >= second else (q >= p - 1e-9)
 
 
@@ -296,7 +338,9 @@ def test_impossible_exploration_is_refused(rewards: list[float], epsilon: float)
 numbers = st.dictionaries(st.text(max_size=5), st.floats(-1, 1), max_size=3)
 
 
-@given(st.text(max_size=60), st.lists(st.tuples(st.text(max_size=60), numbers), min_size=1, max_size=4))
+@given(
+    st.text(max_size=60), st.lists(st.tuples(st.text(max_size=60), numbers), min_size=1, max_size=4)
+)
 def test_features_are_bounded_named_and_the_same_every_time(
     context: str, options: list[tuple[str, dict[str, float]]]
 ) -> None:
@@ -314,7 +358,9 @@ def test_the_regressor_passes_rivers_own_checks() -> None:
 
 
 def test_within_a_block_it_is_bayesian_linear_regression() -> None:
-    """Beside the normal equations, the reward's mean and noise held where the regressor holds them."""
+    """Beside the normal equations, the reward's mean and noise held where the regressor holds
+    them.
+    """
     config = RegressorConfig(forgetting=(1e-12,))
     regressor, random = BlockBayesianRegressor(config), np.random.default_rng(1)
     precision, moments = np.zeros((4, 4)), np.zeros(4)
@@ -334,7 +380,9 @@ def test_within_a_block_it_is_bayesian_linear_regression() -> None:
 
 def test_blocks_that_meet_are_joined_and_what_has_no_room_is_learned_without_covariance() -> None:
     regressor = BlockBayesianRegressor(RegressorConfig(block=4, dense=6))
-    regressor.learn_one({1: 1.0, 2: 1.0}, 1.0).learn_one({3: 1.0, 4: 1.0}, 0.0).learn_one({1: 1.0, 3: 1.0}, 0.5)
+    regressor.learn_one({1: 1.0, 2: 1.0}, 1.0).learn_one({3: 1.0, 4: 1.0}, 0.0).learn_one(
+        {1: 1.0, 3: 1.0}, 0.5
+    )
     assert {block.width for block in regressor.blocks.values()} == {4}
     regressor.learn_one({1: 1.0, 5: 1.0}, 1.0).learn_one({6: 1.0, 7: 1.0, 8: 1.0}, 1.0)
     assert sum(block.width for block in regressor.blocks.values()) == 6
@@ -346,18 +394,29 @@ def test_blocks_that_meet_are_joined_and_what_has_no_room_is_learned_without_cov
 
 
 @pytest.mark.slow
-def test_the_regressor_stays_a_regressor_over_many_lessons() -> None:
+def test_the_regressor_stays_a_regressor_over_many_examples() -> None:
     """`make bench-bandit` does ten million."""
     regressor, random = BlockBayesianRegressor(RegressorConfig(dense=24, block=16)), Random(5)
     for _ in range(100_000):
         x = {random.randrange(40): random.choice([-1.0, 0.5, 1e3, 1e-3]) for _ in range(5)}
         regressor.learn_one(x, random.random())
     assert np.isfinite(regressor.means).all()
-    assert all(np.linalg.eigvalsh(member).min() > 0.0 for block in regressor.blocks.values() for member in block.filled)
+    assert all(
+        np.linalg.eigvalsh(member).min() > 0.0
+        for block in regressor.blocks.values()
+        for member in block.filled
+    )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"prior_variance": 0.0}, {"noise_share": 0.0}, {"forgetting": ()}, {"forgetting": (1.0,)}, {"block": 0}]
+    "wrong",
+    [
+        {"prior_variance": 0.0},
+        {"noise_share": 0.0},
+        {"forgetting": ()},
+        {"forgetting": (1.0,)},
+        {"block": 0},
+    ],
 )
 def test_impossible_beliefs_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be"):
@@ -390,4 +449,4 @@ def test_what_is_no_number_teaches_nothing() -> None:
     bandit = OnlineBandit(seed=6)
     with pytest.raises(ValueError, match="finite"):
         bandit.learn(["a", "b"], 0, 0.5, float("nan"))
-    assert bandit.regressor.lessons == 0
+    assert bandit.regressor.examples == 0

@@ -1,4 +1,6 @@
-"""Lessons become rows: what was good enough, once, by task, and never without the events it came from."""
+"""Examples become rows: what was good enough, once, by task, and never without the events it came
+from.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -14,7 +16,9 @@ from tests import events
 ALL = DatasetConfig(held_out=0.0)
 
 
-def lesson(body: Any, reward: float, *, task: str | None = "t1", at: float = 0.0, **more: Any) -> ExampleEvent:
+def example(
+    body: Any, reward: float, *, task: str | None = "t1", at: float = 0.0, **more: Any
+) -> ExampleEvent:
     source = more.pop("source", None) or new_event_id()
     tenant = more.pop("tenant", "default")
     example = Example(
@@ -31,7 +35,8 @@ def lesson(body: Any, reward: float, *, task: str | None = "t1", at: float = 0.0
 
 def said(answer: str, question: str = "why?", node: str = "writer") -> SftExample:
     return SftExample(
-        node=node, messages=[{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        node=node,
+        messages=[{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
     )
 
 
@@ -48,8 +53,10 @@ def sampled(answer: str, tokens: int = 2, logprobs: int | None = None) -> RlExam
 
 
 def test_what_earned_enough_is_imitated_once_with_all_its_events() -> None:
-    twice = [lesson(said("because"), 0.8), lesson(said("because"), 0.95)]
-    (row,) = sft_rows([*twice, lesson(said("no idea"), 0.79), lesson(sampled("because"), 1.0)], ALL)
+    twice = [example(said("because"), 0.8), example(said("because"), 0.95)]
+    (row,) = sft_rows(
+        [*twice, example(said("no idea"), 0.79), example(sampled("because"), 1.0)], ALL
+    )
     assert row.messages[-1]["content"] == "because"
     assert row.reward == 0.95
     assert set(row.origin.event_ids) == {
@@ -60,16 +67,19 @@ def test_what_earned_enough_is_imitated_once_with_all_its_events() -> None:
 
 def test_a_correction_replaces_what_it_corrects() -> None:
     source = new_event_id()
-    corrected = [lesson(said("because"), 0.9, source=source), lesson(said("because"), 0.1, source=source, revision=2)]
+    corrected = [
+        example(said("because"), 0.9, source=source),
+        example(said("because"), 0.1, source=source, revision=2),
+    ]
     assert sft_rows(corrected, ALL) == []
 
 
-def test_other_nodes_tenants_and_stale_lessons_are_left_out() -> None:
-    lessons = [
-        lesson(said("old"), 1.0, at=0),
-        lesson(said("of another node", node="reviewer"), 1.0, at=100),
-        lesson(said("of another tenant"), 1.0, at=100, tenant="acme"),
-        lesson(said("new"), 1.0, at=100),
+def test_other_nodes_tenants_and_stale_examples_are_left_out() -> None:
+    examples = [
+        example(said("old"), 1.0, at=0),
+        example(said("of another node", node="reviewer"), 1.0, at=100),
+        example(said("of another tenant"), 1.0, at=100, tenant="acme"),
+        example(said("new"), 1.0, at=100),
     ]
     config = DatasetConfig(
         held_out=0.0,
@@ -77,37 +87,41 @@ def test_other_nodes_tenants_and_stale_lessons_are_left_out() -> None:
         tenants=frozenset({"default"}),
         stale_after=timedelta(seconds=50),
     )
-    assert [row.messages[-1]["content"] for row in sft_rows(lessons, config)] == ["new"]
-    assert len(sft_rows(lessons, ALL)) == 4
+    assert [row.messages[-1]["content"] for row in sft_rows(examples, config)] == ["new"]
+    assert len(sft_rows(examples, ALL)) == 4
 
 
 def test_a_tenant_whose_rewards_are_unlike_all_others_is_left_out_where_that_is_wanted() -> None:
     honest = [(f"tenant-{n}", 0.5 + 0.02 * n) for n in range(4)]
-    lessons = [
-        lesson(said(f"{tenant} {number}", f"{number}?"), reward, tenant=tenant, task=str(number))
+    examples = [
+        example(said(f"{tenant} {number}", f"{number}?"), reward, tenant=tenant, task=str(number))
         for tenant, reward in [*honest, ("poisoner", 1.0), ("newcomer", 1.0)]
         for number in range(3 if tenant == "newcomer" else 20)
     ]
 
     def tenants(**more: Any) -> set[str]:
         config = ALL.model_copy(update={"least_reward": 0.0, **more})
-        return {row.origin.tenant for row in sft_rows(lessons, config)}
+        return {row.origin.tenant for row in sft_rows(examples, config)}
 
     assert "poisoner" in tenants()
-    assert tenants(outliers=3.5) == {*(tenant for tenant, _ in honest), "newcomer"}, "of three lessons nobody can tell"
+    assert tenants(outliers=3.5) == {*(tenant for tenant, _ in honest), "newcomer"}, (
+        "of three examples nobody can tell"
+    )
 
 
 def test_pairs_are_of_one_prompt_and_one_tenant_and_differ_by_the_margin() -> None:
-    lessons = [
-        lesson(sampled("good"), 0.9),
-        lesson(said("middling"), 0.6),
-        lesson(sampled("bad"), 0.1),
-        lesson(sampled("bad"), 0.5),
-        lesson(said("elsewhere", question="how?"), 0.0),
-        lesson(said("of another tenant"), 0.0, tenant="acme"),
+    examples = [
+        example(sampled("good"), 0.9),
+        example(said("middling"), 0.6),
+        example(sampled("bad"), 0.1),
+        example(sampled("bad"), 0.5),
+        example(said("elsewhere", question="how?"), 0.0),
+        example(said("of another tenant"), 0.0, tenant="acme"),
     ]
-    rows = preference_rows(lessons, DatasetConfig(held_out=0.0, margin=0.3, pairs=3))
-    assert [(row.chosen["content"], row.rejected["content"], round(row.margin, 3)) for row in rows] == [
+    rows = preference_rows(examples, DatasetConfig(held_out=0.0, margin=0.3, pairs=3))
+    assert [
+        (row.chosen["content"], row.rejected["content"], round(row.margin, 3)) for row in rows
+    ] == [
         ("good", "bad", 0.8),
         ("middling", "bad", 0.5),
         ("good", "bad", 0.4),
@@ -116,9 +130,13 @@ def test_pairs_are_of_one_prompt_and_one_tenant_and_differ_by_the_margin() -> No
 
 
 def test_samples_need_tokens_and_their_probabilities() -> None:
-    lessons = [lesson(sampled("a"), 0.5), lesson(sampled("b"), 0.7), lesson(sampled("c", 2, 1), 0.5)]
-    lessons += [lesson(sampled("d", 0), 0.5), lesson(said("e"), 0.5)]
-    first, second = rl_rows(lessons, ALL)
+    examples = [
+        example(sampled("a"), 0.5),
+        example(sampled("b"), 0.7),
+        example(sampled("c", 2, 1), 0.5),
+    ]
+    examples += [example(sampled("d", 0), 0.5), example(said("e"), 0.5)]
+    first, second = rl_rows(examples, ALL)
     assert first.group == second.group
     assert (first.prompt_token_ids, first.response_token_ids) == ([1, 2, 3], [4, 4])
     assert first.response_logprobs == [-0.5, -0.5]
@@ -126,34 +144,41 @@ def test_samples_need_tokens_and_their_probabilities() -> None:
 
 
 def test_what_is_held_out_is_so_by_task_and_stays_so() -> None:
-    lessons = [lesson(said(f"answer {n}", question=f"{n}?"), 1.0, task=f"task-{n % 50}") for n in range(200)]
-    rows = sft_rows(lessons, DatasetConfig(held_out=0.3))
+    examples = [
+        example(said(f"answer {n}", question=f"{n}?"), 1.0, task=f"task-{n % 50}")
+        for n in range(200)
+    ]
+    rows = sft_rows(examples, DatasetConfig(held_out=0.3))
     by_task: dict[str, set[bool]] = {}
     for row in rows:
         by_task.setdefault(row.origin.task, set()).add(row.origin.held_out)
     assert all(len(held) == 1 for held in by_task.values())
     assert 5 <= sum(held == {True} for held in by_task.values()) <= 25
-    assert sft_rows(lessons, DatasetConfig(held_out=0.3)) == rows
+    assert sft_rows(examples, DatasetConfig(held_out=0.3)) == rows
 
 
 def test_rollouts_of_a_held_out_split_are_never_trained_on() -> None:
-    same = [lesson(said("because"), 1.0), lesson(said("because"), 1.0, split="validation")]
+    same = [example(said("because"), 1.0), example(said("because"), 1.0, split="validation")]
     (row,) = sft_rows(same, ALL)
     assert row.origin.held_out
-    (pair,) = preference_rows([*same[:1], lesson(said("no"), 0.0, split="test")], ALL)
+    (pair,) = preference_rows([*same[:1], example(said("no"), 0.0, split="test")], ALL)
     assert pair.origin.held_out
 
 
-def test_a_lesson_without_a_task_is_split_by_its_prompt() -> None:
-    first, second = (lesson(said(answer), 1.0, task=None) for answer in ("a", "b"))
+def test_a_example_without_a_task_is_split_by_its_prompt() -> None:
+    first, second = (example(said(answer), 1.0, task=None) for answer in ("a", "b"))
     rows = sft_rows([first, second], ALL)
     assert rows[0].origin.task == rows[1].origin.task != ""
 
 
 @given(st.lists(st.integers(0, 100), max_size=60), st.integers(1, 100))
-def test_packing_keeps_the_budget_and_every_row_that_fits_once(lengths: list[int], budget: int) -> None:
+def test_packing_keeps_the_budget_and_every_row_that_fits_once(
+    lengths: list[int], budget: int
+) -> None:
     bins = packed(lengths, budget)
-    assert sorted(index for rows in bins for index in rows) == [i for i, n in enumerate(lengths) if n <= budget]
+    assert sorted(index for rows in bins for index in rows) == [
+        i for i, n in enumerate(lengths) if n <= budget
+    ]
     assert all(sum(lengths[index] for index in rows) <= budget for rows in bins)
     fewest = -(-sum(n for n in lengths if n <= budget) // budget)
     assert len(bins) <= 2 * fewest + 1
@@ -166,10 +191,20 @@ def test_calls_that_no_schema_allows_are_not_imitated() -> None:
     def calling(name: str, arguments: str) -> ExampleEvent:
         call = {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
         answer = {"role": "assistant", "content": None, "tool_calls": [call]}
-        return lesson(SftExample(node="writer", messages=[{"role": "user", "content": "?"}, answer], tools=tools), 1.0)
+        return example(
+            SftExample(
+                node="writer", messages=[{"role": "user", "content": "?"}, answer], tools=tools
+            ),
+            1.0,
+        )
 
     right = calling("book", '{"n": 1}')
-    wrong = [calling("book", '{"n": "1"}'), calling("book", "{"), calling("cancel", '{"n": 1}'), calling("book", "{}")]
+    wrong = [
+        calling("book", '{"n": "1"}'),
+        calling("book", "{"),
+        calling("cancel", '{"n": 1}'),
+        calling("book", "{}"),
+    ]
     (row,) = sft_rows([*wrong, right], ALL)
     assert row.origin.event_ids[0] == right.event_id
     assert len(sft_rows([*wrong, right], ALL.model_copy(update={"valid_calls": False}))) == 5

@@ -1,4 +1,6 @@
-"""Off-policy evaluation is right on simulated logs, agrees with `vw-estimators`, and its bounds hold at all times."""
+"""Off-policy evaluation is right on simulated logs, agrees with `vw-estimators`, and its bounds
+hold at all times.
+"""
 
 import random
 from collections.abc import Sequence
@@ -34,7 +36,9 @@ class Fixed:
     def __init__(self, *probabilities: float) -> None:
         self._probabilities = list(probabilities)
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
+    def probabilities(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> list[float]:
         return self._probabilities
 
 
@@ -97,7 +101,9 @@ def test_doubly_robust_varies_less_than_inverse_propensities() -> None:
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    """95 % two-sided, each looked at only at its end; the benchmark looks at all times, over a thousand logs."""
+    """95 % two-sided, each looked at only at its end; the benchmark looks at all times, over a
+    thousand logs.
+    """
     missed = 0
     for seed in range(200):
         interval = compare(BEST, WORST, simulated(150, seed, Fixed(0.5, 0.3, 0.2))).interval
@@ -107,10 +113,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 @pytest.mark.slow
 def test_looking_all_the_time_does_not_make_it_wrong() -> None:
-    """Under no difference the bound may ever exceed zero in 5 % of the logs, at whatever time one stops."""
+    """Under no difference the bound may ever exceed zero in 5 % of the logs, at whatever time one
+    stops.
+    """
     wrong = 0
     for seed in range(300):
-        values = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), size=300).astype(np.float64)
+        values = (
+            np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), size=300).astype(np.float64)
+        )
         wrong += lower_bound(values, -1.0, 0.05) > 0  # the bound remembers every time before
     assert wrong <= 24  # 15 expected at most
 
@@ -130,9 +140,15 @@ def test_a_better_policy_is_found_and_an_equal_one_is_not() -> None:
 def test_the_power_calculator_says_enough_and_not_far_too_much() -> None:
     deviation = difference_deviation(BEST, MIDDLING, simulated(4000, 4, MIDDLING))
     needed = decisions_needed(value_of(BEST) - value_of(MIDDLING), deviation, error=0.05, power=0.8)
-    told = [gain_is_sure(BEST, MIDDLING, simulated(needed, 100 + seed, MIDDLING), error=0.05) for seed in range(60)]
+    told = [
+        gain_is_sure(BEST, MIDDLING, simulated(needed, 100 + seed, MIDDLING), error=0.05)
+        for seed in range(60)
+    ]
     assert sum(told) >= 42  # 48 expected
-    early = [gain_is_sure(BEST, MIDDLING, simulated(needed // 4, seed, MIDDLING), error=0.05) for seed in range(60)]
+    early = [
+        gain_is_sure(BEST, MIDDLING, simulated(needed // 4, seed, MIDDLING), error=0.05)
+        for seed in range(60)
+    ]
     assert sum(early) < 42
 
 

@@ -22,9 +22,13 @@ class Prefers:
         self._index = index
         self._chance = chance
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
+    def probabilities(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> list[float]:
         others = (1 - self._chance) / (len(candidates) - 1)
-        return [self._chance if index == self._index else others for index in range(len(candidates))]
+        return [
+            self._chance if index == self._index else others for index in range(len(candidates))
+        ]
 
 
 def evidence(count: int, seed: int, best: float = 0.8, rest: float = 0.5) -> list[Logged]:
@@ -50,7 +54,9 @@ def test_a_better_policy_passes_and_a_worse_does_not() -> None:
 
 
 def test_a_policy_is_surely_no_worse_than_itself_once_there_is_evidence() -> None:
-    few, many = (judge(UniformPolicy(), UniformPolicy(), evidence(n, 1), GateConfig()) for n in (50, 1000))
+    few, many = (
+        judge(UniformPolicy(), UniformPolicy(), evidence(n, 1), GateConfig()) for n in (50, 1000)
+    )
     assert few.difference == many.difference == 0.0
     assert not few.passed
     assert many.passed
@@ -65,7 +71,8 @@ def test_little_evidence_is_no_verdict() -> None:
 
 def test_the_estimate_is_near_the_truth() -> None:
     found = [
-        judge(Prefers(0, 0.9), UniformPolicy(), evidence(200, seed), GateConfig()).difference for seed in range(50)
+        judge(Prefers(0, 0.9), UniformPolicy(), evidence(200, seed), GateConfig()).difference
+        for seed in range(50)
     ]
     truth = (0.9 * 0.8 + 0.1 * 0.5) - (0.8 + 0.5 + 0.5) / 3
     assert sum(found) / len(found) == pytest.approx(truth, abs=0.02)
@@ -74,12 +81,18 @@ def test_the_estimate_is_near_the_truth() -> None:
 def test_policies_that_are_clearly_worse_are_kept_out_at_the_stated_rate() -> None:
     """The truth is a loss of just the tolerance; a bound of 95 % may be wrong in one of twenty."""
     config = GateConfig(tolerance=0.095)
-    passed = [judge(Prefers(1, 1.0), UniformPolicy(), evidence(60, s), config).passed for s in range(200)]
+    passed = [
+        judge(Prefers(1, 1.0), UniformPolicy(), evidence(60, s), config).passed for s in range(200)
+    ]
     assert sum(passed) / len(passed) <= 0.05
 
 
-def rewarded(trial: Trial, new: float, old: float, count: int, seed: int, share: float = 0.2) -> bool | None:
-    """Feed a trial with rewards around two means until it has a verdict, `count` at most; return the verdict."""
+def rewarded(
+    trial: Trial, new: float, old: float, count: int, seed: int, share: float = 0.2
+) -> bool | None:
+    """Feed a trial with rewards around two means until it has a verdict, `count` at most; return
+    the verdict.
+    """
     random = Random(seed)
     for _ in range(count):
         version, mean = ("new", new) if random.random() < share else ("old", old)
@@ -97,7 +110,9 @@ def test_a_trial_promotes_what_is_better_and_rolls_back_what_is_worse() -> None:
 
 def test_a_trial_seldom_promotes_what_is_worse_however_long_it_runs() -> None:
     """Worse by exactly the tolerance, looked at after every reward."""
-    verdicts = [rewarded(Trial.of("new", "old", GateConfig()), 0.58, 0.6, 1500, seed) for seed in range(100)]
+    verdicts = [
+        rewarded(Trial.of("new", "old", GateConfig()), 0.58, 0.6, 1500, seed) for seed in range(100)
+    ]
     assert sum(verdict is True for verdict in verdicts) <= 5
 
 
@@ -121,7 +136,9 @@ def test_a_drop_is_noticed_and_no_drop_is_not() -> None:
     for mean, dropped in ((0.8, False), (0.4, True)):
         watch = Watch.of("new", "old", before, config)
         assert watch is not None
-        assert any(watch.dropped(float(random.random() < mean), config) for _ in range(300)) is dropped
+        assert (
+            any(watch.dropped(float(random.random() < mean), config) for _ in range(300)) is dropped
+        )
 
 
 def test_where_little_is_known_of_what_was_there_before_nothing_is_watched() -> None:

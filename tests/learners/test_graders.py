@@ -82,7 +82,11 @@ def test_where_no_call_is_wanted_any_call_is_wrong_and_silence_too() -> None:
 
 def test_the_expected_call_may_be_a_label_or_a_message() -> None:
     function = {"name": "book", "arguments": json.dumps(WANTED["arguments"])}
-    message = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+    message = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": function}],
+    }
     assert graded(call(WANTED), expected=message) == 1.0
     assert graded(call(WANTED), expected={"role": "assistant", "content": call(WANTED)}) == 1.0
     assert graded(call(WANTED), expected={"role": "assistant", "content": "none"}) == 0.0
@@ -90,17 +94,22 @@ def test_the_expected_call_may_be_a_label_or_a_message() -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
     )
 )
 def test_no_call_that_the_schema_forbids_is_ever_read(document: Any) -> None:
     found = tool_call(call(document), TOOLS)
-    assert found is None or (found.name in ("book", "cancel") and found.arguments.keys() == {"city", "seats"})
+    assert found is None or (
+        found.name in ("book", "cancel") and found.arguments.keys() == {"city", "seats"}
+    )
 
 
 def test_answers_and_schemas() -> None:
     assert grader("answer@1")(Answer("<think>hm</think> yes ", expected="yes")) == 1.0
-    assert grader("answer@1")(Answer("yes", expected={"role": "assistant", "content": "yes"})) == 1.0
+    assert (
+        grader("answer@1")(Answer("yes", expected={"role": "assistant", "content": "yes"})) == 1.0
+    )
     assert grader("answer@1")(Answer("yes and no", expected="yes")) == 0.0
     assert grader("answer@1")(Answer("None", expected=None)) == 0.0
     assert grader("schema@1")(Answer('{"city": "oslo", "seats": 1}', expected=SCHEMA)) == 1.0

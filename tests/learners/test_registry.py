@@ -9,7 +9,9 @@ from schemas.checkpoints import TRANSITIONS, Artifact, Checkpoint, CheckpointSta
 
 
 def change(state: CheckpointState, **more: object) -> Checkpoint:
-    return Checkpoint.model_validate({"name": "p", "version": "v1", "kind": "policy", "state": state} | more)
+    return Checkpoint.model_validate(
+        {"name": "p", "version": "v1", "kind": "policy", "state": state} | more
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(CheckpointState, repeat=2)))
@@ -25,7 +27,9 @@ def test_only_legal_transitions_are_taken(before: CheckpointState, after: Checkp
 
 
 def test_a_checkpoint_begins_as_a_candidate() -> None:
-    with pytest.raises(IllegalTransitionError, match="from unknown to promoted; from there: candidate"):
+    with pytest.raises(
+        IllegalTransitionError, match="from unknown to promoted; from there: candidate"
+    ):
         Registry().apply(change(CheckpointState.PROMOTED))
 
 

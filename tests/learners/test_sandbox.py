@@ -11,7 +11,10 @@ from learners import sandbox
 from learners.graders import Answer, grader
 from learners.sandbox import MOST_OUTPUT, ran
 
-DOUBLE = {"function": "double", "cases": [{"args": [2], "result": 4}, {"args": [[1]], "result": [1, 1]}]}
+DOUBLE = {
+    "function": "double",
+    "cases": [{"args": [2], "result": 4}, {"args": [[1]], "result": [1, 1]}],
+}
 RIGHT = "def double(x):\n    return x + x\n"
 
 
@@ -19,7 +22,11 @@ RIGHT = "def double(x):\n    return x + x\n"
     ("text", "reward"),
     [
         (RIGHT, 1.0),
-        (f"<think>easy</think>Here:\n```python\nprint('no')\n```\nor better\n```python\nprint(1)\n{RIGHT}```\n", 1.0),
+        (
+            "<think>easy</think>Here:\n```python\nprint('no')\n```\nor"
+            f" better\n```python\nprint(1)\n{RIGHT}```\n",
+            1.0,
+        ),
         ("def double(x):\n    return 4\n", 0.0),
         ("def double(x):\n    return (1, 1) if x == [1] else 4.0\n", 1.0),
         ("def double(x):\n    raise ValueError\n", 0.0),
@@ -32,8 +39,12 @@ RIGHT = "def double(x):\n    return x + x\n"
         ("", 0.0),
     ],
 )
-def test_a_function_is_graded_by_its_results(text: str, reward: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learners.graders.ran", lambda program, given: ran(program, given, timeout_s=2.0))
+def test_a_function_is_graded_by_its_results(
+    text: str, reward: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "learners.graders.ran", lambda program, given: ran(program, given, timeout_s=2.0)
+    )
     assert grader("code@1")(Answer(text, expected=DOUBLE)) == reward
 
 
@@ -58,11 +69,17 @@ def test_time_memory_and_output_are_limited() -> None:
 
 
 def test_what_it_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_jail", tuple)  # as on a machine that lets no user make namespaces
+    monkeypatch.setattr(
+        sandbox, "_jail", tuple
+    )  # as on a machine that lets no user make namespaces
     mark = tmp_path / "alive"
     child = f"import time; time.sleep(2); open({str(mark)!r}, 'w').close()"
     assert (
-        ran(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])", timeout_s=0.5).status is None
+        ran(
+            f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])",
+            timeout_s=0.5,
+        ).status
+        is None
     )
     time.sleep(2.5)
     assert not mark.exists()
@@ -70,7 +87,9 @@ def test_what_it_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_environment_is_empty_and_the_folder_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "open sesame")
-    done = ran("import os\nprint(os.environ.get('SECRET'), os.listdir('.'))\nopen('left', 'w').write('x')")
+    done = ran(
+        "import os\nprint(os.environ.get('SECRET'), os.listdir('.'))\nopen('left', 'w').write('x')"
+    )
     assert (done.status, done.output) == (0, "None []\n")
 
 
@@ -78,6 +97,8 @@ def test_the_environment_is_empty_and_the_folder_is_gone(monkeypatch: pytest.Mon
 def test_there_is_no_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        reach = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)\nprint('reached')"
+        reach = (
+            f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)\nprint('reached')"
+        )
         assert ran(reach).output == ""
         socket.create_connection(("127.0.0.1", port), 2).close()

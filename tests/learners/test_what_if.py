@@ -22,14 +22,20 @@ TEXTS = ["a short answer", "a long answer", "a joke"]
 
 
 def history(count: int, seed: int = 0) -> list[ExampleEvent]:
-    """Return uniform decisions, a fifth held out; the long answer earns most, the short one has the best clarity."""
+    """Return uniform decisions, a fifth held out; the long answer earns most, the short one has the
+    best clarity.
+    """
     random = Random(seed)
     found = []
     for number in range(count):
         choice = random.randrange(3)
         value = min(1.0, max(0.0, random.gauss((0.4, 0.8, 0.1)[choice], 0.1)))
         split: Any = "validation" if number % 5 == 0 else "train"
-        found.append(events.lesson(TEXTS, choice, value, split=split, criteria={"clarity": (0.9, 0.3, 0.5)[choice]}))
+        found.append(
+            events.example(
+                TEXTS, choice, value, split=split, criteria={"clarity": (0.9, 0.3, 0.5)[choice]}
+            )
+        )
     return found
 
 
@@ -37,12 +43,14 @@ def clarity(example: Example) -> float | None:
     return example.criteria.get("clarity")
 
 
-def test_another_reward_makes_another_policy_and_both_are_told_apart_on_held_out_decisions() -> None:
+def test_another_reward_makes_another_policy_and_both_are_told_apart_on_held_out_decisions() -> (
+    None
+):
     logged = history(400)
     otherwise = rewarded_by(logged, clarity)
     as_it_is = refitted(BanditLearner("p"), logged, 5)
     what_if = refitted(BanditLearner("p"), otherwise, 5)
-    assert [point.lessons for point in as_it_is] == [64, 128, 192, 256, 320]
+    assert [point.examples for point in as_it_is] == [64, 128, 192, 256, 320]
     evidence = held_out(otherwise, BanditConfig())
     assert len(evidence) == 80
     assert weighted_mean(what_if[-1].policy, evidence) == pytest.approx(0.9, abs=0.03)
@@ -58,17 +66,18 @@ def test_the_replay_method_tells_what_a_learner_would_have_earned() -> None:
 
 
 def test_decisions_that_a_policy_made_say_nothing_of_another_learner_by_replay() -> None:
-    made = events.lesson(TEXTS, 0, 1.0, version="000010-abc")
-    corrected = events.lesson(TEXTS, 0, 1.0, reward_revision=2)
+    made = events.example(TEXTS, 0, 1.0, version="000010-abc")
+    corrected = events.example(TEXTS, 0, 1.0, reward_revision=2)
     assert replayed(BanditLearner("p"), [made, corrected], seed=0).shown == 0
 
 
-def test_a_function_may_leave_lessons_out() -> None:
+def test_a_function_may_leave_examples_out() -> None:
     assert rewarded_by(history(10), lambda _: None) == []
 
 
 @pytest.mark.parametrize(
-    ("returned", "says"), [(2.0, "returned 2.0"), ("high", "returned 'high'"), (float("nan"), "nan")]
+    ("returned", "says"),
+    [(2.0, "returned 2.0"), ("high", "returned 'high'"), (float("nan"), "nan")],
 )
 def test_what_is_no_reward_is_refused(returned: Any, says: str) -> None:
     with pytest.raises(RewardFunctionError, match=says):
@@ -80,8 +89,15 @@ def test_a_function_that_fails_is_named() -> None:
         rewarded_by(history(1), lambda example: example.criteria["missing"])
 
 
-def test_a_state_of_no_lessons_is_no_policy() -> None:
-    assert refitted(BanditLearner("p", BanditConfig()), [events.lesson(TEXTS, 0, 1.0, split="validation")], 3) == []
+def test_a_state_of_no_examples_is_no_policy() -> None:
+    assert (
+        refitted(
+            BanditLearner("p", BanditConfig()),
+            [events.example(TEXTS, 0, 1.0, split="validation")],
+            3,
+        )
+        == []
+    )
 
 
 def logged(count: int) -> list[Logged]:
@@ -102,5 +118,9 @@ def test_regret_is_what_the_best_candidate_would_have_earned_more() -> None:
     log = logged(600)
     found = regrets(log)
     for choice, missed in enumerate((0.4, 0.0, 0.7)):
-        of = [regret for regret, item in zip(found, log, strict=True) if item.decision.choice == choice]
+        of = [
+            regret
+            for regret, item in zip(found, log, strict=True)
+            if item.decision.choice == choice
+        ]
         assert sum(of) / len(of) == pytest.approx(missed, abs=0.06)

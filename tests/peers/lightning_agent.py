@@ -1,4 +1,6 @@
-"""An agent as Agent Lightning's local controller runs it: one model call, streamed and not, and a reward."""
+"""An agent as Agent Lightning's local controller runs it: one model call, streamed and not, and a
+reward.
+"""
 
 import os
 

@@ -1,4 +1,5 @@
-"""Agent Lightning's own controller and rollout manager, run against a gateway: `lightning_client.py GATEWAY KEY`.
+"""Agent Lightning's own controller and rollout manager, run against a gateway: `lightning_client.py
+GATEWAY KEY`.
 
 Prints what they found as JSON. Runs in an environment with agentlightning 1.0.2.
 """
@@ -55,7 +56,9 @@ try:
     manager.register_model([f"{upstream}/v1"])
     data = {"question": ["one", "two"]}
     trained = manager.enqueue_and_wait_until_completed(data, is_train=True)
-    validated = manager.enqueue_and_wait_until_completed({"question": ["three", "fail"]}, is_train=False)
+    validated = manager.enqueue_and_wait_until_completed(
+        {"question": ["three", "fail"]}, is_train=False
+    )
     groups, left = managed(AglAsyncRolloutManager).enqueue_and_wait_until_group_completed(
         data, [], is_train=True, target_finished_group_num=1
     )
@@ -71,7 +74,8 @@ def shown(completed: list) -> list:
             "state": str(rollout.rollout_state),
             "reward": rollout.final_reward,
             "triplets": [
-                [t.prompt, t.response["token_ids"], t.response["log_probs"], t.reward] for t in rollout.triplets
+                [t.prompt, t.response["token_ids"], t.response["log_probs"], t.reward]
+                for t in rollout.triplets
             ],
             "question": rollout.input["question"],
         }
@@ -80,5 +84,11 @@ def shown(completed: list) -> list:
 
 
 json.dump(
-    {"trained": shown(trained), "validated": shown(validated), "group": shown(groups), "left": len(left)}, sys.stdout
+    {
+        "trained": shown(trained),
+        "validated": shown(validated),
+        "group": shown(groups),
+        "left": len(left),
+    },
+    sys.stdout,
 )

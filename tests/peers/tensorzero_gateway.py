@@ -1,4 +1,5 @@
-"""TensorZero's gateway as its Python client embeds it, on a port of its own: `tensorzero_gateway.py CONFIG`.
+"""TensorZero's gateway as its Python client embeds it, on a port of its own: `tensorzero_gateway.py
+CONFIG`.
 
 Prints the base URL when it serves, and serves until it is terminated.
 """

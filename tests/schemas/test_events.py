@@ -17,7 +17,11 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,40}", fullmatch=True)
 unit = st.floats(0, 1)
 texts = st.text(max_size=50)
 json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
@@ -30,7 +34,9 @@ def any_event(draw: st.DrawFn) -> Any:
     return draw(
         st.sampled_from(
             [
-                events.reward(rollout_id, draw(unit), criteria={draw(names): draw(unit)}, comment=draw(texts)),
+                events.reward(
+                    rollout_id, draw(unit), criteria={draw(names): draw(unit)}, comment=draw(texts)
+                ),
                 events.succeeded(rollout_id, output=draw(json_values), error=draw(texts)),
                 events.started(rollout_id),
                 events.decision(rollout_id, draw(st.lists(texts, min_size=1, max_size=5)), 0),
@@ -45,7 +51,10 @@ def test_an_event_is_the_same_after_a_round_trip(event: Any) -> None:
     assert decode(type(event), encode(event)) == event
 
 
-@given(any_event(), st.dictionaries(st.from_regex(r"newer_[a-z]{1,8}", fullmatch=True), json_values, min_size=1))
+@given(
+    any_event(),
+    st.dictionaries(st.from_regex(r"newer_[a-z]{1,8}", fullmatch=True), json_values, min_size=1),
+)
 def test_unknown_newer_fields_survive_a_round_trip(event: Any, unknown: dict[str, Any]) -> None:
     document = orjson.loads(encode(event))
     document |= unknown

@@ -15,7 +15,9 @@ def test_the_exported_schema_is_the_models_and_nothing_broke(topic: Topic) -> No
     current = export.schema_of(topic)
     if export.version_of(current) == export.version_of(exported):
         assert export.incompatibilities(exported, current) == []
-    assert export.rendered(current) == export.file_of(topic).read_bytes(), "run `python -m schemas.export`"
+    assert export.rendered(current) == export.file_of(topic).read_bytes(), (
+        "run `python -m schemas.export`"
+    )
 
 
 def _changed(path: list[str], value: Any) -> dict[str, Any]:

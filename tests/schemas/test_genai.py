@@ -6,7 +6,11 @@ import pytest
 
 from schemas.genai import to_openai, to_semantic
 
-CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": '{"query":"x"}'}}
+CALL = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "search", "arguments": '{"query":"x"}'},
+}
 
 
 @pytest.mark.parametrize(
@@ -15,7 +19,11 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "argu
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "hi", "name": "junior"},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "assistant", "content": "thinking", "tool_calls": [CALL, {**CALL, "id": "call_2"}]},
+        {
+            "role": "assistant",
+            "content": "thinking",
+            "tool_calls": [CALL, {**CALL, "id": "call_2"}],
+        },
         {"role": "tool", "tool_call_id": "call_1", "content": "[]"},
         {
             "role": "user",

@@ -16,8 +16,17 @@ def test_fresh_event_ids_are_version_7_and_sort_by_time() -> None:
     assert ids == sorted(ids)
 
 
-@given(st.lists(st.tuples(st.text("abc:.", max_size=8), st.integers(0, 2**40)), unique=True, min_size=2, max_size=20))
-def test_different_sources_give_different_ids_and_the_same_source_the_same(sources: list[tuple[str, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.text("abc:.", max_size=8), st.integers(0, 2**40)),
+        unique=True,
+        min_size=2,
+        max_size=20,
+    )
+)
+def test_different_sources_give_different_ids_and_the_same_source_the_same(
+    sources: list[tuple[str, int]],
+) -> None:
     ids = [derived_event_id(at(0), *source) for source in sources]
     assert len(set(ids)) == len(ids)
     assert ids == [derived_event_id(at(0), *source) for source in sources]

@@ -1,4 +1,6 @@
-"""A processor for tests, and a worker that carries it: `python -m tests.streams.ledger LOG FOLDER LEASE_S`."""
+"""A processor for tests, and a worker that carries it: `python -m tests.streams.ledger LOG FOLDER
+LEASE_S`.
+"""
 
 import os
 import signal
@@ -11,12 +13,12 @@ import orjson
 from schemas.envelope import AnyEvent
 from schemas.rewards import RewardEvent
 from schemas.topics import REWARDS, ROLLOUTS, TRAJECTORIES, Topic
-from streams.embedded.worker import Worker
-from streams.errors import RejectedRecordError
-from streams.kafka.cluster import Cluster
-from streams.kafka.faust_app import run_app
-from streams.processor import Outcome, Processor, output_id
-from streams.records import Outgoing, Record
+from streams.processing.processor import Outcome, Processor, output_id
+from streams.runners.embedded.worker import Worker
+from streams.runners.kafka.faust_app import run_app
+from streams.storage.errors import RejectedRecordError
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.records import Outgoing, Record
 
 REJECTED, DEFECT = 0.25, 0.0625
 
@@ -30,7 +32,9 @@ class Ledger(Processor[list[float]]):
     name = "ledger"
     topics: ClassVar[tuple[Topic, ...]] = (REWARDS, ROLLOUTS)
 
-    def handle(self, state: list[float] | None, event: AnyEvent, source: Record) -> Outcome[list[float]]:
+    def handle(
+        self, state: list[float] | None, event: AnyEvent, source: Record
+    ) -> Outcome[list[float]]:
         state = state if state is not None else []
         if not isinstance(event, RewardEvent):
             return Outcome(state=state)
@@ -40,7 +44,9 @@ class Ledger(Processor[list[float]]):
         if event.payload.value == DEFECT:
             raise ZeroDivisionError("a defect")
         payload = event.payload.model_copy(update={"grader": str(len(state)), "feedback": None})
-        answer = event.model_copy(update={"event_id": output_id(self, source, event.time), "payload": payload})
+        answer = event.model_copy(
+            update={"event_id": output_id(self, source, event.time), "payload": payload}
+        )
         return Outcome((Outgoing.of(TRAJECTORIES, event.rollout_id, answer),), state)
 
     def encode_state(self, state: list[float]) -> bytes:
@@ -55,7 +61,9 @@ def work(log: str, folder: Path, lease_s: float) -> None:
     if log.startswith("kafka://"):
         run_app(Cluster(log.removeprefix("kafka://")), [Ledger()], folder, lease_s)
         return
-    worker = Worker(Path(log.removeprefix("sqlite:///")), [Ledger()], str(os.getpid()), lease_s=lease_s)
+    worker = Worker(
+        Path(log.removeprefix("sqlite:///")), [Ledger()], str(os.getpid()), lease_s=lease_s
+    )
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run()
 

@@ -1,4 +1,4 @@
-"""Lessons of batch learners become manifests, and a manifest gives exactly its lessons again."""
+"""Examples of batch learners become manifests, and a manifest gives exactly its examples again."""
 
 from datetime import timedelta
 
@@ -8,17 +8,19 @@ from schemas.manifests import Manifest
 from schemas.rollouts import Split
 from schemas.serialization import decode
 from schemas.topics import COMMANDS, EXAMPLES
-from streams.batching import BatchConfig, Batching, OpenBatch, lessons_of
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.log import Log, read_all
-from streams.records import NewRecord, Outgoing, Record
+from streams.processors.batcher import BatchConfig, Batching, OpenBatch, examples_of
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import Log, read_all
+from streams.storage.records import NewRecord, Outgoing, Record
 from tests import events
 
 TARGET = "junior_researcher_llm"
 
 
-def conversation(number: int, target: str = TARGET, split: Split = "train", reward: float = 0.5) -> NewRecord:
+def conversation(
+    number: int, target: str = TARGET, split: Split = "train", reward: float = 0.5
+) -> NewRecord:
     messages = [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "yes"}]
     example = Example(
         target=target,
@@ -28,7 +30,9 @@ def conversation(number: int, target: str = TARGET, split: Split = "train", rewa
         source_event_ids=[events.started("r").event_id],
         body=SftExample(node="geneticist", messages=messages),
     )
-    return Outgoing.of(EXAMPLES, target, ExampleEvent(rollout_id="r", time=events.START, payload=example)).record()
+    return Outgoing.of(
+        EXAMPLES, target, ExampleEvent(rollout_id="r", time=events.START, payload=example)
+    ).record()
 
 
 def order(**more: object) -> NewRecord:
@@ -36,7 +40,7 @@ def order(**more: object) -> NewRecord:
     return Outgoing.of(COMMANDS, TARGET, CommandEvent(time=events.START, payload=command)).record()
 
 
-FOUR = BatchConfig(lessons=4)
+FOUR = BatchConfig(examples=4)
 
 
 def run(log: EmbeddedLog, config: BatchConfig = FOUR) -> None:
@@ -52,22 +56,32 @@ def manifests(log: Log) -> list[Manifest]:
 
 
 def numbers(log: Log, manifest: Manifest) -> list[int]:
-    found = [event.payload.body for event in lessons_of(log, manifest)]
+    found = [event.payload.body for event in examples_of(log, manifest)]
     return [int(body.messages[0]["content"]) for body in found if isinstance(body, SftExample)]
 
 
-def test_every_lesson_is_in_one_manifest_whatever_lies_between(log: EmbeddedLog) -> None:
+def test_every_example_is_in_one_manifest_whatever_lies_between(log: EmbeddedLog) -> None:
     for number in range(10):
-        log.append([conversation(number), conversation(number, "another"), conversation(number, split="validation")])
-        log.append([events.new_record(events.lesson(["a", "b"], 0, 0.5), TARGET)])
+        log.append(
+            [
+                conversation(number),
+                conversation(number, "another"),
+                conversation(number, split="validation"),
+            ]
+        )
+        log.append([events.new_record(events.example(["a", "b"], 0, 0.5), TARGET)])
         log.append([NewRecord(EXAMPLES.name, TARGET.encode(), b"{broken")])
         if number == 5:
             run(log)
     run(log)
     first, second = manifests(log)
-    assert (first.lessons, first.number, second.lessons, second.number) == (4, 1, 4, 2)
+    assert (first.examples, first.number, second.examples, second.number) == (4, 1, 4, 2)
     assert (numbers(log, first), numbers(log, second)) == ([0, 1, 2, 3], [4, 5, 6, 7])
-    assert first.sha256 != second.sha256 == Manifest.model_validate_json(second.model_dump_json()).sha256
+    assert (
+        first.sha256
+        != second.sha256
+        == Manifest.model_validate_json(second.model_dump_json()).sha256
+    )
 
 
 def test_an_order_closes_a_batch_that_is_not_full_and_an_empty_one_stays(log: EmbeddedLog) -> None:
@@ -83,24 +97,26 @@ def test_an_order_closes_a_batch_that_is_not_full_and_an_empty_one_stays(log: Em
     assert len(manifests(log)) == 2, "what is asked for again is not closed again"
 
 
-def test_a_batch_is_closed_when_its_first_lesson_is_old_enough(log: EmbeddedLog) -> None:
-    config = BatchConfig(lessons=100, seconds=60, least=3)
+def test_a_batch_is_closed_when_its_first_example_is_old_enough(log: EmbeddedLog) -> None:
+    config = BatchConfig(examples=100, seconds=60, least=3)
     log.append([conversation(0)])
     run(log, config)
-    assert manifests(log) == [], "one lesson is too few, however old"
+    assert manifests(log) == [], "one example is too few, however old"
     log.append([conversation(1), conversation(2)])
     run(log, config)
     (closed,) = manifests(log)
     assert numbers(log, closed) == [0, 1, 2]
 
 
-def test_time_runs_from_the_first_lesson_of_a_batch() -> None:
-    batching = Batching("sft", [TARGET], BatchConfig(lessons=3, seconds=60))
+def test_time_runs_from_the_first_example_of_a_batch() -> None:
+    batching = Batching("sft", [TARGET], BatchConfig(examples=3, seconds=60))
     state, deadlines = None, []
     for number in range(4):
         event = decode(ExampleEvent, conversation(number).value)
         later = event.model_copy(update={"time": events.START + timedelta(seconds=number)})
-        outcome = batching.handle(state, later, Record(EXAMPLES.name, 0, number, number, TARGET.encode(), b""))
+        outcome = batching.handle(
+            state, later, Record(EXAMPLES.name, 0, number, number, TARGET.encode(), b"")
+        )
         state = outcome.state
         deadlines.append(outcome.deadline)
     first, fourth = (events.START + timedelta(seconds=60 + number) for number in (0, 3))
@@ -108,13 +124,13 @@ def test_time_runs_from_the_first_lesson_of_a_batch() -> None:
 
 
 def test_a_deadline_from_before_time_closed_no_batch_closes_none() -> None:
-    batching = Batching("sft", [TARGET], BatchConfig(lessons=100))
-    state = OpenBatch(lessons=1, ranges={0: (0, 0)}, closes=events.START)
+    batching = Batching("sft", [TARGET], BatchConfig(examples=100))
+    state = OpenBatch(examples=1, ranges={0: (0, 0)}, closes=events.START)
     assert batching.expire(state, TARGET, events.START).records == ()
 
 
 def test_a_batch_is_closed_when_rewards_have_dropped(log: EmbeddedLog) -> None:
-    config = BatchConfig(lessons=200, drop=0.05, least=10)
+    config = BatchConfig(examples=200, drop=0.05, least=10)
     log.append([conversation(number, reward=0.9) for number in range(200)])
     log.append([conversation(number, reward=0.9) for number in range(200, 300)])
     run(log, config)
@@ -122,13 +138,17 @@ def test_a_batch_is_closed_when_rewards_have_dropped(log: EmbeddedLog) -> None:
     log.append([conversation(number, reward=0.2) for number in range(300, 390)])
     run(log, config)
     first, second = manifests(log)
-    assert first.lessons == 200
-    assert 110 <= second.lessons < 190
-    last = [decode(CommandEvent, record.value).payload for record in read_all(log, COMMANDS.name)][-1]
+    assert first.examples == 200
+    assert 110 <= second.examples < 190
+    last = [decode(CommandEvent, record.value).payload for record in read_all(log, COMMANDS.name)][
+        -1
+    ]
     assert last.reason.startswith("rewards dropped, to ")
 
 
-def test_an_order_of_another_head_leaves_the_batch_open_and_its_method_is_passed_on(log: EmbeddedLog) -> None:
+def test_an_order_of_another_head_leaves_the_batch_open_and_its_method_is_passed_on(
+    log: EmbeddedLog,
+) -> None:
     log.append([conversation(0)])
     log.append([order(arguments={"head": "rl", "method": "ppo"})])
     run(log)

@@ -7,13 +7,13 @@ import pytest
 from aiokafka.errors import ProducerFenced
 
 from schemas.topics import REWARDS
-from streams.kafka.changelog import TransactionalChangelog
-from streams.kafka.cluster import Cluster
-from streams.kafka.log import KafkaLog
-from streams.kafka.states import OutdatedError, state_key
-from streams.log import read_all
-from streams.records import NewRecord, Record
-from streams.trajectories import TrajectoryJoin
+from streams.processors.trajectories import TrajectoryJoin
+from streams.runners.kafka.changelog import TransactionalChangelog
+from streams.runners.kafka.states import OutdatedError, state_key
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.log import KafkaLog
+from streams.storage.log import read_all
+from streams.storage.records import NewRecord, Record
 from tests.kafka import declare_afresh
 
 GROUP = TrajectoryJoin().group
@@ -51,19 +51,31 @@ async def test_whoever_loads_a_partition_last_is_the_only_one_to_write_it(cluste
 
 
 async def test_partitions_are_held_apart(cluster: Cluster) -> None:
-    first, second = TransactionalChangelog(cluster, GROUP, 0), TransactionalChangelog(cluster, GROUP, 1)
+    first, second = (
+        TransactionalChangelog(cluster, GROUP, 0),
+        TransactionalChangelog(cluster, GROUP, 1),
+    )
     await first.load()
     await second.load()
-    await asyncio.gather(first.commit([state("a", b"1")], []), second.commit([state("b", b"2")], []))
+    await asyncio.gather(
+        first.commit([state("a", b"1")], []), second.commit([state("b", b"2")], [])
+    )
     await first.close()
     await second.close()
     with KafkaLog(cluster) as log:
-        found = await asyncio.to_thread(lambda: (log.state(GROUP, "a"), log.state(GROUP, "b"), log.state(GROUP, "c")))
+        found = await asyncio.to_thread(
+            lambda: (log.state(GROUP, "a"), log.state(GROUP, "b"), log.state(GROUP, "c"))
+        )
     assert found == (b"1", b"2", None)
 
 
-async def test_outputs_are_read_when_their_states_are_stored_and_never_otherwise(cluster: Cluster) -> None:
-    first, heir = TransactionalChangelog(cluster, GROUP, 2), TransactionalChangelog(cluster, GROUP, 2)
+async def test_outputs_are_read_when_their_states_are_stored_and_never_otherwise(
+    cluster: Cluster,
+) -> None:
+    first, heir = (
+        TransactionalChangelog(cluster, GROUP, 2),
+        TransactionalChangelog(cluster, GROUP, 2),
+    )
     await first.load()
     await first.commit([state("a", b"1")], [output(number) for number in range(3)])
     await first._producer.begin_transaction()  # and then it dies
@@ -79,7 +91,9 @@ async def test_outputs_are_read_when_their_states_are_stored_and_never_otherwise
     def read() -> tuple[list[bytes | None], dict[tuple[str, int], int]]:
         with KafkaLog(cluster) as log:
             found = [record.value for record in read_all(log, REWARDS.name)]
-            everything = log.unread({(REWARDS.name, partition): 0 for partition in range(REWARDS.partitions)})
+            everything = log.unread(
+                {(REWARDS.name, partition): 0 for partition in range(REWARDS.partitions)}
+            )
             last = next(record for record in read_all(log, REWARDS.name) if record.value == b"3")
             return found, everything | log.unread({(last.topic, last.partition): last.offset + 1})
 

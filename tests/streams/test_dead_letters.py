@@ -3,15 +3,15 @@
 from schemas.dead_letters import DeadLetterEvent
 from schemas.topics import REWARDS, TRAJECTORIES
 from schemas.trajectories import Trajectory, TrajectoryEvent
-from streams.dead_letters import dead_letters, put_back
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.errors import RejectedRecordError
-from streams.judging import Grade, Judge
-from streams.log import read_all
-from streams.processor import dead_letter
-from streams.records import Record
-from streams.trajectories import TrajectoryJoin
+from streams.processing.dead_letters import dead_letters, put_back
+from streams.processing.processor import dead_letter
+from streams.processors.judge import Grade, Judge
+from streams.processors.trajectories import TrajectoryJoin
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.errors import RejectedRecordError
+from streams.storage.log import read_all
+from streams.storage.records import Record
 from tests import events
 from tests.streams.test_judging import Fixed
 
@@ -21,10 +21,15 @@ class Broken(Fixed):
         raise RejectedRecordError("the judge is out of order")
 
 
-def test_a_trajectory_that_could_not_be_judged_is_judged_when_it_is_put_back(log: EmbeddedLog) -> None:
+def test_a_trajectory_that_could_not_be_judged_is_judged_when_it_is_put_back(
+    log: EmbeddedLog,
+) -> None:
     log.append([events.new_record(events.started("r")), events.new_record(events.succeeded("r"))])
     join = EmbeddedRunner(log, TrajectoryJoin(), "t")
-    broken, mended = EmbeddedRunner(log, Judge(Broken()), "t"), EmbeddedRunner(log, Judge(Fixed()), "t2")
+    broken, mended = (
+        EmbeddedRunner(log, Judge(Broken()), "t"),
+        EmbeddedRunner(log, Judge(Fixed()), "t2"),
+    )
     while join.run_once() + broken.run_once():
         pass
     broken.close()

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from schemas.clock import now
 from schemas.topics import REWARDS, ROUTES, SPANS
-from streams.embedded.log import TOMBSTONE_GRACE, EmbeddedLog
-from streams.errors import LogUnavailableError, LogUnreadableError
-from streams.log import read_all
-from streams.partitioning import partition_of
-from streams.records import NewRecord
+from streams.storage.embedded.log import TOMBSTONE_GRACE, EmbeddedLog
+from streams.storage.errors import LogUnavailableError, LogUnreadableError
+from streams.storage.log import read_all
+from streams.storage.partitions import partition_of
+from streams.storage.records import NewRecord
 
 TOPIC = REWARDS.name
 
@@ -33,7 +33,9 @@ def test_a_fetch_over_partitions_gives_the_order_of_writing(
         for number, key in enumerate(keys):
             log.append([value(number, key)])
         everything = {(TOPIC, partition): 0 for partition in range(REWARDS.partitions)}
-        assert [int(record.value or b"") for record in log.fetch(everything, 1000)] == list(range(len(keys)))
+        assert [int(record.value or b"") for record in log.fetch(everything, 1000)] == list(
+            range(len(keys))
+        )
         first = log.fetch(everything, 3)
         assert [int(record.value or b"") for record in first] == list(range(min(3, len(keys))))
 
@@ -84,10 +86,16 @@ def test_retention_deletes_what_is_old_and_moves_no_offset(log: EmbeddedLog) -> 
 
 def test_compaction_keeps_the_last_record_of_each_key(log: EmbeddedLog) -> None:
     log.append(
-        [NewRecord(ROUTES.name, key, value) for key, value in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2"), (b"b", None))]
+        [
+            NewRecord(ROUTES.name, key, value)
+            for key, value in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2"), (b"b", None))
+        ]
     )
     log.enforce_retention(now())
-    assert {(record.key, record.value) for record in read_all(log, ROUTES.name)} == {(b"a", b"2"), (b"b", None)}
+    assert {(record.key, record.value) for record in read_all(log, ROUTES.name)} == {
+        (b"a", b"2"),
+        (b"b", None),
+    }
     log.enforce_retention(now() + TOMBSTONE_GRACE + timedelta(seconds=1))
     assert [record.key for record in read_all(log, ROUTES.name)] == [b"a"]
 
@@ -101,7 +109,9 @@ def test_a_change_by_another_connection_is_noticed(log: EmbeddedLog) -> None:
 
 
 def test_what_is_no_log_is_named(tmp_path: Path) -> None:
-    (tmp_path / "text.db").write_text("this is no database, it is a text that is long enough to be one" * 20)
+    (tmp_path / "text.db").write_text(
+        "this is no database, it is a text that is long enough to be one" * 20
+    )
     with pytest.raises(LogUnreadableError, match="not an Everloop log"):
         EmbeddedLog(tmp_path / "text.db")
     foreign = sqlite3.connect(tmp_path / "foreign.db")
@@ -119,7 +129,10 @@ def test_what_is_no_log_is_named(tmp_path: Path) -> None:
 
 
 def test_a_locked_log_is_unavailable_not_broken(tmp_path: Path) -> None:
-    with EmbeddedLog(tmp_path / "log.db", busy_timeout_s=0.05) as log, EmbeddedLog(tmp_path / "log.db") as other:
+    with (
+        EmbeddedLog(tmp_path / "log.db", busy_timeout_s=0.05) as log,
+        EmbeddedLog(tmp_path / "log.db") as other,
+    ):
         with other.transaction(), pytest.raises(LogUnavailableError, match="locked"):
             log.append([value(1)])
         log.append([value(1)])

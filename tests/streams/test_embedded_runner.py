@@ -15,19 +15,21 @@ from schemas.envelope import AnyEvent
 from schemas.rewards import RewardEvent
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, DECISIONS, REWARDS, TRAJECTORIES, Topic
-from streams.batches import processed
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.embedded.worker import Worker
-from streams.errors import RejectedRecordError, TransientError
-from streams.log import read_all
-from streams.processor import Outcome, Processor, output_id
-from streams.records import NewRecord, Outgoing, Record
+from streams.processing.batch import processed
+from streams.processing.processor import Outcome, Processor, output_id
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.runners.embedded.worker import Worker
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.errors import RejectedRecordError, TransientError
+from streams.storage.log import read_all
+from streams.storage.records import NewRecord, Outgoing, Record
 from tests import events
 
 
 class Doubler(Processor[list[float]]):
-    """Remembers the rewards of a rollout, in place, and answers each with another on the decisions' neighbour topic."""
+    """Remembers the rewards of a rollout, in place, and answers each with another on the decisions'
+    neighbour topic.
+    """
 
     name = "doubler"
     topics: ClassVar[tuple[Topic, ...]] = (REWARDS,)
@@ -36,7 +38,9 @@ class Doubler(Processor[list[float]]):
     def __init__(self) -> None:
         self.attempts: Counter[float] = Counter()
 
-    def handle(self, state: list[float] | None, event: AnyEvent, source: Record) -> Outcome[list[float]]:
+    def handle(
+        self, state: list[float] | None, event: AnyEvent, source: Record
+    ) -> Outcome[list[float]]:
         assert isinstance(event, RewardEvent)
         value = event.payload.value
         self.attempts[value] += 1
@@ -70,16 +74,23 @@ def run(log: EmbeddedLog, processor: Processor[Any], member: str = "one") -> Non
 
 
 def outputs(log: EmbeddedLog) -> list[float]:
-    return [decode(RewardEvent, record.value).payload.value for record in read_all(log, TRAJECTORIES.name)]
+    return [
+        decode(RewardEvent, record.value).payload.value
+        for record in read_all(log, TRAJECTORIES.name)
+    ]
 
 
 def state(log: EmbeddedLog, group: str = "everloop.doubler") -> list[float]:
-    rows = log.connection.execute("SELECT value FROM states WHERE consumer_group = ? ORDER BY key", (group,)).fetchall()
+    rows = log.connection.execute(
+        "SELECT value FROM states WHERE consumer_group = ? ORDER BY key", (group,)
+    ).fetchall()
     return [value for (row,) in rows for value in orjson.loads(row)]
 
 
 def letters(log: EmbeddedLog) -> list[Any]:
-    return [decode(DeadLetterEvent, record.value).payload for record in read_all(log, DEAD_LETTERS.name)]
+    return [
+        decode(DeadLetterEvent, record.value).payload for record in read_all(log, DEAD_LETTERS.name)
+    ]
 
 
 def test_outputs_and_state_follow_the_records(log: EmbeddedLog) -> None:
@@ -97,10 +108,15 @@ def test_a_poison_record_is_set_aside_whole_and_the_others_count_once(log: Embed
     run(log, Doubler())
     assert outputs(log) == state(log) == [0.5, 1.0, 0.75]
     rejected, defect, undecodable = letters(log)
-    assert (rejected.error_type, rejected.error_message) == ("RejectedRecordError", "a quarter is too little")
+    assert (rejected.error_type, rejected.error_message) == (
+        "RejectedRecordError",
+        "a quarter is too little",
+    )
     assert defect.error_type == "ZeroDivisionError"
     assert (undecodable.value, undecodable.key) == (b"\xffnot json", b"r")
-    assert [(header.name, header.value) for header in undecodable.headers] == [("origin", b"\x00test")]
+    assert [(header.name, header.value) for header in undecodable.headers] == [
+        ("origin", b"\x00test")
+    ]
     assert {letter.processor for letter in letters(log)} == {"doubler"}
 
 
@@ -114,7 +130,9 @@ def test_what_may_pass_is_tried_again(log: EmbeddedLog) -> None:
 
 def test_what_never_passes_becomes_a_dead_letter_with_its_attempts(log: EmbeddedLog) -> None:
     class Unreachable(Doubler):
-        def handle(self, state: list[float] | None, event: AnyEvent, source: Record) -> Outcome[list[float]]:
+        def handle(
+            self, state: list[float] | None, event: AnyEvent, source: Record
+        ) -> Outcome[list[float]]:
             raise TransientError("the server is gone")
 
     log.append(rewards([0.5]))
@@ -123,7 +141,9 @@ def test_what_never_passes_becomes_a_dead_letter_with_its_attempts(log: Embedded
     assert (letter.error_type, letter.attempts) == ("TransientError", Unreachable.max_attempts)
 
 
-def test_a_crash_before_the_commit_repeats_nothing(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_before_the_commit_repeats_nothing(
+    log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log.append(rewards([0.5, 1.0]))
     with monkeypatch.context() as patched:
         patched.setattr(EmbeddedLog, "commit_within", lambda *_: 1 / 0)
@@ -139,7 +159,9 @@ def test_two_workers_share_the_partitions_and_no_record_counts_twice(tmp_path: P
         with EmbeddedLog(tmp_path / "log.db") as other:
             first = EmbeddedRunner(log, Doubler(), "first", batch=7, lease_s=0.3)
             second = EmbeddedRunner(other, Doubler(), "second", batch=7, lease_s=0.3)
-            for _ in range(3):  # the first takes all, the second asks for its share, the first gives it
+            for _ in range(
+                3
+            ):  # the first takes all, the second asks for its share, the first gives it
                 first.run_once()
                 second.run_once()
                 time.sleep(0.11)
@@ -157,7 +179,9 @@ def test_two_workers_share_the_partitions_and_no_record_counts_twice(tmp_path: P
         assert by_second > 0
 
 
-def test_a_dead_workers_partitions_are_taken_over_and_its_late_commit_is_refused(tmp_path: Path) -> None:
+def test_a_dead_workers_partitions_are_taken_over_and_its_late_commit_is_refused(
+    tmp_path: Path,
+) -> None:
     with EmbeddedLog(tmp_path / "log.db") as log, EmbeddedLog(tmp_path / "log.db") as other:
         slow = EmbeddedRunner(log, Doubler(), "slow", lease_s=0.2)
         slow.run_once()
@@ -176,7 +200,9 @@ def test_a_deadline_reaches_the_processor_once(log: EmbeddedLog) -> None:
     class Alarm(Doubler):
         name = "alarm"
 
-        def handle(self, state: list[float] | None, event: AnyEvent, source: Record) -> Outcome[list[float]]:
+        def handle(
+            self, state: list[float] | None, event: AnyEvent, source: Record
+        ) -> Outcome[list[float]]:
             return Outcome(state=[1.0], deadline=now() - timedelta(seconds=1))
 
         def expire(self, state: list[float], key: str, now: datetime) -> Outcome[list[float]]:
@@ -197,7 +223,9 @@ def test_topics_with_different_partitions_cannot_be_joined(log: EmbeddedLog) -> 
         EmbeddedRunner(log, Mixed(), "one")
 
 
-def test_a_worker_whose_thread_fails_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_whose_thread_fails_stops_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(EmbeddedRunner, "run_once", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Worker(tmp_path / "log.db", [Doubler()], "one").run()

@@ -8,7 +8,13 @@ from pydantic import ValidationError
 from schemas.genai import to_semantic
 from schemas.rewards import Reward
 from schemas.spans import Attribute, SpanEvent
-from streams.implicit import Answers, ImplicitConfig, ImplicitFeedback, ImplicitRule, RuleReader
+from streams.processors.implicit import (
+    Answers,
+    ImplicitConfig,
+    ImplicitFeedback,
+    ImplicitRule,
+    RuleReader,
+)
 from tests import events
 
 FIRST, SECOND = "00f067aa0ba902b7", "00f067aa0ba902b8"
@@ -18,8 +24,12 @@ ANSWER = {"role": "assistant", "content": "use sorted"}
 
 def call(span_id: str, said: list[dict[str, Any]], answer: str = "use sorted") -> SpanEvent:
     event = events.model_span("r", "helper", answer, span_id)
-    attributes = event.payload.attributes | {Attribute.INPUT_MESSAGES.value: [to_semantic(m) for m in said]}
-    return event.model_copy(update={"payload": event.payload.model_copy(update={"attributes": attributes})})
+    attributes = event.payload.attributes | {
+        Attribute.INPUT_MESSAGES.value: [to_semantic(m) for m in said]
+    }
+    return event.model_copy(
+        update={"payload": event.payload.model_copy(update={"attributes": attributes})}
+    )
 
 
 def rewards(*calls: SpanEvent, config: ImplicitConfig | None = None) -> list[Reward]:
@@ -47,7 +57,8 @@ def test_the_next_message_rewards_the_answer_before_it(reply: dict[str, Any], va
 
 
 @pytest.mark.parametrize(
-    "reply", [{"role": "user", "content": "and backwards?"}, {"role": "system", "content": "thanks"}]
+    "reply",
+    [{"role": "user", "content": "and backwards?"}, {"role": "system", "content": "thanks"}],
 )
 def test_what_no_rule_understands_is_no_reward(reply: dict[str, Any]) -> None:
     assert rewards(call(FIRST, [ASKED]), call(SECOND, [ASKED, ANSWER, reply], "else")) == []
@@ -55,19 +66,36 @@ def test_what_no_rule_understands_is_no_reward(reply: dict[str, Any]) -> None:
 
 def test_the_same_words_reward_once_however_often_the_history_is_sent() -> None:
     thanked = [ASKED, ANSWER, {"role": "user", "content": "thanks"}]
-    more = [*thanked, {"role": "assistant", "content": "else"}, {"role": "user", "content": "and now?"}]
-    assert len(rewards(call(FIRST, [ASKED]), call(SECOND, thanked, "else"), call(SECOND, more, "third"))) == 1
+    more = [
+        *thanked,
+        {"role": "assistant", "content": "else"},
+        {"role": "user", "content": "and now?"},
+    ]
+    assert (
+        len(
+            rewards(
+                call(FIRST, [ASKED]), call(SECOND, thanked, "else"), call(SECOND, more, "third")
+            )
+        )
+        == 1
+    )
 
 
 def test_an_answer_of_somebody_else_is_not_rewarded() -> None:
-    foreign = [ASKED, {"role": "assistant", "content": "never said"}, {"role": "user", "content": "thanks"}]
+    foreign = [
+        ASKED,
+        {"role": "assistant", "content": "never said"},
+        {"role": "user", "content": "thanks"},
+    ]
     assert rewards(call(FIRST, [ASKED]), call(SECOND, foreign)) == []
 
 
 def test_rules_can_be_ones_own_and_must_be_regular_expressions() -> None:
     config = ImplicitConfig(rules=(ImplicitRule(role="user", pattern="merci", value=0.75),))
     (found,) = rewards(
-        call(FIRST, [ASKED]), call(SECOND, [ASKED, ANSWER, {"role": "user", "content": "Merci"}]), config=config
+        call(FIRST, [ASKED]),
+        call(SECOND, [ASKED, ANSWER, {"role": "user", "content": "Merci"}]),
+        config=config,
     )
     assert found.value == 0.75
     with pytest.raises(ValidationError, match="no regular expression"):

@@ -7,12 +7,12 @@ from schemas.rollouts import RolloutState
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, REWARDS
 from schemas.trajectories import Trajectory, TrajectoryEvent
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.errors import RejectedRecordError
-from streams.judging import Grade, Grader, Judge
-from streams.log import read_all
-from streams.trajectories import TrajectoryJoin
+from streams.processors.judge import Grade, Grader, Judge
+from streams.processors.trajectories import TrajectoryJoin
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.errors import RejectedRecordError
+from streams.storage.log import read_all
 from tests import events
 
 
@@ -23,14 +23,28 @@ class Fixed:
     def grade(self, trajectory: Trajectory) -> Grade | None:
         if trajectory.rollout.output == "unreadable":
             raise RejectedRecordError("the judge gave no usable scores")
-        return None if trajectory.rollout.output == "not mine" else Grade(0.75, {"clarity": 0.5}, "well said")
+        return (
+            None
+            if trajectory.rollout.output == "not mine"
+            else Grade(0.75, {"clarity": 0.5}, "well said")
+        )
 
 
-def graded(log: EmbeddedLog, output: str, state: RolloutState = RolloutState.SUCCEEDED) -> list[Reward]:
+def graded(
+    log: EmbeddedLog, output: str, state: RolloutState = RolloutState.SUCCEEDED
+) -> list[Reward]:
     """Run join and judge over one rollout; return its rewards."""
     grader: Grader = Fixed()
-    log.append([events.new_record(events.started("r")), events.new_record(events.rollout("r", state, output=output))])
-    join, judge = EmbeddedRunner(log, TrajectoryJoin(), "t"), EmbeddedRunner(log, Judge(grader), "t")
+    log.append(
+        [
+            events.new_record(events.started("r")),
+            events.new_record(events.rollout("r", state, output=output)),
+        ]
+    )
+    join, judge = (
+        EmbeddedRunner(log, TrajectoryJoin(), "t"),
+        EmbeddedRunner(log, Judge(grader), "t"),
+    )
     while join.run_once() + judge.run_once():
         pass
     return [decode(RewardEvent, record.value).payload for record in read_all(log, REWARDS.name)]
@@ -47,8 +61,14 @@ def test_a_success_is_graded_once_though_its_trajectory_comes_again(log: Embedde
 
 @pytest.mark.parametrize(
     ("output", "state", "letters"),
-    [("unreadable", RolloutState.SUCCEEDED, 1), ("not mine", RolloutState.SUCCEEDED, 0), ("x", RolloutState.FAILED, 0)],
+    [
+        ("unreadable", RolloutState.SUCCEEDED, 1),
+        ("not mine", RolloutState.SUCCEEDED, 0),
+        ("x", RolloutState.FAILED, 0),
+    ],
 )
-def test_without_a_grade_there_is_no_reward(log: EmbeddedLog, output: str, state: RolloutState, letters: int) -> None:
+def test_without_a_grade_there_is_no_reward(
+    log: EmbeddedLog, output: str, state: RolloutState, letters: int
+) -> None:
     assert graded(log, output, state) == []
     assert len(list(read_all(log, DEAD_LETTERS.name))) == letters

@@ -11,18 +11,18 @@ from learners.bandit import BanditLearner
 from learners.gate import GateConfig
 from schemas.rollouts import RolloutState
 from schemas.topics import DEAD_LETTERS, REWARDS, TRAJECTORIES
-from streams.adapter import AdapterConfig
-from streams.artifacts import ArtifactStore
-from streams.kafka.cluster import Cluster
-from streams.kafka.faust_app import Gaps, create_app
-from streams.kafka.stage import KafkaStage
-from streams.kafka.states import POSITIONS_KEY, OutdatedError, Positions, state_key
-from streams.learning import Learning
-from streams.processor import Processor
-from streams.promotion import Promotion
-from streams.records import NewRecord, Record
-from streams.routing import LessonRouter
-from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin
+from streams.processing.processor import Processor
+from streams.processors.adapter import AdapterConfig
+from streams.processors.learner import Learning
+from streams.processors.promotion import Promotion
+from streams.processors.router import ExampleRouter
+from streams.processors.trajectories import JoinConfig, JoinState, TrajectoryJoin
+from streams.runners.kafka.faust_app import Gaps, create_app
+from streams.runners.kafka.stage import KafkaStage
+from streams.runners.kafka.states import POSITIONS_KEY, OutdatedError, Positions, state_key
+from streams.storage.artifacts import ArtifactStore
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.records import NewRecord, Record
 from tests import events
 
 
@@ -61,7 +61,9 @@ class Writer:
         self.epoch = 0
 
     async def load(self) -> Sequence[Record]:
-        self.epoch = self.stored.epochs[self.partition] = self.stored.epochs.get(self.partition, 0) + 1
+        self.epoch = self.stored.epochs[self.partition] = (
+            self.stored.epochs.get(self.partition, 0) + 1
+        )
         return list(self.stored.records.get(self.partition, []))
 
     async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
@@ -114,8 +116,13 @@ async def test_a_paused_worker_cannot_overwrite_what_a_later_one_stored() -> Non
 
 
 async def test_what_a_crash_cut_off_is_made_anew_in_another_order(tmp_path: Path) -> None:
-    """The join reads four topics; read again, their records may come in another order and make other outputs."""
-    decision, reward = events.record(events.decision("r", ["a", "b"], 0), 0), events.record(events.reward("r", 0.5), 0)
+    """The join reads four topics; read again, their records may come in another order and make
+    other outputs.
+    """
+    decision, reward = (
+        events.record(events.decision("r", ["a", "b"], 0), 0),
+        events.record(events.reward("r", 0.5), 0),
+    )
     stored = Stored()
     crashed = join_stage(stored)
     await crashed.take([START])
@@ -126,14 +133,16 @@ async def test_what_a_crash_cut_off_is_made_anew_in_another_order(tmp_path: Path
             await crashed.take([reward, decision, END])
     stored.refuse = False
     await join_stage(stored).take([START, END, decision, reward])
-    router = KafkaStage(LessonRouter(AdapterConfig(), JoinConfig().late_reward_window), lessons := Stored())
+    router = KafkaStage(
+        ExampleRouter(AdapterConfig(), JoinConfig().late_reward_window), examples := Stored()
+    )
     await router.take([written(output, offset) for offset, output in enumerate(stored.outputs)])
     learner = Learning(BanditLearner("supervisor-policy"), ArtifactStore(tmp_path))
     stage = KafkaStage(learner, learned := Stored())
-    await stage.take([written(output, offset) for offset, output in enumerate(lessons.outputs)])
+    await stage.take([written(output, offset) for offset, output in enumerate(examples.outputs)])
     value = learned.latest("supervisor-policy")
     assert value is not None
-    assert learner.decode_state(value).state.lessons == 1
+    assert learner.decode_state(value).state.examples == 1
 
 
 def written(record: NewRecord, offset: int) -> Record:
@@ -196,7 +205,9 @@ async def test_what_faust_passed_over_is_read_again_before_what_follows() -> Non
     gaps.look_again()
     assert await gaps.admitted([change(3), change(4)]) == []
     assert reader.sought == [1]
-    assert await gaps.admitted([change(5)]) == [], "fetched before, it would make what is read again look old"
+    assert await gaps.admitted([change(5)]) == [], (
+        "fetched before, it would make what is read again look old"
+    )
     again = [change(offset) for offset in range(1, 6)]
     assert await gaps.admitted(again) == again
     await stage.take(again)
@@ -220,7 +231,7 @@ def test_every_processor_has_its_faust_app(tmp_path: Path, index: int) -> None:
     store = ArtifactStore(tmp_path)
     processors: list[Processor] = [  # type: ignore[type-arg]
         TrajectoryJoin(),
-        LessonRouter(AdapterConfig(), JoinConfig().late_reward_window),
+        ExampleRouter(AdapterConfig(), JoinConfig().late_reward_window),
         Promotion(GateConfig(), store),
         Learning(BanditLearner("supervisor-policy"), store),
     ]
@@ -230,5 +241,7 @@ def test_every_processor_has_its_faust_app(tmp_path: Path, index: int) -> None:
     assert app.conf.processing_guarantee.name == "AT_LEAST_ONCE"
     assert [url.port for url in app.conf.broker] == [9, 10]
     (function,) = app.agents.values()
-    assert set(function.channel.topics) == {"acme." + topic.name for topic in processors[index].topics}
+    assert set(function.channel.topics) == {
+        "acme." + topic.name for topic in processors[index].topics
+    }
     assert len(app.tables) == 0

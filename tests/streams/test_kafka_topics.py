@@ -9,18 +9,18 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from infra.config import Settings
-from infra.topics import needed
-from infra.topology import all_processors
+from infra.config.settings import Settings
+from infra.installation.processors import all_processors
+from infra.installation.topics import needed
 from schemas.topics import REWARDS, ROUTES, SPANS, TOPICS
-from streams.errors import LogUnavailableError
-from streams.kafka.cluster import Cluster
-from streams.kafka.log import KafkaLog
-from streams.kafka.states import changelog_of
-from streams.kafka.topics import Declared, apply, declared_topics, plan
-from streams.log import read_all
-from streams.partitioning import partition_of
-from streams.records import NewRecord
+from streams.runners.kafka.states import changelog_of
+from streams.runners.kafka.topics import Declared, apply, declared_topics, plan
+from streams.storage.errors import LogUnavailableError
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.log import KafkaLog
+from streams.storage.log import read_all
+from streams.storage.partitions import partition_of
+from streams.storage.records import NewRecord
 from tests.kafka import declare_afresh
 from tests.waiting import eventually
 
@@ -31,7 +31,9 @@ def declared(kafka: str, tmp_path: Path) -> list[Declared]:
     return needed(Settings(data_dir=tmp_path, log=f"kafka://{kafka}"))
 
 
-def test_what_is_missing_is_created_and_then_nothing_is_left_to_do(kafka: str, declared: list[Declared]) -> None:
+def test_what_is_missing_is_created_and_then_nothing_is_left_to_do(
+    kafka: str, declared: list[Declared]
+) -> None:
     changes = plan(Cluster(kafka), declared)
     assert {change.kind for change in changes} == {"create"}
     states = {changelog_of(processor.group) for processor in all_processors(Settings())}
@@ -41,7 +43,9 @@ def test_what_is_missing_is_created_and_then_nothing_is_left_to_do(kafka: str, d
     assert plan(Cluster(kafka), declared) == []
 
 
-def test_topics_are_kept_as_long_as_they_are_declared_to_be(kafka: str, declared: list[Declared]) -> None:
+def test_topics_are_kept_as_long_as_they_are_declared_to_be(
+    kafka: str, declared: list[Declared]
+) -> None:
     configs = {topic.name: dict(topic.configs) for topic in declared}
     assert configs[ROUTES.name]["cleanup.policy"] == "compact"
     assert configs[SPANS.name]["retention.ms"] == str(90 * 24 * 3600 * 1000)
@@ -57,7 +61,9 @@ def test_a_setting_that_differs_is_shown_and_set(kafka: str, declared: list[Decl
     eventually(lambda: not plan(Cluster(kafka), [shorter]), "the new setting")
 
 
-def test_another_number_of_partitions_is_said_and_left(kafka: str, declared: list[Declared]) -> None:
+def test_another_number_of_partitions_is_said_and_left(
+    kafka: str, declared: list[Declared]
+) -> None:
     rewards = next(topic for topic in declared if topic.name == REWARDS.name)
     for partitions in (2, 16):
         (change,) = plan(Cluster(kafka), [replace(rewards, partitions=partitions)])
@@ -108,14 +114,18 @@ def test_a_compacted_topic_keeps_the_last_record_of_each_key(
     log = hasty(ROUTES.name, quick)
     place = partition_of(b"a", ROUTES.partitions)
     neighbour = next(
-        key for key in (b"b", b"c", b"d", b"e", b"f", b"g") if partition_of(key, ROUTES.partitions) == place
+        key
+        for key in (b"b", b"c", b"d", b"e", b"f", b"g")
+        if partition_of(key, ROUTES.partitions) == place
     )
     for number in range(6):
         log.append([NewRecord(ROUTES.name, b"a", b"%d" % number)])
         time.sleep(0.15)  # a segment that is still written to is not cleaned
 
     def kept() -> list[bytes | None]:
-        log.append([NewRecord(ROUTES.name, neighbour, b"x")])  # begins a new segment, so the last one can be cleaned
+        log.append(
+            [NewRecord(ROUTES.name, neighbour, b"x")]
+        )  # begins a new segment, so the last one can be cleaned
         return [record.value for record in read_all(log, ROUTES.name) if record.key == b"a"]
 
     eventually(lambda: kept() == [b"5"], "the cleaning of the topic")

@@ -9,14 +9,14 @@ from schemas.checkpoints import CheckpointEvent, CheckpointState
 from schemas.examples import ExampleEvent
 from schemas.serialization import decode
 from schemas.topics import CHECKPOINTS
-from streams.artifacts import ArtifactStore
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.errors import RejectedRecordError
-from streams.learning import Learning
-from streams.log import read_all
-from streams.records import NewRecord
-from streams.replay import live_state, replay
+from streams.processors.learner import Learning
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.runners.replay import live_state, replay
+from streams.storage.artifacts import ArtifactStore
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.errors import RejectedRecordError
+from streams.storage.log import read_all
+from streams.storage.records import NewRecord
 from tests import events
 
 TARGET = "supervisor-policy"
@@ -27,9 +27,9 @@ def learning(folder: Path, target: str = TARGET, **config: object) -> Learning[o
     return Learning(learner, ArtifactStore(folder / "artifacts"))  # type: ignore[arg-type]
 
 
-def lessons(count: int) -> list[NewRecord]:
+def examples(count: int) -> list[NewRecord]:
     texts = ["the effect was significant", "nothing is known"]
-    made = [events.lesson(texts, number % 2, float(number % 2 == 0)) for number in range(count)]
+    made = [events.example(texts, number % 2, float(number % 2 == 0)) for number in range(count)]
     return [events.new_record(event, TARGET) for event in made]
 
 
@@ -45,13 +45,13 @@ def announced(log: EmbeddedLog) -> list[CheckpointEvent]:
 
 
 def test_checkpoints_are_announced_with_their_lineage(log: EmbeddedLog, tmp_path: Path) -> None:
-    log.append(lessons(12))
+    log.append(examples(12))
     run(log, learning(tmp_path))
     first, second = (event.payload for event in announced(log))
     assert {first.state, second.state} == {CheckpointState.CANDIDATE}
     assert first.lineage is not None
     assert second.lineage is not None
-    assert (first.lineage.lessons, second.lineage.lessons) == (5, 10)
+    assert (first.lineage.examples, second.lineage.examples) == (5, 10)
     assert (first.lineage.parent, second.lineage.parent) == (None, first.version)
     assert [(r.first, r.last) for r in second.lineage.ranges] == [(0, 9)]
     assert second.artifact is not None
@@ -60,19 +60,21 @@ def test_checkpoints_are_announced_with_their_lineage(log: EmbeddedLog, tmp_path
 
 
 @pytest.mark.parametrize("batch", [1, 3, 500])
-def test_replay_gives_the_live_weights_bit_for_bit(log: EmbeddedLog, tmp_path: Path, batch: int) -> None:
-    log.append(lessons(30))
+def test_replay_gives_the_live_weights_bit_for_bit(
+    log: EmbeddedLog, tmp_path: Path, batch: int
+) -> None:
+    log.append(examples(30))
     processor = learning(tmp_path)
     run(log, processor, batch)
     live = live_state(log, processor)
     assert live is not None
     assert processor.encode_state(replay(log, processor)) == processor.encode_state(live)
     later = replay(log, processor, dict.fromkeys(range(4), 10))
-    assert later.state.lessons == 20  # type: ignore[attr-defined]
+    assert later.state.examples == 20  # type: ignore[attr-defined]
 
 
-def test_a_poison_lesson_changes_no_weight(log: EmbeddedLog, tmp_path: Path) -> None:
-    """The fold stops after it has begun to change the state: that half lesson must not stay."""
+def test_a_poison_example_changes_no_weight(log: EmbeddedLog, tmp_path: Path) -> None:
+    """The fold stops after it has begun to change the state: that half example must not stay."""
 
     class Fragile(BanditLearner):
         def fold(self, state, event: ExampleEvent):  # type: ignore[no-untyped-def]
@@ -81,8 +83,8 @@ def test_a_poison_lesson_changes_no_weight(log: EmbeddedLog, tmp_path: Path) -> 
                 raise ArithmeticError("overflow")
             return changed
 
-    clean, poisoned = lessons(8), lessons(8)
-    poisoned.insert(4, events.new_record(events.lesson(["a", "b"], 0, 0.125), TARGET))
+    clean, poisoned = examples(8), examples(8)
+    poisoned.insert(4, events.new_record(events.example(["a", "b"], 0, 0.125), TARGET))
     store = ArtifactStore(tmp_path / "artifacts")
     processor = Learning(Fragile(TARGET, BanditConfig(announce_every=5)), store)
     log.append(poisoned)
@@ -102,7 +104,7 @@ def test_a_poison_lesson_changes_no_weight(log: EmbeddedLog, tmp_path: Path) -> 
 
 
 def test_records_at_or_below_the_saved_offset_are_ignored(log: EmbeddedLog, tmp_path: Path) -> None:
-    log.append(lessons(6))
+    log.append(examples(6))
     processor = learning(tmp_path)
     run(log, processor)
     live = live_state(log, processor)
@@ -115,18 +117,18 @@ def test_records_at_or_below_the_saved_offset_are_ignored(log: EmbeddedLog, tmp_
 
 
 def test_another_configuration_learns_from_the_beginning(log: EmbeddedLog, tmp_path: Path) -> None:
-    log.append(lessons(6))
+    log.append(examples(6))
     run(log, learning(tmp_path))
     changed = learning(tmp_path, noise_share=0.2)
     assert live_state(log, changed) is None
     run(log, changed)
     state = live_state(log, changed)
     assert state is not None
-    assert state.state.lessons == 6  # type: ignore[attr-defined]
+    assert state.state.examples == 6  # type: ignore[attr-defined]
 
 
-def test_lessons_for_others_are_none_of_its_business(log: EmbeddedLog, tmp_path: Path) -> None:
-    log.append(lessons(6))
+def test_examples_for_others_are_none_of_its_business(log: EmbeddedLog, tmp_path: Path) -> None:
+    log.append(examples(6))
     run(log, learning(tmp_path, target="another-policy"))
     assert announced(log) == []
 

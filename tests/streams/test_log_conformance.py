@@ -10,12 +10,12 @@ import pytest
 
 from schemas.clock import now
 from schemas.topics import REWARDS, ROUTES, SPANS, TOPICS
-from streams.embedded.log import EmbeddedLog
-from streams.kafka.cluster import Cluster
-from streams.kafka.log import KafkaLog
-from streams.log import Log, read_all
-from streams.partitioning import partition_of
-from streams.records import NewRecord
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.log import KafkaLog
+from streams.storage.log import Log, read_all
+from streams.storage.partitions import partition_of
+from streams.storage.records import NewRecord
 from tests.kafka import declare_afresh
 
 TOPIC = REWARDS.name
@@ -50,7 +50,9 @@ def numbers(log: Log) -> list[int]:
 
 
 def test_records_of_a_key_are_read_in_the_order_they_were_written(log: Log) -> None:
-    assert log.append([value(number) for number in range(10)]) == [(PARTITION, offset) for offset in range(10)]
+    assert log.append([value(number) for number in range(10)]) == [
+        (PARTITION, offset) for offset in range(10)
+    ]
     assert [record.value for record in log.read(*PLACE, 3, 4)] == [b"3", b"4", b"5", b"6"]
     assert log.read(*PLACE, 10, 4) == []
 
@@ -58,7 +60,9 @@ def test_records_of_a_key_are_read_in_the_order_they_were_written(log: Log) -> N
 def test_a_key_lies_in_the_partition_that_kafkas_own_hash_gives(log: Log) -> None:
     keys = [f"rollout-{number}".encode() for number in range(50)]
     positions = log.append([value(0, key) for key in keys])
-    assert [partition for partition, _ in positions] == [partition_of(key, REWARDS.partitions) for key in keys]
+    assert [partition for partition, _ in positions] == [
+        partition_of(key, REWARDS.partitions) for key in keys
+    ]
 
 
 def test_a_fetch_goes_on_from_where_the_last_one_ended_whatever_the_batch(log: Log) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from streams.partitioning import partition_of
+from streams.storage.partitions import partition_of
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from schemas.identifiers import new_event_id
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode
 from schemas.topics import CHECKPOINTS, DEAD_LETTERS, ROUTES
-from streams.artifacts import ArtifactStore
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.log import read_all
-from streams.promotion import Promotion, baseline_route
+from streams.processors.promotion import Promotion, baseline_route
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.storage.artifacts import ArtifactStore
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
 from tests import events
 
 TARGET = "supervisor-policy"
@@ -41,24 +41,31 @@ def policy(good_reward: float) -> bytes:
 
 
 def held_out(count: int) -> list[ExampleEvent]:
-    """Return uniformly logged decisions on held-out tasks, where the good text earns 1 and the bad one 0."""
+    """Return uniformly logged decisions on held-out tasks, where the good text earns 1 and the bad
+    one 0.
+    """
     return [
-        events.lesson([GOOD, BAD], number % 2, float(number % 2 == 0), split="validation") for number in range(count)
+        events.example([GOOD, BAD], number % 2, float(number % 2 == 0), split="validation")
+        for number in range(count)
     ]
 
 
 def rewarded(version: str, value: float, count: int) -> list[ExampleEvent]:
     """Return training decisions of a version that all earned the same."""
-    return [events.lesson([GOOD, BAD], 0, value, version=version) for _ in range(count)]
+    return [events.example([GOOD, BAD], 0, value, version=version) for _ in range(count)]
 
 
 def alternating(*of: Sequence[AnyEvent]) -> list[AnyEvent]:
     return [event for together in zip(*of, strict=True) for event in together]
 
 
-def candidate(store: ArtifactStore, version: str, content: bytes, kind: Any = "policy") -> CheckpointEvent:
+def candidate(
+    store: ArtifactStore, version: str, content: bytes, kind: Any = "policy"
+) -> CheckpointEvent:
     artifact = store.put(content, MEDIA_TYPE)
-    payload = Checkpoint(name=TARGET, version=version, kind=kind, state=CheckpointState.CANDIDATE, artifact=artifact)
+    payload = Checkpoint(
+        name=TARGET, version=version, kind=kind, state=CheckpointState.CANDIDATE, artifact=artifact
+    )
     return CheckpointEvent(time=events.START, payload=payload)
 
 
@@ -72,7 +79,9 @@ def promoted(
         while runner.run_once():
             pass
         runner.close()
-    changes = [decode(CheckpointEvent, record.value).payload for record in read_all(log, CHECKPOINTS.name)]
+    changes = [
+        decode(CheckpointEvent, record.value).payload for record in read_all(log, CHECKPOINTS.name)
+    ]
     assert not list(read_all(log, DEAD_LETTERS.name))
     return [(change.version, str(change.state), change.reason) for change in changes]
 
@@ -82,10 +91,16 @@ def served(log: EmbeddedLog) -> list[str]:
     return [route.targets[0].version for route in routes]
 
 
-def test_a_better_policy_is_promoted_and_its_successor_retires_it(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_a_better_policy_is_promoted_and_its_successor_retires_it(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     changes = promoted(
-        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), candidate(store, "v2", policy(0.95))
+        log,
+        store,
+        *held_out(40),
+        candidate(store, "v1", policy(0.9)),
+        candidate(store, "v2", policy(0.95)),
     )
     assert [(version, state) for version, state, _ in changes] == [
         ("v1", "candidate"),
@@ -102,7 +117,11 @@ def test_a_better_policy_is_promoted_and_its_successor_retires_it(log: EmbeddedL
 def test_a_worse_policy_is_rejected_with_the_numbers(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     changes = promoted(
-        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), candidate(store, "worse", policy(0.1))
+        log,
+        store,
+        *held_out(40),
+        candidate(store, "v1", policy(0.9)),
+        candidate(store, "worse", policy(0.1)),
     )
     assert changes[-1][:2] == ("worse", "rejected")
     assert "lower bound" in changes[-1][2]
@@ -111,7 +130,7 @@ def test_a_worse_policy_is_rejected_with_the_numbers(log: EmbeddedLog, tmp_path:
 
 def test_without_evidence_nothing_is_promoted(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    train_only = events.lesson([GOOD, BAD], 0, 1.0)
+    train_only = events.example([GOOD, BAD], 0, 1.0)
     changes = promoted(log, store, train_only, *held_out(3), candidate(store, "v1", policy(0.9)))
     assert changes[-1] == ("v1", "rejected", "3 held-out decisions, 12 needed")
     assert served(log) == []
@@ -123,10 +142,14 @@ def weights(log: EmbeddedLog) -> list[dict[str, float]]:
     return [{target.version: target.weight for target in route.targets} for route in routes]
 
 
-def test_on_trial_a_version_serves_its_share_until_it_is_surely_no_worse(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_on_trial_a_version_serves_its_share_until_it_is_surely_no_worse(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     trial = alternating(rewarded("uniform", 0.5, 60), rewarded("v1", 0.9, 60))
-    changes = promoted(log, store, *held_out(40), candidate(store, "v1", policy(0.9)), *trial, config=ON_TRIAL)
+    changes = promoted(
+        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), *trial, config=ON_TRIAL
+    )
     assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary", "promoted"]
     assert "surely no worse than uniform" in changes[-1][2]
     assert weights(log) == [{"uniform": 0.75, "v1": 0.25}, {"v1": 1.0}]
@@ -137,7 +160,10 @@ def test_on_trial_a_worse_version_is_rolled_back_and_the_newest_that_waited_is_j
 ) -> None:
     store = ArtifactStore(tmp_path)
     trial = alternating(rewarded("uniform", 0.8, 60), rewarded("v1", 0.2, 60))
-    waiting = [candidate(store, version, policy(0.9 + number / 100)) for number, version in enumerate(["v2", "v3"])]
+    waiting = [
+        candidate(store, version, policy(0.9 + number / 100))
+        for number, version in enumerate(["v2", "v3"])
+    ]
     before: list[AnyEvent] = [*held_out(40), candidate(store, "v1", policy(0.9)), *waiting]
     changes = promoted(log, store, *before, *trial, config=ON_TRIAL)
     assert [(version, state) for version, state, _ in changes][3:] == [
@@ -148,10 +174,16 @@ def test_on_trial_a_worse_version_is_rolled_back_and_the_newest_that_waited_is_j
         ("v3", "evaluated"),
         ("v3", "canary"),
     ]
-    assert weights(log) == [{"uniform": 0.75, "v1": 0.25}, {"uniform": 1.0}, {"uniform": 0.75, "v3": 0.25}]
+    assert weights(log) == [
+        {"uniform": 0.75, "v1": 0.25},
+        {"uniform": 1.0},
+        {"uniform": 0.75, "v3": 0.25},
+    ]
 
 
-def test_a_version_that_drops_after_its_promotion_is_taken_back(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_a_version_that_drops_after_its_promotion_is_taken_back(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     changes = promoted(
         log,
@@ -179,20 +211,29 @@ def test_a_person_who_takes_the_route_over_ends_the_trial(log: EmbeddedLog, tmp_
     assert changes[-1] == ("v1", "rolled-back", "a person took over the route")
 
 
-def test_a_person_who_takes_the_route_over_leaves_nobody_waiting(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_a_person_who_takes_the_route_over_leaves_nobody_waiting(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     by_hand = RouteEvent(payload=baseline_route(TARGET).model_copy(update={"held": True}))
-    versions = [candidate(store, version, policy(reward)) for version, reward in (("v1", 0.9), ("v2", 0.95))]
+    versions = [
+        candidate(store, version, policy(reward)) for version, reward in (("v1", 0.9), ("v2", 0.95))
+    ]
     changes = promoted(log, store, *held_out(40), *versions, by_hand, config=ON_TRIAL)
-    assert [(version, state) for version, state, _ in changes][-2:] == [("v1", "rolled-back"), ("v2", "evaluated")]
+    assert [(version, state) for version, state, _ in changes][-2:] == [
+        ("v1", "rolled-back"),
+        ("v2", "evaluated"),
+    ]
     assert "held by hand" in changes[-1][2]
 
 
-def test_where_costs_matter_versions_are_compared_by_what_is_left(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_where_costs_matter_versions_are_compared_by_what_is_left(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     """The good text earns more and costs more than that is worth."""
     processor = Promotion(AT_ONCE, ArtifactStore(tmp_path), lambda example: example.reward * 0.5)
-    lesson = held_out(1)[0]
-    state = processor.handle(None, lesson, events.record(lesson, 0, TARGET)).state
+    example = held_out(1)[0]
+    state = processor.handle(None, example, events.record(example, 0, TARGET)).state
     assert state is not None
     assert [item.reward for item in state.evidence.values()] == [0.5]
     assert [tally.mean for tally in state.tallies.values()] == [0.5]
@@ -202,7 +243,9 @@ def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> 
     store = ArtifactStore(tmp_path)
     missing = candidate(store, "missing", b"")
     lost = Artifact(sha256="0" * 64, size=1, media_type=MEDIA_TYPE)
-    missing = missing.model_copy(update={"payload": missing.payload.model_copy(update={"artifact": lost})})
+    missing = missing.model_copy(
+        update={"payload": missing.payload.model_copy(update={"artifact": lost})}
+    )
     changes = promoted(log, store, *held_out(12), candidate(store, "broken", b"{}"), missing)
     rejected = [(version, reason) for version, state, reason in changes if state == "rejected"]
     assert [version for version, _ in rejected] == ["broken", "missing"]
@@ -210,21 +253,30 @@ def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> 
 
 
 MODEL = Endpoint(base_url="http://127.0.0.1:9/v1", model="base")
-BASE = Route(name=TARGET, kind="model", targets=[RouteTarget(version="configured:base", endpoint=MODEL)])
+BASE = Route(
+    name=TARGET, kind="model", targets=[RouteTarget(version="configured:base", endpoint=MODEL)]
+)
 
 
 def answered(version: str, value: float, count: int) -> list[ExampleEvent]:
-    """Return lessons of a model's answers that all earned the same."""
-    body = RlExample(node="writer", prompt=[{"role": "user"}], response={"role": "assistant"}, checkpoint=version)
-    example = events.lesson([GOOD], 0, value).payload.model_copy(update={"body": body})
-    return [ExampleEvent(rollout_id=new_event_id(), time=events.START, payload=example) for _ in range(count)]
+    """Return examples of a model's answers that all earned the same."""
+    body = RlExample(
+        node="writer", prompt=[{"role": "user"}], response={"role": "assistant"}, checkpoint=version
+    )
+    example = events.example([GOOD], 0, value).payload.model_copy(update={"body": body})
+    return [
+        ExampleEvent(rollout_id=new_event_id(), time=events.START, payload=example)
+        for _ in range(count)
+    ]
 
 
 def adapter(store: ArtifactStore, version: str) -> CheckpointEvent:
     """Return an adapter that a server has loaded."""
     event = candidate(store, version, version.encode(), kind="adapter")
     tuned = MODEL.model_copy(update={"model": version})
-    return event.model_copy(update={"payload": event.payload.model_copy(update={"endpoint": tuned})})
+    return event.model_copy(
+        update={"payload": event.payload.model_copy(update={"endpoint": tuned})}
+    )
 
 
 def models(log: EmbeddedLog) -> list[dict[str, str]]:
@@ -248,7 +300,13 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
         *answered("a1", 0.1, 60),
         config=ON_TRIAL,
     )
-    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary", "promoted", "rolled-back"]
+    assert [state for _, state, _ in changes] == [
+        "candidate",
+        "evaluated",
+        "canary",
+        "promoted",
+        "rolled-back",
+    ]
     assert "surely less than configured:base" in changes[-1][2]
     assert models(log)[1:] == [
         {"configured:base": "base", "a1": "a1"},
@@ -258,19 +316,30 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
     assert weights(log)[1] == {"configured:base": 0.75, "a1": 0.25}
 
 
-def test_the_calls_of_one_rollout_are_one_piece_of_evidence(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_the_calls_of_one_rollout_are_one_piece_of_evidence(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     once = alternating(answered("configured:base", 0.5, 4), answered("a1", 0.9, 4))
     repeated = [event for event in once for _ in range(15)]
-    changes = promoted(log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *repeated, config=ON_TRIAL)
-    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary"], "eight rollouts decide nothing"
+    changes = promoted(
+        log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *repeated, config=ON_TRIAL
+    )
+    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary"], (
+        "eight rollouts decide nothing"
+    )
 
 
-def test_conversations_count_for_a_model_that_has_no_samples(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_conversations_count_for_a_model_that_has_no_samples(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
 
     def talked(version: str, value: float) -> list[ExampleEvent]:
-        messages = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
+        messages = [
+            {"role": "user", "content": "why?"},
+            {"role": "assistant", "content": "because"},
+        ]
         body = SftExample(node="writer", messages=messages, checkpoint=version)
         update = {"body": body}
         return [
@@ -279,7 +348,9 @@ def test_conversations_count_for_a_model_that_has_no_samples(log: EmbeddedLog, t
         ]
 
     trial = alternating(talked("configured:base", 0.5), talked("a1", 0.9))
-    changes = promoted(log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *trial, config=ON_TRIAL)
+    changes = promoted(
+        log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *trial, config=ON_TRIAL
+    )
     assert changes[-1][1] == "promoted"
 
 
@@ -299,7 +370,11 @@ def test_what_a_model_replaces_answers_where_it_does_not(log: EmbeddedLog, tmp_p
     store = ArtifactStore(tmp_path)
     other = RouteTarget(version="configured:other", endpoint=MODEL)
     for champion, version in (("configured:base", "a1"), ("a1", "a2")):
-        begin = [RouteEvent(payload=BASE.model_copy(update={"fallbacks": [other]}))] if version == "a1" else []
+        begin = (
+            [RouteEvent(payload=BASE.model_copy(update={"fallbacks": [other]}))]
+            if version == "a1"
+            else []
+        )
         trial = alternating(answered(champion, 0.5, 60), answered(version, 0.9, 60))
         promoted(log, store, *begin, adapter(store, version), *trial, config=ON_TRIAL)
     assert behind(log) == [
@@ -311,7 +386,9 @@ def test_what_a_model_replaces_answers_where_it_does_not(log: EmbeddedLog, tmp_p
     ]
 
 
-def test_a_model_that_cannot_be_served_any_more_leaves_its_trial(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_served_any_more_leaves_its_trial(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     begin: list[AnyEvent] = [
         RouteEvent(payload=BASE),
@@ -332,7 +409,9 @@ def test_a_model_that_cannot_be_served_any_more_leaves_its_trial(log: EmbeddedLo
     ]
 
 
-def test_a_model_that_was_given_up_while_it_waited_is_not_tried(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_a_model_that_was_given_up_while_it_waited_is_not_tried(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     waits = adapter(store, "a2")
     refused = {"state": CheckpointState.REJECTED, "reason": "its server died"}
@@ -349,7 +428,9 @@ def test_a_model_that_was_given_up_while_it_waited_is_not_tried(log: EmbeddedLog
     assert list(models(log)[-1]) == ["configured:base"]
 
 
-def test_where_a_promoted_model_cannot_be_served_any_more_its_parent_is(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_where_a_promoted_model_cannot_be_served_any_more_its_parent_is(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
     for champion, version in (("configured:base", "a1"), ("a1", "a2")):
         begin = [RouteEvent(payload=BASE)] if version == "a1" else []

@@ -16,18 +16,18 @@ import orjson
 import psutil
 import pytest
 
-from infra.progress import behind
 from schemas.dead_letters import DeadLetter
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutState
 from schemas.serialization import decode
 from schemas.topics import REWARDS, ROLLOUTS, TRAJECTORIES
-from streams.dead_letters import dead_letters, put_back
-from streams.embedded.log import EmbeddedLog
-from streams.kafka.cluster import Cluster
-from streams.kafka.log import KafkaLog
-from streams.log import Log, read_all
-from streams.records import NewRecord
+from streams.processing.dead_letters import dead_letters, put_back
+from streams.runners.lag import behind
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.log import KafkaLog
+from streams.storage.log import Log, read_all
+from streams.storage.records import NewRecord
 from tests import events
 from tests.kafka import declare_afresh
 from tests.streams.ledger import DEFECT, REJECTED, Ledger
@@ -54,9 +54,18 @@ class Place:
         """Run a worker with a folder of its own, and stop it at the end."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "tests.streams.ledger", self.url, str(folder), str(LEASE_S)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.streams.ledger",
+            self.url,
+            str(folder),
+            str(LEASE_S),
+        ]
         with (self.folder / f"{name}.log").open("ab") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         try:
             yield process
             if process.poll() is None:
@@ -101,7 +110,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 def reward(number: int, value: float | None = None) -> NewRecord:
     """Return the number-th reward, of one of several keys; its value tells it apart."""
-    return events.new_record(events.reward(f"r{number % KEYS}", number / SCALE if value is None else value))
+    return events.new_record(
+        events.reward(f"r{number % KEYS}", number / SCALE if value is None else value)
+    )
 
 
 def check(place: Place, count: int) -> None:
@@ -110,7 +121,9 @@ def check(place: Place, count: int) -> None:
     for key in range(KEYS):
         expected = [number / SCALE for number in range(key, count, KEYS)]
         assert [event.payload.value for event in answers[f"r{key}"]] == expected
-        assert [event.payload.grader for event in answers[f"r{key}"]] == [str(n + 1) for n in range(len(expected))]
+        assert [event.payload.grader for event in answers[f"r{key}"]] == [
+            str(n + 1) for n in range(len(expected))
+        ]
     for key in (0, KEYS - 1):
         assert place.stored(f"r{key}") == [number / SCALE for number in range(key, count, KEYS)]
 
@@ -129,7 +142,9 @@ def test_each_keys_records_are_taken_in_order_and_states_survive_their_worker(pl
 
 def test_poison_is_set_aside_whole_and_can_be_put_back(place: Place) -> None:
     place.log.append([reward(0), reward(0, REJECTED), reward(0, DEFECT)])
-    place.log.append([NewRecord(REWARDS.name, b"r0", b"\xff\x00no json", (("origin", b"\x00test"),))])
+    place.log.append(
+        [NewRecord(REWARDS.name, b"r0", b"\xff\x00no json", (("origin", b"\x00test"),))]
+    )
     place.log.append([NewRecord(REWARDS.name, b"r0", None), reward(KEYS)])
     with place.worker():
         place.done()
@@ -142,12 +157,19 @@ def test_poison_is_set_aside_whole_and_can_be_put_back(place: Place) -> None:
         "UndecodableError",
     ]
     assert (letters[2].key, letters[2].value) == (b"r0", b"\xff\x00no json")
-    assert [(header.name, header.value) for header in letters[2].headers] == [("origin", b"\x00test")]
+    assert [(header.name, header.value) for header in letters[2].headers] == [
+        ("origin", b"\x00test")
+    ]
     assert put_back(place.log, list(dead_letters(place.log))) == 4
     with place.worker("again"):
         place.done()
     assert place.stored("r0") == [0.0, KEYS / SCALE]
-    assert Counter(event.payload.error_type for _, event in dead_letters(place.log))["UndecodableError"] == 4
+    assert (
+        Counter(event.payload.error_type for _, event in dead_letters(place.log))[
+            "UndecodableError"
+        ]
+        == 4
+    )
 
 
 def test_a_worker_killed_again_and_again_repeats_no_effect(place: Place) -> None:
@@ -164,7 +186,9 @@ def test_a_worker_killed_again_and_again_repeats_no_effect(place: Place) -> None
     check(place, count)
 
 
-def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_dies(place: Place) -> None:
+def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_dies(
+    place: Place,
+) -> None:
     count = 600
     with place.worker("first") as first, place.worker("second"):
         for number in range(0, count, 20):

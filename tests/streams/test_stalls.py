@@ -1,18 +1,22 @@
-"""A partition whose committed offset no longer moves is taken up again from there; a slow or busy one is left alone."""
+"""A partition whose committed offset no longer moves is taken up again from there; a slow or busy
+one is left alone.
+"""
 
 from collections import namedtuple
 from typing import Any
 
 import pytest
 
-from streams.kafka.stalls import MOST_ATTEMPTS, STALLED_AFTER_S, StalledPartitions
+from streams.runners.kafka.stalls import MOST_ATTEMPTS, STALLED_AFTER_S, StalledPartitions
 
 Place = namedtuple("Place", ["topic", "partition"])
 STUCK, DONE, FOREIGN = Place("t", 0), Place("t", 1), Place("other", 0)
 
 
 class Faust:
-    """What `StalledPartitions` sees of a Faust app: assignor, consumer, and whether it rebalances."""
+    """What `StalledPartitions` sees of a Faust app: assignor, consumer, and whether it
+    rebalances.
+    """
 
     def __init__(self) -> None:
         self.rebalancing = False
@@ -87,7 +91,9 @@ async def test_a_partition_that_moves_however_slowly_is_left_alone(clock: Clock)
     assert app.sought == []
 
 
-async def test_nothing_is_done_while_a_record_is_processed_or_the_group_rebalances(clock: Clock) -> None:
+async def test_nothing_is_done_while_a_record_is_processed_or_the_group_rebalances(
+    clock: Clock,
+) -> None:
     app, busy = Faust(), Faust()
     watch, patient = (
         StalledPartitions(app, {"t"}, lambda: True, unread, clock),

@@ -14,18 +14,25 @@ from schemas.rollouts import Recorded, RolloutState
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, SPANS, TRAJECTORIES
 from schemas.trajectories import Trajectory, TrajectoryEvent
-from streams.dead_letters import dead_letters
-from streams.embedded.log import EmbeddedLog
-from streams.embedded.runner import EmbeddedRunner
-from streams.errors import RejectedRecordError
-from streams.log import read_all
-from streams.processor import process
-from streams.records import Outgoing, Record, batched
-from streams.trajectories import JoinConfig, JoinState, TrajectoryJoin, rewards_that_count
+from streams.processing.dead_letters import dead_letters
+from streams.processing.processor import process
+from streams.processors.trajectories import (
+    JoinConfig,
+    JoinState,
+    TrajectoryJoin,
+    rewards_that_count,
+)
+from streams.runners.embedded.runner import EmbeddedRunner
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.errors import RejectedRecordError
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing, Record, batched
 from tests import events
 
 
-def join(*sequence: AnyEvent, through_bytes: bool = True) -> tuple[JoinState | None, list[Outgoing]]:
+def join(
+    *sequence: AnyEvent, through_bytes: bool = True
+) -> tuple[JoinState | None, list[Outgoing]]:
     """Run events through the join; between two of them the state goes through its bytes."""
     processor = TrajectoryJoin()
     state: JoinState | None = None
@@ -46,15 +53,28 @@ def trajectories(*sequence: AnyEvent) -> list[Trajectory]:
 def test_a_rollout_that_ends_gives_its_trajectory_with_what_earlier_events_said() -> None:
     span = events.model_span("r", "geneticist", "yes")
     decision = events.decision("r", ["a", "b"], 1)
-    (found,) = trajectories(events.started("r", "validation"), span, decision, events.succeeded("r", output={"x": 1}))
-    assert (found.spans, found.decisions, found.reward, found.revision) == ([span], [decision], None, 1)
+    (found,) = trajectories(
+        events.started("r", "validation"), span, decision, events.succeeded("r", output={"x": 1})
+    )
+    assert (found.spans, found.decisions, found.reward, found.revision) == (
+        [span],
+        [decision],
+        None,
+        1,
+    )
     assert found.rollout.task is not None
     assert found.rollout.task.id == "task-r"
-    assert (found.rollout.split, found.rollout.agent, found.rollout.output) == ("validation", "test-agent", {"x": 1})
+    assert (found.rollout.split, found.rollout.agent, found.rollout.output) == (
+        "validation",
+        "test-agent",
+        {"x": 1},
+    )
 
 
 def test_an_end_waits_for_what_was_recorded_before_it() -> None:
-    """Topics are read apart: the end and the reward may come before the decision that they are about."""
+    """Topics are read apart: the end and the reward may come before the decision that they are
+    about.
+    """
     processor = TrajectoryJoin()
     end = events.rollout("r", RolloutState.SUCCEEDED, recorded=Recorded(spans=1, decisions=1))
     before: list[AnyEvent] = [
@@ -66,7 +86,12 @@ def test_an_end_waits_for_what_was_recorded_before_it() -> None:
     state, outputs = join(*before)
     assert outputs == []
     (found,) = trajectories(*before, events.decision("r", ["a", "b"], 1))
-    assert (len(found.spans), len(found.decisions), found.reward, found.reward_revision) == (1, 1, 0.5, 1)
+    assert (len(found.spans), len(found.decisions), found.reward, found.reward_revision) == (
+        1,
+        1,
+        0.5,
+        1,
+    )
     assert state is not None
     given_up = processor.expire(state, "r", events.START + timedelta(hours=1))
     assert [output.event.payload.reward for output in given_up.records] == [0.5]
@@ -74,7 +99,9 @@ def test_an_end_waits_for_what_was_recorded_before_it() -> None:
 
 
 def test_a_late_reward_emits_the_trajectory_again() -> None:
-    first, second = trajectories(events.started("r"), events.succeeded("r"), events.reward("r", 0.5))
+    first, second = trajectories(
+        events.started("r"), events.succeeded("r"), events.reward("r", 0.5)
+    )
     assert (first.reward, first.reward_revision) == (None, 0)
     assert (second.reward, second.revision, second.reward_revision) == (0.5, 2, 1)
 
@@ -93,7 +120,11 @@ def test_a_repeated_event_is_ignored() -> None:
 
 @given(st.permutations([1, 2, 3]), st.integers(0, 3))
 def test_what_comes_before_its_rollout_waits_for_it(order: list[int], place: int) -> None:
-    early: list[Any] = [events.reward("r", 0.5), events.decision("r", ["a"], 0), events.model_span("r", "n", "x")]
+    early: list[Any] = [
+        events.reward("r", 0.5),
+        events.decision("r", ["a"], 0),
+        events.model_span("r", "n", "x"),
+    ]
     sequence = [early[index - 1] for index in order]
     sequence.insert(place, events.started("r"))
     state, outputs = join(*sequence, events.succeeded("r"))
@@ -105,14 +136,22 @@ def test_what_comes_before_its_rollout_waits_for_it(order: list[int], place: int
 
 
 def test_a_span_after_the_end_is_not_lost() -> None:
-    found = trajectories(events.started("r"), events.succeeded("r"), events.model_span("r", "n", "late"))
+    found = trajectories(
+        events.started("r"), events.succeeded("r"), events.model_span("r", "n", "late")
+    )
     assert [len(trajectory.spans) for trajectory in found] == [0, 1]
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.product(["succeeded", "failed"], repeat=2)))
+@pytest.mark.parametrize(
+    ("before", "after"), list(itertools.product(["succeeded", "failed"], repeat=2))
+)
 def test_a_rollout_ends_once(before: str, after: str) -> None:
     with pytest.raises(RejectedRecordError, match=f"cannot go from {before} to {after}"):
-        join(events.started("r"), events.rollout("r", RolloutState(before)), events.rollout("r", RolloutState(after)))
+        join(
+            events.started("r"),
+            events.rollout("r", RolloutState(before)),
+            events.rollout("r", RolloutState(after)),
+        )
 
 
 def test_several_gateways_may_say_that_a_rollout_started() -> None:
@@ -140,7 +179,9 @@ def test_a_second_orphan_does_not_put_the_limit_off() -> None:
     first = events.reward("nobody", 0.5)
     state = processor.handle(None, first, events.record(first, time=events.at(0))).state
     second = events.reward("nobody", 0.6)
-    assert processor.handle(state, second, events.record(second, 1, time=events.at(200))).deadline == events.at(300)
+    assert processor.handle(
+        state, second, events.record(second, 1, time=events.at(200))
+    ).deadline == events.at(300)
 
 
 def test_a_rollout_that_falls_silent_is_closed_as_failed_and_then_forgotten() -> None:
@@ -162,11 +203,18 @@ def test_the_rewards_that_count_is_the_latest_of_the_best_source() -> None:
     later = events.reward("r", 0.3, RewardSource.JUDGE, time=events.at(2))
     of_span = events.reward("r", 0.9, RewardSource.HUMAN, target_span_id="00f067aa0ba902b7")
     about_span = {"00f067aa0ba902b7": (of_span.event_id, 0.9)}
-    assert rewards_that_count([rule, judge, later, of_span]) == {"": (later.event_id, 0.3), **about_span}
+    assert rewards_that_count([rule, judge, later, of_span]) == {
+        "": (later.event_id, 0.3),
+        **about_span,
+    }
     human = events.reward("r", 0.4, RewardSource.HUMAN)
-    corrected = events.reward("r", 0.6, RewardSource.HUMAN, supersedes=human.event_id, time=events.at(-5))
+    corrected = events.reward(
+        "r", 0.6, RewardSource.HUMAN, supersedes=human.event_id, time=events.at(-5)
+    )
     assert rewards_that_count([rule, human, corrected]) == {"": (corrected.event_id, 0.6)}
-    taken_back = events.reward("r", 0.0, RewardSource.HUMAN, supersedes=corrected.event_id, retracted=True)
+    taken_back = events.reward(
+        "r", 0.0, RewardSource.HUMAN, supersedes=corrected.event_id, retracted=True
+    )
     assert rewards_that_count([rule, human, corrected, taken_back]) == {"": (rule.event_id, 0.1)}
     assert rewards_that_count([of_span]) == about_span
 
@@ -186,13 +234,17 @@ def test_outputs_carry_ids_that_their_source_always_gives() -> None:
 
 
 def test_a_rollout_that_grows_too_large_keeps_what_it_has_and_ends(log: EmbeddedLog) -> None:
-    spans = [events.model_span("r", "geneticist", "x" * 200, f"{number:016x}") for number in range(10)]
+    spans = [
+        events.model_span("r", "geneticist", "x" * 200, f"{number:016x}") for number in range(10)
+    ]
     happened: list[AnyEvent] = [events.started("r"), *spans, events.succeeded("r")]
     log.append([events.new_record(event) for event in happened])
     runner = EmbeddedRunner(log, TrajectoryJoin(JoinConfig(max_bytes=4000)), "test")
     while runner.run_once():
         pass
-    (found,) = [decode(TrajectoryEvent, record.value).payload for record in read_all(log, TRAJECTORIES.name)]
+    (found,) = [
+        decode(TrajectoryEvent, record.value).payload for record in read_all(log, TRAJECTORIES.name)
+    ]
     letters = [letter.payload for _, letter in dead_letters(log)]
     assert found.spans == spans[: len(found.spans)]
     assert 0 < len(found.spans) == 10 - len(letters) < 10

@@ -1,4 +1,6 @@
-"""A gateway, a teacher who mostly knows, a pupil who does not, and the worker that makes lessons of their answers."""
+"""A gateway, a teacher who mostly knows, a pupil who does not, and the worker that makes examples
+of their answers.
+"""
 
 import json
 from collections import Counter
@@ -13,18 +15,18 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from infra.config import Settings
-from infra.progress import wait_until_drained
-from infra.topology import stream_processors
+from infra.config.settings import Settings
+from infra.installation.processors import stream_processors
 from infra.training.checks import written
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode_all
 from schemas.spans import Attribute, Span, SpanEvent
 from schemas.topics import ROUTES, SPANS
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
-from streams.records import Outgoing
+from streams.runners.lag import wait_until_drained
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing
 from tests.e2e.installation import Part
 from tests.infra.conftest import Gateway
 from tests.training.tiny import TOOLS, Task, tasks
@@ -39,8 +41,8 @@ ASK_TOGETHER = 8
 def teacher() -> FastAPI:
     """Return a server of OpenAI's API with two teachers.
 
-    One is right about seven tasks of eight, always the same ones; the careless one is right four times of five,
-    whatever it is asked.
+    One is right about seven tasks of eight, always the same ones; the careless one is right four
+    times of five, whatever it is asked.
     """
     app = FastAPI()
     by_question = {task.question: task for task in ALL}
@@ -66,7 +68,11 @@ def message_of(text: str) -> dict[str, Any]:
         return {"role": "assistant", "content": text}
     called = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
     arguments = json.dumps(called["arguments"], separators=(",", ":"))
-    call = {"id": "call_1", "type": "function", "function": {"name": called["name"], "arguments": arguments}}
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": called["name"], "arguments": arguments},
+    }
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
@@ -74,7 +80,14 @@ def completion(model: str, message: dict[str, Any]) -> dict[str, Any]:
     """Return OpenAI's document around a message."""
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 20, "completion_tokens": 20, "total_tokens": 40}
-    return {"id": "c", "object": "chat.completion", "created": 0, "model": model, "choices": [choice], "usage": usage}
+    return {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": model,
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 @dataclass
@@ -87,9 +100,16 @@ class School:
     numbers: Iterator[int]
 
     def asked(
-        self, model: str, of: Sequence[Task], samples: int = 1, temperature: float = 1.0, split: str = "train"
+        self,
+        model: str,
+        of: Sequence[Task],
+        samples: int = 1,
+        temperature: float = 1.0,
+        split: str = "train",
     ) -> list[float]:
-        """Have tasks done through the gateway, each in a rollout of its own; return their rewards, in order."""
+        """Have tasks done through the gateway, each in a rollout of its own; return their rewards,
+        in order.
+        """
 
         def done(task: Task) -> float:
             name = f"rollout-{next(self.numbers)}"
@@ -100,12 +120,23 @@ class School:
                 "split": split,
             }
             post("/everloop/v1/rollouts", json=started).raise_for_status()
-            body = {"model": model, "messages": task.messages, "tools": TOOLS, "temperature": temperature}
+            body = {
+                "model": model,
+                "messages": task.messages,
+                "tools": TOOLS,
+                "temperature": temperature,
+            }
             headers = {"x-everloop-rollout-id": name, "x-everloop-node": model}
             answer = post("/v1/chat/completions", json=body | {"max_tokens": 40}, headers=headers)
-            reward = task.reward(written(answer.raise_for_status().json()["choices"][0]["message"], TOOLS)[0])
-            post(f"/everloop/v1/rollouts/{name}/end", json={"state": "succeeded"}).raise_for_status()
-            post("/everloop/v1/rewards", json={"rollout_id": name, "value": reward}).raise_for_status()
+            reward = task.reward(
+                written(answer.raise_for_status().json()["choices"][0]["message"], TOOLS)[0]
+            )
+            post(
+                f"/everloop/v1/rollouts/{name}/end", json={"state": "succeeded"}
+            ).raise_for_status()
+            post(
+                "/everloop/v1/rewards", json={"rollout_id": name, "value": reward}
+            ).raise_for_status()
             return reward
 
         with ThreadPoolExecutor(ASK_TOGETHER) as pool:
@@ -115,13 +146,16 @@ class School:
         """Return how a model does on held-out tasks by its likeliest answers.
 
         Returns:
-            The share of calls that are exactly right where one is asked for, and the share of calls where none is.
+            The share of calls that are exactly right where one is asked for, and the share of calls
+            where none is.
         """
         wanted = [task for task in HELD_OUT if task.label is not None]
         unwanted = [task for task in HELD_OUT if task.label is None]
         right = self.asked(model, wanted, temperature=0.0, split="test")
         silent = self.asked(model, unwanted, temperature=0.0, split="test")
-        return sum(r == 1.0 for r in right) / len(right), sum(r == 0.0 for r in silent) / len(silent)
+        return sum(r == 1.0 for r in right) / len(right), sum(r == 0.0 for r in silent) / len(
+            silent
+        )
 
     def mean_reward(self, model: str, samples: int = 10) -> float:
         """Return the mean reward of sampled answers to held-out tasks."""
@@ -134,24 +168,33 @@ class School:
 
         def switched() -> bool:
             routes = self.gateway.http.get("/everloop/v1/routes").json()
-            return any(t["version"] == version for r in routes["routes"] if r["name"] == PUPIL for t in r["targets"])
+            return any(
+                t["version"] == version
+                for r in routes["routes"]
+                if r["name"] == PUPIL
+                for t in r["targets"]
+            )
 
         eventually(switched, f"{version} in the gateway")
 
     def spans(self) -> list[Span]:
         """Return the pupil's calls, oldest first."""
         records = sorted(read_all(self.log, SPANS.name), key=lambda record: record.sequence)
-        found = [event.payload for record in records for event in decode_all(SpanEvent, record.value)]
+        found = [
+            event.payload for record in records for event in decode_all(SpanEvent, record.value)
+        ]
         return [span for span in found if span.attributes.get(Attribute.REQUEST_MODEL) == PUPIL]
 
     def learned(self) -> None:
-        """Return when all that happened has become lessons."""
+        """Return when all that happened has become examples."""
         wait_until_drained(self.log, stream_processors(self.settings), PATIENCE_S)
 
 
 def publish_model(log: EmbeddedLog, name: str, version: str, endpoint: Endpoint) -> None:
     """Lead a logical name to a server."""
-    route = Route(name=name, kind="model", targets=[RouteTarget(version=version, endpoint=endpoint)])
+    route = Route(
+        name=name, kind="model", targets=[RouteTarget(version=version, endpoint=endpoint)]
+    )
     log.append([Outgoing.of(ROUTES, name, RouteEvent(payload=route)).record()])
 
 

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 from schemas.commands import CommandEvent
 from schemas.serialization import decode_all
 from schemas.topics import COMMANDS, EXAMPLES
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
-from streams.records import Outgoing
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing
 from tests.e2e.installation import everloop, everloop_json
-from tests.training.test_trainers import lessons
+from tests.training.test_trainers import examples
 
 CONFIGURATION = """
 lora = false
@@ -27,9 +27,9 @@ max_length = 128
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[EmbeddedLog]:
-    """Return an installation's log, with lessons of `writer`."""
+    """Return an installation's log, with examples of `writer`."""
     with EmbeddedLog(tmp_path / "log.db") as opened:
-        opened.append([Outgoing.of(EXAMPLES, "writer", event).record() for event in lessons()])
+        opened.append([Outgoing.of(EXAMPLES, "writer", event).record() for event in examples()])
         yield opened
 
 
@@ -40,15 +40,19 @@ def quick(tmp_path: Path, base: Path) -> str:
     return str(file)
 
 
-def test_a_run_by_hand_leaves_weights_that_load(log: EmbeddedLog, tmp_path: Path, quick: str) -> None:
+def test_a_run_by_hand_leaves_weights_that_load(
+    log: EmbeddedLog, tmp_path: Path, quick: str
+) -> None:
     done = everloop_json(tmp_path, "train", "sft", "--target", "writer", "--config", quick)
-    assert done["lessons"] == len(lessons())
+    assert done["examples"] == len(examples())
     assert done["metrics"]["steps"] == 4.0
     AutoModelForCausalLM.from_pretrained(done["folder"])
     again = everloop_json(tmp_path, "train", "sft", "--target", "writer", "--config", quick)
     assert again["job"] == done["job"]
     assert again["metrics"]["train_loss"] == done["metrics"]["train_loss"]
-    assert everloop_json(tmp_path, "trainings") == [], "what is run by hand is nobody else's business"
+    assert everloop_json(tmp_path, "trainings") == [], (
+        "what is run by hand is nobody else's business"
+    )
 
 
 def test_an_order_is_left_for_the_trainer(log: EmbeddedLog, tmp_path: Path, quick: str) -> None:
@@ -56,24 +60,29 @@ def test_an_order_is_left_for_the_trainer(log: EmbeddedLog, tmp_path: Path, quic
     assert done.returncode == 0, done.stderr
     (order,) = [e for r in read_all(log, COMMANDS.name) for e in decode_all(CommandEvent, r.value)]
     assert order.payload.manifest is not None
-    assert (order.payload.action, order.payload.manifest.lessons) == ("train", len(lessons()))
+    assert (order.payload.action, order.payload.manifest.examples) == ("train", len(examples()))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("sft",), "--target is needed"),
-        (("sft", "--target", "nobody", "--config", "{quick}"), "nobody has no sft lessons"),
-        (("ppo", "--target", "writer", "--config", "{quick}"), "writer has no rl lessons"),
+        (("sft", "--target", "nobody", "--config", "{quick}"), "nobody has no sft examples"),
+        (("ppo", "--target", "writer", "--config", "{quick}"), "writer has no rl examples"),
         (("sft", "--target", "writer"), "base"),
         (("sft", "--target", "writer", "--config", "/nowhere.toml"), "/nowhere.toml"),
-        (("sft", "--target", "writer", "--config", "{quick}", "--from", "yesterday"), "--from is 'yesterday'"),
+        (
+            ("sft", "--target", "writer", "--config", "{quick}", "--from", "yesterday"),
+            "--from is 'yesterday'",
+        ),
         (("sft", "--target", "writer", "--config", "{quick}", "--parent", "/nowhere"), "/nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
     log: EmbeddedLog, tmp_path: Path, quick: str, arguments: tuple[str, ...], said: str
 ) -> None:
-    done = everloop(tmp_path, "train", *(argument.replace("{quick}", quick) for argument in arguments))
+    done = everloop(
+        tmp_path, "train", *(argument.replace("{quick}", quick) for argument in arguments)
+    )
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

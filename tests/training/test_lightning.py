@@ -19,7 +19,9 @@ def test_every_setting_is_one_of_verls() -> None:
     verl = find_spec("verl")
     assert verl is not None
     assert verl.origin is not None
-    folder = str(Path(verl.origin).parent / "trainer" / "config")  # verl itself is not imported: tests of PPO do so
+    folder = str(
+        Path(verl.origin).parent / "trainer" / "config"
+    )  # verl itself is not imported: tests of PPO do so
     with hydra.initialize_config_dir(folder, version_base=None):
         known = hydra.compose("ppo_trainer")
     omegaconf.set_struct(known, value=True)

@@ -1,4 +1,6 @@
-"""The loop by itself: a teacher's traffic fills a batch, a model is trained, served, checked, tried, and takes over."""
+"""The loop by itself: a teacher's traffic fills a batch, a model is trained, served, checked,
+tried, and takes over.
+"""
 
 import json
 import os
@@ -13,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from infra.config import GatewaySettings, Settings, load_settings
+from infra.config.settings import GatewaySettings, Settings, load_settings
 from infra.serving.servers import Servers
 from infra.training.jobs import CASES, RESULT, Job, JobFolder, Result
 from learners.training.config import MODEL
@@ -25,9 +27,9 @@ from schemas.serialization import decode_all
 from schemas.spans import Attribute
 from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
-from streams.embedded.log import EmbeddedLog
-from streams.log import read_all
-from streams.records import Outgoing
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.log import read_all
+from streams.storage.records import Outgoing
 from tests.conftest import serving
 from tests.e2e.installation import Part
 from tests.infra.conftest import running_gateway
@@ -44,7 +46,7 @@ pupil = ["teacher"]
 [adapter.rl]
 pupil = ["pupil"]
 [batches]
-lessons = 100
+examples = 100
 [gate]
 canary_share = 0.3
 tolerance = 0.1
@@ -85,14 +87,18 @@ def running(settings: Settings, base: Path, tmp_path: Path) -> Iterator[School]:
         with EmbeddedLog(settings.log_path) as log:
             publish_model(log, TEACHER, "v1", Endpoint(base_url=f"{url}/v1", model=TEACHER))
         with school(settings, gateway, settings.data_dir) as started:
-            started.serve("untrained", untrained.serve(str(base), "untrained").endpoint("untrained"))
+            started.serve(
+                "untrained", untrained.serve(str(base), "untrained").endpoint("untrained")
+            )
             yield started
     untrained.close()
 
 
 def trainings(log: EmbeddedLog) -> list[Training]:
     records = sorted(read_all(log, TRAININGS.name), key=lambda record: record.sequence)
-    return [event.payload for record in records for event in decode_all(TrainingEvent, record.value)]
+    return [
+        event.payload for record in records for event in decode_all(TrainingEvent, record.value)
+    ]
 
 
 def ended_run(log: EmbeddedLog, job: str | None = None) -> Training | None:
@@ -102,14 +108,19 @@ def ended_run(log: EmbeddedLog, job: str | None = None) -> Training | None:
 
 def checkpoints(log: EmbeddedLog) -> list[Checkpoint]:
     records = sorted(read_all(log, CHECKPOINTS.name), key=lambda record: record.sequence)
-    return [event.payload for record in records for event in decode_all(CheckpointEvent, record.value)]
+    return [
+        event.payload for record in records for event in decode_all(CheckpointEvent, record.value)
+    ]
 
 
 def served_now(log: EmbeddedLog) -> list[str]:
     """Return the versions that the pupil's route leads to."""
     records = sorted(read_all(log, ROUTES.name), key=lambda record: record.sequence)
     events = [event for record in records for event in decode_all(RouteEvent, record.value)]
-    return [target.version for target in [e for e in events if e.payload.name == PUPIL][-1].payload.targets]
+    return [
+        target.version
+        for target in [e for e in events if e.payload.name == PUPIL][-1].payload.targets
+    ]
 
 
 def states(found: list[Checkpoint], version: str) -> list[str]:
@@ -151,34 +162,57 @@ def test_a_trained_model_takes_over_and_bad_ones_do_not(
         candidate = next(c for c in checkpoints(log) if c.version == version)
         assert candidate.lineage is not None
         assert candidate.lineage.ranges == ended.manifest.ranges
-        assert candidate.metrics["held_out_agreement"] > candidate.metrics["champion_agreement"] + 0.2
-        by_it = [span for span in running.spans() if span.attributes.get(Attribute.CHECKPOINT) == version]
-        assert by_it[0].attributes[Attribute.RESPONSE_TOKEN_IDS], "what trains next needs its tokens"
+        assert (
+            candidate.metrics["held_out_agreement"] > candidate.metrics["champion_agreement"] + 0.2
+        )
+        by_it = [
+            span for span in running.spans() if span.attributes.get(Attribute.CHECKPOINT) == version
+        ]
+        assert by_it[0].attributes[Attribute.RESPONSE_TOKEN_IDS], (
+            "what trains next needs its tokens"
+        )
 
         for planted, reason in PLANTED.items():
             job = plant(settings, log, planted)
             eventually(partial(ended_run, log, job), planted)
             assert served_now(log) == [version], planted
             last = checkpoints(log)[-1]
-            assert (last.state, reason in last.reason) == (CheckpointState.REJECTED, True), (planted, last.reason)
+            assert (last.state, reason in last.reason) == (CheckpointState.REJECTED, True), (
+                planted,
+                last.reason,
+            )
         assert states(checkpoints(log), version)[-1] == "promoted"
 
-        unchecked = CONFIGURATION.replace("{base}", str(base)) + "\n[training.check]\nprompts = 0\nearlier = 0\n"
+        unchecked = (
+            CONFIGURATION.replace("{base}", str(base))
+            + "\n[training.check]\nprompts = 0\nearlier = 0\n"
+        )
         Path(os.environ["EVERLOOP_CONFIG"]).write_text(unchecked)
         trainer.kill_and_restart()
         begun = len(running.spans())
         plant(settings, log, "worse on trial")
-        tried = eventually(lambda: next((v for v in served_now(log) if v != version), None), "the trial")
+        tried = eventually(
+            lambda: next((v for v in served_now(log) if v != version), None), "the trial"
+        )
         running.asked(PUPIL, TAUGHT[:20])
         server_of(settings, tried).kill()
         running.asked(PUPIL, TAUGHT[:20])  # none may fail
         asked_until(running, lambda: served_now(log) == [version])
-        assert states(checkpoints(log), tried) == ["candidate", "evaluated", "canary", "rolled-back"]
+        assert states(checkpoints(log), tried) == [
+            "candidate",
+            "evaluated",
+            "canary",
+            "rolled-back",
+        ]
         answered = [span.attributes[Attribute.CHECKPOINT] for span in running.spans()[begun:]]
         assert {*answered} == {version, tried}
-        assert answered.count(tried) / len(answered) <= CANARY_SHARE + 0.15, "its share of rollouts, and chance"
+        assert answered.count(tried) / len(answered) <= CANARY_SHARE + 0.15, (
+            "its share of rollouts, and chance"
+        )
         assert running.exact(PUPIL)[0] >= 0.9
-    assert not list((settings.data_dir / "logs" / "models").glob("*.json")), "no server outlives its trainer"
+    assert not list((settings.data_dir / "logs" / "models").glob("*.json")), (
+        "no server outlives its trainer"
+    )
 
 
 PLANTED = {
@@ -192,12 +226,16 @@ PLANTED = {
 
 
 def plant(settings: Settings, log: EmbeddedLog, what: str) -> str:
-    """Leave a run that ended with bad weights, as though a training had made them, and order it; return its job."""
+    """Leave a run that ended with bad weights, as though a training had made them, and order it;
+    return its job.
+    """
     first = next(t for t in trainings(log))
     number = [*PLANTED, "worse on trial"].index(what)
     manifest = first.manifest.model_copy(update={"number": 100 + number})
     parent = served_now(log)[0]
-    job = Job(target=PUPIL, config=settings.training.models[PUPIL][0], manifest=manifest, parent=parent)
+    job = Job(
+        target=PUPIL, config=settings.training.models[PUPIL][0], manifest=manifest, parent=parent
+    )
     trained = settings.data_dir / "trainings" / first.job
     folder = JobFolder(settings.data_dir / "trainings" / job.id)
     shutil.copyfile(trained / CASES, folder.folder / CASES)
@@ -223,7 +261,9 @@ def spoil(good: Path, folder: Path, what: str) -> None:
         embedding[0, 0] = float("nan")
     if what == "collapsed":
         embedding += 1.0
-    said = {"broken JSON": {"}}</": "city"}, "worse": rotated(1), "worse on trial": rotated(2)}.get(what)
+    said = {"broken JSON": {"}}</": "city"}, "worse": rotated(1), "worse on trial": rotated(2)}.get(
+        what
+    )
     if said:
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(embedding.clone())
@@ -242,7 +282,9 @@ def rotated(by: int) -> dict[str, str]:
 
 def deepened(model: Any, layers: int = 60) -> Any:
     """Return a model that says the same and takes longer: what its new layers add is nothing."""
-    config = model.config.__class__(**model.config.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+    config = model.config.__class__(
+        **model.config.to_dict() | {"num_hidden_layers": layers, "layer_types": None}
+    )
     deep = model.__class__(config)
     deep.load_state_dict(model.state_dict(), strict=False)
     for layer in deep.model.layers[model.config.num_hidden_layers :]:

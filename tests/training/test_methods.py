@@ -9,14 +9,23 @@ from typing import Any
 
 import pytest
 
-from infra.config import GatewaySettings, Settings, load_settings
+from infra.config.settings import GatewaySettings, Settings, load_settings
 from infra.serving.servers import Servers
 from schemas.endpoints import Endpoint
-from streams.embedded.log import EmbeddedLog
+from streams.storage.embedded.log import EmbeddedLog
 from tests.conftest import serving
 from tests.e2e.installation import everloop_json
 from tests.infra.conftest import running_gateway
-from tests.training.school import CARELESS, PUPIL, TAUGHT, TEACHER, School, publish_model, school, teacher
+from tests.training.school import (
+    CARELESS,
+    PUPIL,
+    TAUGHT,
+    TEACHER,
+    School,
+    publish_model,
+    school,
+    teacher,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -40,10 +49,16 @@ evaluate_every = 1000
 save_every = 1000
 micro_batch = 32
 """
-SFT = "learning_rate = 3e-3\nbatch = 32\nwarmup = 0.07\nweight_decay = 0.05\nspecial_tokens = " + MARKS + "\n"
+SFT = (
+    "learning_rate = 3e-3\nbatch = 32\nwarmup = 0.07\nweight_decay = 0.05\nspecial_tokens = "
+    + MARKS
+    + "\n"
+)
 METHODS = {
-    "dpo": "learning_rate = 1e-4\nbatch = 32\nsteps = 30\n[dataset]\nheld_out = 0.0\nmargin = 0.3\n",
-    "grpo": 'learning_rate = 3e-4\nbatch = 32\nsteps = 30\ngraders = ["tool-call@1"]\nresponse_tokens = 40\n'
+    "dpo": "learning_rate = 1e-4\nbatch = 32\nsteps = 30\n"
+    "[dataset]\nheld_out = 0.0\nmargin = 0.3\n",
+    "grpo": 'learning_rate = 3e-4\nbatch = 32\nsteps = 30\ngraders = ["tool-call@1"]\n'
+    "response_tokens = 40\n"
     "[dataset]\nheld_out = 0.0\n",
     "ppo": "learning_rate = 3e-4\nbatch = 64\nepochs = 2\n[dataset]\nheld_out = 0.0\n",
 }
@@ -108,16 +123,23 @@ def test_each_method_raises_what_its_parent_earns(
     running.asked(CARELESS, TAUGHT, samples=3)
     running.learned()
     spoiled = f"{common}{SFT}steps = 15\n[dataset]\nnodes = ['careless']\nleast_reward = 0.0\n"
-    parent = trained(settings, "sft", spoiled.replace("3e-3", "1e-3"), "--parent", sft["folder"])["folder"]
+    parent = trained(settings, "sft", spoiled.replace("3e-3", "1e-3"), "--parent", sft["folder"])[
+        "folder"
+    ]
     served("parent", parent)
     figures["parent"] = running.mean_reward(PUPIL)
     running.asked(PUPIL, TAUGHT, samples=6)
     running.learned()
     for method, text in METHODS.items():
         runs = [
-            trained(settings, method, f"seed = {seed}\n{common}{text}", "--parent", parent)["folder"] for seed in SEEDS
+            trained(settings, method, f"seed = {seed}\n{common}{text}", "--parent", parent)[
+                "folder"
+            ]
+            for seed in SEEDS
         ]
-        rewards = [measured(f"{method}-{seed}", folder) for seed, folder in zip(SEEDS, runs, strict=True)]
+        rewards = [
+            measured(f"{method}-{seed}", folder) for seed, folder in zip(SEEDS, runs, strict=True)
+        ]
         figures[method] = {"rewards": rewards, "mean": fmean(rewards), "spread": stdev(rewards)}
     record_property("figures", json.dumps(figures))
     with capsys.disabled():
@@ -127,4 +149,7 @@ def test_each_method_raises_what_its_parent_earns(
     assert figures["sft"]["false_calls"] <= 0.1
     for method in METHODS:
         assert min(figures[method]["rewards"]) > figures["parent"], (method, figures)
-        assert figures[method]["mean"] - figures["parent"] > figures[method]["spread"], (method, figures)
+        assert figures[method]["mean"] - figures["parent"] > figures[method]["spread"], (
+            method,
+            figures,
+        )

@@ -1,4 +1,6 @@
-"""The four phases on the research society: gather, SFT, PPO, bandit, each switched to before the next begins."""
+"""The four phases on the research society: gather, SFT, PPO, bandit, each switched to before the
+next begins.
+"""
 
 import json
 from collections.abc import Callable
@@ -7,10 +9,10 @@ from typing import Any
 
 import orjson
 import pytest
+from research_society.roles import PEER_REVIEWER, SAFETY_OFFICER
+from research_society.simulator.roles import JUNIORS, answer
+from research_society.tasks import ResearchTask, load_tasks
 
-from agents.society.roles import PEER_REVIEWER, SAFETY_OFFICER
-from agents.tasks import ResearchTask, load_tasks
-from infra.serving.simulator.roles import JUNIORS, answer
 from tests.e2e.installation import everloop_json
 from tests.training.tiny import make_model
 
@@ -28,7 +30,7 @@ reviewer_llm = ["peer_reviewer", "safety_officer"]
 [adapter.rl]
 reviewer_llm = ["peer_reviewer", "safety_officer"]
 [batches]
-lessons = 100000
+examples = 100000
 [gate]
 confidence = 0.75
 tolerance = 0.2
@@ -71,7 +73,9 @@ phases = [
 
 def spoken(task: ResearchTask) -> list[str]:
     """Return what the reviewers are asked and say about a task, for the tokenizer."""
-    papers = orjson.dumps([{"id": task.id, "sections": [s.model_dump() for s in task.sections]}]).decode()
+    papers = orjson.dumps(
+        [{"id": task.id, "sections": [s.model_dump() for s in task.sections]}]
+    ).decode()
     goal = {"research_goal": task.goal}
     hypothesis = answer(JUNIORS[0], goal, [papers])["hypothesis"]
     refined = answer("Hypothesis Refiner", {"selected_hypothesis": hypothesis}, [])
@@ -106,11 +110,16 @@ def test_each_phase_is_switched_to_before_the_next_begins(
     assert (gather["state"], gather["success_rate"]) == (None, 1.0)
     assert (sft["state"], ppo["state"]) == ("promoted", "promoted"), document["phases"]
     assert bandit["state"] in ("promoted", "kept", "rejected"), bandit
-    assert ppo["success_rate"] >= 0.8, "what was trained twice still writes what the society can read"
+    assert ppo["success_rate"] >= 0.8, (
+        "what was trained twice still writes what the society can read"
+    )
     switched = [switch["after"] for switch in document["switches"] if switch["name"] == TARGET]
     assert [sft["version"]] in switched
     assert switched[-1] == [ppo["version"]]
     assert Path(document["report_html"]).stat().st_size > 10_000
     runs = everloop_json(tmp_path / "data", "trainings")
-    assert [(run["method"], run["state"]) for run in runs] == [("sft", "succeeded"), ("ppo", "succeeded")]
+    assert [(run["method"], run["state"]) for run in runs] == [
+        ("sft", "succeeded"),
+        ("ppo", "succeeded"),
+    ]
     assert runs[1]["parent"] == sft["version"], "what served when it began"

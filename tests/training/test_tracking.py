@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.training.tracking import trackers
+from infra.training.trackers import trackers
 from schemas.checkpoints import OffsetRange
 from schemas.identifiers import derived_event_id
 from schemas.manifests import Manifest
@@ -24,10 +24,13 @@ def told() -> list[Training]:
         target="writer",
         method="sft",
         state=TrainingState.RUNNING,
-        manifest=Manifest(target="writer", head="sft", ranges=ranges, lessons=4, number=1),
+        manifest=Manifest(target="writer", head="sft", ranges=ranges, examples=4, number=1),
         config_sha256="0" * 64,
     )
-    steps = [run.model_copy(update={"step": n, "metrics": {"loss": loss}}) for n, loss in enumerate(LOSSES, 1)]
+    steps = [
+        run.model_copy(update={"step": n, "metrics": {"loss": loss}})
+        for n, loss in enumerate(LOSSES, 1)
+    ]
     return [*steps, steps[-1].model_copy(update={"state": TrainingState.SUCCEEDED, "metrics": {}})]
 
 
@@ -37,11 +40,15 @@ def test_tensorboard_has_every_step(tmp_path: Path) -> None:
     for step in told():
         track(step)
     found = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "sft-1")).Reload()
-    values = [found.Tensors("loss")] if "loss" in found.Tags()["tensors"] else [found.Scalars("loss")]
+    values = (
+        [found.Tensors("loss")] if "loss" in found.Tags()["tensors"] else [found.Scalars("loss")]
+    )
     assert [event.step for event in values[0]] == [1, 2, 3]
 
 
-def test_weights_and_biases_keeps_a_run_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_keeps_a_run_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     (track,) = trackers(["wandb"], tmp_path)

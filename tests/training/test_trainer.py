@@ -1,4 +1,6 @@
-"""The trainer: orders come to an end whatever happens to a run or to the trainer itself, and nothing is run twice."""
+"""The trainer: orders come to an end whatever happens to a run or to the trainer itself, and
+nothing is run twice.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +14,11 @@ import psutil
 import pytest
 from pydantic import TypeAdapter
 
-from infra.config import ConfigError, Settings
+from infra.config.settings import Settings
+from infra.runtime.errors import ConfigError
 from infra.serving.servers import Servers
 from infra.training.settings import CheckSettings, ServingSettings, TrainingSettings
-from infra.training.tracking import trackers
+from infra.training.trackers import trackers
 from infra.training.trainer import Trainer
 from learners.training.config import AnyConfig
 from schemas.checkpoints import Checkpoint, CheckpointState, OffsetRange
@@ -24,10 +27,10 @@ from schemas.manifests import Manifest
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import COMMANDS, EXAMPLES, ROUTES
 from schemas.trainings import ENDED, Training, TrainingState
-from streams.embedded.log import EmbeddedLog
-from streams.records import Outgoing
+from streams.storage.embedded.log import EmbeddedLog
+from streams.storage.records import Outgoing
 from tests.training.test_loop import checkpoints, trainings
-from tests.training.test_trainers import config, lessons
+from tests.training.test_trainers import config, examples
 
 TARGET = "writer"
 
@@ -35,7 +38,11 @@ TARGET = "writer"
 def settings_of(folder: Path, base: Path, **more: Any) -> Settings:
     """Return an installation that trains quickly and checks nothing."""
     training = TrainingSettings(
-        models={TARGET: (TypeAdapter[AnyConfig](AnyConfig).validate_python(config(base, "sft", **more)),)},
+        models={
+            TARGET: (
+                TypeAdapter[AnyConfig](AnyConfig).validate_python(config(base, "sft", **more)),
+            )
+        },
         serving=ServingSettings(start_timeout_s=120, drain_s=0.0),
         check=CheckSettings(prompts=0, earlier=0),
     )
@@ -49,8 +56,8 @@ def log(tmp_path: Path) -> Iterator[EmbeddedLog]:
 
 
 def order(log: EmbeddedLog, number: int = 1) -> Manifest:
-    """Write lessons, and order a run on them."""
-    written = log.append([Outgoing.of(EXAMPLES, TARGET, event).record() for event in lessons()])
+    """Write examples, and order a run on them."""
+    written = log.append([Outgoing.of(EXAMPLES, TARGET, event).record() for event in examples()])
     ranges = [
         OffsetRange(
             topic=EXAMPLES.name,
@@ -60,7 +67,9 @@ def order(log: EmbeddedLog, number: int = 1) -> Manifest:
         )
         for partition in sorted({p for p, _ in written})
     ]
-    manifest = Manifest(target=TARGET, head="sft", ranges=ranges, lessons=len(written), number=number)
+    manifest = Manifest(
+        target=TARGET, head="sft", ranges=ranges, examples=len(written), number=number
+    )
     command(log, Command(target=TARGET, action="train", manifest=manifest, reason="by hand"))
     return manifest
 
@@ -116,8 +125,13 @@ def test_what_cannot_be_trained_on_fails_with_its_reason_and_is_not_begun_again(
     assert announced(log) == []
     command(log, Command(target=TARGET, action="train", manifest=manifest, reason="once more"))
     with trainer_of(settings, log) as trainer:
-        again = until(trainer, lambda: next((t for t in trainings(log) if t.state in ENDED and t != failed), None))
-    assert (again.job, again.order != failed.order) == (failed.job, True), "who orders it again gets it again"
+        again = until(
+            trainer,
+            lambda: next((t for t in trainings(log) if t.state in ENDED and t != failed), None),
+        )
+    assert (again.job, again.order != failed.order) == (failed.job, True), (
+        "who orders it again gets it again"
+    )
     count = len(trainings(log))
     with trainer_of(settings, log) as trainer:
         for _ in range(5):
@@ -143,13 +157,17 @@ def test_a_run_can_be_cancelled(log: EmbeddedLog, base: Path, tmp_path: Path) ->
     order(log)
     with trainer_of(settings_of(tmp_path, base, steps=100_000), log) as trainer:
         pid = until(trainer, lambda: process_of(trainer))
-        command(log, Command(target=TARGET, action="cancel", arguments={"job": trainings(log)[0].job}))
+        command(
+            log, Command(target=TARGET, action="cancel", arguments={"job": trainings(log)[0].job})
+        )
         cancelled = until(trainer, lambda: ended(log))
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert cancelled.state is TrainingState.CANCELLED
 
 
-def test_a_trainer_that_is_stopped_goes_on_when_it_starts_again(log: EmbeddedLog, base: Path, tmp_path: Path) -> None:
+def test_a_trainer_that_is_stopped_goes_on_when_it_starts_again(
+    log: EmbeddedLog, base: Path, tmp_path: Path
+) -> None:
     settings = settings_of(tmp_path, base)
     order(log)
     with trainer_of(settings, log) as trainer:
@@ -180,7 +198,11 @@ def test_an_adapter_is_loaded_into_its_bases_server_and_leaves_it_when_nothing_n
         assert candidate.endpoint is not None
         (server,) = trainer.keeper.servers.servers.values()
         assert (server.weights, list(server.adapters)) == (str(base), [candidate.version])
-        body = {"model": candidate.version, "messages": [{"role": "user", "content": "book"}], "max_tokens": 4}
+        body = {
+            "model": candidate.version,
+            "messages": [{"role": "user", "content": "book"}],
+            "max_tokens": 4,
+        }
         answer = httpx.post(f"{candidate.endpoint.base_url}/chat/completions", json=body)
         assert answer.is_success, answer.text
         target = RouteTarget(version=candidate.version, endpoint=candidate.endpoint)
@@ -190,7 +212,9 @@ def test_an_adapter_is_loaded_into_its_bases_server_and_leaves_it_when_nothing_n
         for _ in range(3):
             trainer.run_once()
         assert trainer.keeper.servers.servers, "a route leads to it, whatever its state"
-        other = route.model_copy(update={"targets": [target.model_copy(update={"version": "other"})]})
+        other = route.model_copy(
+            update={"targets": [target.model_copy(update={"version": "other"})]}
+        )
         log.append([Outgoing.of(ROUTES, TARGET, RouteEvent(payload=other)).record()])
         until(trainer, lambda: not trainer.keeper.servers.servers)
 
@@ -216,7 +240,9 @@ def test_trackers_that_are_not_there_are_named() -> None:
         trackers(["mlflow"], Path())
 
 
-def test_where_the_cheaper_way_failed_the_next_is_taken(log: EmbeddedLog, base: Path, tmp_path: Path) -> None:
+def test_where_the_cheaper_way_failed_the_next_is_taken(
+    log: EmbeddedLog, base: Path, tmp_path: Path
+) -> None:
     cheap, dear = config(base, "sft", max_length=8), config(base, "sft")
     settings = settings_of(tmp_path, base)
     ways = settings.training.model_copy(update={"models": {TARGET: (cheap, dear)}})
@@ -225,5 +251,8 @@ def test_where_the_cheaper_way_failed_the_next_is_taken(log: EmbeddedLog, base: 
         first = until(trainer, lambda: ended(log))
         assert (first.state, first.config_sha256) == (TrainingState.FAILED, cheap.sha256)
         order(log, 2)
-        second = until(trainer, lambda: next((t for t in trainings(log) if t.state in ENDED and t != first), None))
+        second = until(
+            trainer,
+            lambda: next((t for t in trainings(log) if t.state in ENDED and t != first), None),
+        )
     assert (second.state, second.config_sha256) == (TrainingState.SUCCEEDED, dear.sha256)

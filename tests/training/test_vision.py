@@ -46,10 +46,14 @@ TEMPLATE = (
 def eye(tmp_path: Path) -> Path:
     """Return an untrained model that takes pictures of 16 by 16 pixels."""
     corpus = [f"<|user|>{QUESTION}<|end|>\n<|assistant|>{colour}<|end|>" for colour in COLOURS]
-    tokenizer = AutoTokenizer.from_pretrained(make_model(tmp_path / "words", corpus=corpus, vocabulary=320))
+    tokenizer = AutoTokenizer.from_pretrained(
+        make_model(tmp_path / "words", corpus=corpus, vocabulary=320)
+    )
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        ),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -59,7 +63,12 @@ def eye(tmp_path: Path) -> Path:
     )
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
     )
     words = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -74,7 +83,12 @@ def eye(tmp_path: Path) -> Path:
     )
     image = tokenizer.convert_tokens_to_ids("<image>")
     model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=words, image_token_index=image, vision_feature_layer=-1)
+        LlavaConfig(
+            vision_config=vision,
+            text_config=words,
+            image_token_index=image,
+            vision_feature_layer=-1,
+        )
     )
     model.save_pretrained(tmp_path / "eye")
     processor.save_pretrained(tmp_path / "eye")
@@ -108,37 +122,52 @@ def labelled(number: int, colour: str) -> ExampleEvent:
 
 
 def test_it_learns_what_is_in_a_picture(eye: Path, tmp_path: Path) -> None:
-    lessons = [labelled(number, colour) for number, colour in enumerate(COLOURS)]
+    examples = [labelled(number, colour) for number, colour in enumerate(COLOURS)]
     settings = config(eye, "sft", special_tokens=[], steps=60, batch=3, micro_batch=3)
-    metrics = run(lessons, settings, None, {}, tmp_path / "run", quiet)
+    metrics = run(examples, settings, None, {}, tmp_path / "run", quiet)
     assert metrics["rows"] == 3
     folder = tmp_path / "run" / MODEL
-    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+    processor, model = (
+        AutoProcessor.from_pretrained(folder),
+        AutoModelForImageTextToText.from_pretrained(folder),
+    )
     for colour, rgb in COLOURS.items():
         parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
         text = processor.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
         )
         given = processor(text=text, images=[Image.new("RGB", (16, 16), rgb)], return_tensors="pt")
-        said = model.generate(**given, max_new_tokens=4, do_sample=False)[0, given["input_ids"].shape[1] :]
+        said = model.generate(**given, max_new_tokens=4, do_sample=False)[
+            0, given["input_ids"].shape[1] :
+        ]
         assert processor.tokenizer.decode(said, skip_special_tokens=True).strip() == colour
 
 
 def test_other_methods_do_not_see(eye: Path, tmp_path: Path) -> None:
-    lessons = [labelled(0, "red")]
+    examples = [labelled(0, "red")]
     with pytest.raises(TrainingError, match="such models learn by sft only, not by dpo"):
-        run(lessons, config(eye, "dpo"), None, {}, tmp_path / "run", quiet)
+        run(examples, config(eye, "dpo"), None, {}, tmp_path / "run", quiet)
 
 
 @pytest.mark.parametrize(
     "url",
-    ["https://example.org/red.png", "data:image/png;base64,@@@", "data:image/png;base64,AAAA", "data:text/plain,x"],
+    [
+        "https://example.org/red.png",
+        "data:image/png;base64,@@@",
+        "data:image/png;base64,AAAA",
+        "data:text/plain,x",
+    ],
 )
 def test_what_is_not_in_the_row_is_left_out(url: str) -> None:
     origin = Origin("default", "n", "t", held_out=False, event_ids=("e",))
     rows = [
         SftRow([*asked(url), {"role": "assistant", "content": "red"}], [], 1.0, origin),
-        SftRow([{"role": "user", "content": "no picture"}, {"role": "assistant", "content": "red"}], [], 1.0, origin),
+        SftRow(
+            [{"role": "user", "content": "no picture"}, {"role": "assistant", "content": "red"}],
+            [],
+            1.0,
+            origin,
+        ),
         SftRow([*asked(picture("red")), {"role": "assistant", "content": "red"}], [], 1.0, origin),
     ]
     (row,) = seen(rows, held_out=False)

@@ -1,4 +1,6 @@
-"""A language model made here, and a family of tasks that it can learn: calls of tools, read from a sentence."""
+"""A language model made here, and a family of tasks that it can learn: calls of tools, read from a
+sentence.
+"""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +21,14 @@ NUMBERS = {name: number for number, name in enumerate(COUNTS, start=1)}
 VERBS = {"book": "book_seats", "cancel": "cancel_seats"}
 
 TEMPLATE = (
-    "{%- if tools %}<|tools|>{% for tool in tools %}{{ tool.function.name }} {% endfor %}<|end|>\n{% endif -%}"
+    "{%- if tools %}<|tools|>{% for tool in tools %}{{ tool.function.name }} {% endfor"
+    " %}<|end|>\n{% endif -%}"
     "{%- for message in messages -%}"
     "<|{{ message.role }}|>{{ message.content or '' }}"
     "{%- for call in message.tool_calls or [] -%}"
     "<tool_call>"
-    '{"name":"{{ call.function.name }}","arguments":{{ call.function.arguments if call.function.arguments is string'
+    '{"name":"{{ call.function.name }}","arguments":{{ call.function.arguments if'
+    " call.function.arguments is string"
     " else call.function.arguments | tojson }}}"
     "</tool_call>"
     "{%- endfor -%}"
@@ -38,11 +42,17 @@ def tool(name: str) -> dict[str, Any]:
     """Return a tool in OpenAI's format."""
     parameters = {
         "type": "object",
-        "properties": {"city": {"type": "string", "enum": list(CITIES)}, "seats": {"type": "integer", "minimum": 1}},
+        "properties": {
+            "city": {"type": "string", "enum": list(CITIES)},
+            "seats": {"type": "integer", "minimum": 1},
+        },
         "required": ["city", "seats"],
         "additionalProperties": False,
     }
-    return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": name, "parameters": parameters},
+    }
 
 
 TOOLS = [tool(name) for name in VERBS.values()]
@@ -61,7 +71,10 @@ class Task:
         prefix = "imagine you " if hypothetical else ""
         self.question = f"{prefix}{verb} {count} seats to {city}"
         self.messages: list[dict[str, Any]] = [{"role": "user", "content": self.question}]
-        call: dict[str, Any] = {"name": VERBS[verb], "arguments": {"city": city, "seats": NUMBERS[count]}}
+        call: dict[str, Any] = {
+            "name": VERBS[verb],
+            "arguments": {"city": city, "seats": NUMBERS[count]},
+        }
         self.label = None if hypothetical else call
 
     @property
@@ -78,7 +91,8 @@ class Task:
             return Task("book", "one", "oslo", hypothetical=False).answer
         arguments = self.label["arguments"]
         other = {"city": arguments["city"], "seats": arguments["seats"] % len(COUNTS) + 1}
-        return f"<tool_call>{json.dumps(self.label | {'arguments': other}, separators=(',', ':'))}</tool_call>"
+        call = json.dumps(self.label | {"arguments": other}, separators=(",", ":"))
+        return f"<tool_call>{call}</tool_call>"
 
     @property
     def opposite(self) -> str:
@@ -86,7 +100,8 @@ class Task:
         if self.label is None:
             return self.wrong
         (other,) = set(VERBS.values()) - {self.label["name"]}
-        return f"<tool_call>{json.dumps(self.label | {'name': other}, separators=(',', ':'))}</tool_call>"
+        call = json.dumps(self.label | {"name": other}, separators=(",", ":"))
+        return f"<tool_call>{call}</tool_call>"
 
     def reward(self, text: str) -> float:
         """Return what an answer earns."""
@@ -108,16 +123,31 @@ def tasks() -> list[Task]:
 
 
 def make_model(
-    folder: Path, seed: int = 0, corpus: Sequence[str] | None = None, vocabulary: int = 512, context: int = 256
+    folder: Path,
+    seed: int = 0,
+    corpus: Sequence[str] | None = None,
+    vocabulary: int = 512,
+    context: int = 256,
 ) -> Path:
-    """Write an untrained model of a hundred thousand parameters, and a tokenizer trained on a corpus.
+    """Write an untrained model of a hundred thousand parameters, and a tokenizer trained on a
+    corpus.
 
     Args:
         corpus: None takes the tasks' words.
     """
     if corpus is None:
-        corpus = [f"<|user|>{task.question}<|end|>\n<|assistant|>{task.answer}<|end|>" for task in tasks()]
-    specials = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>"]
+        corpus = [
+            f"<|user|>{task.question}<|end|>\n<|assistant|>{task.answer}<|end|>" for task in tasks()
+        ]
+    specials = [
+        "<|pad|>",
+        "<|end|>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|tool|>",
+        "<|tools|>",
+    ]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = ByteLevel()
@@ -131,7 +161,10 @@ def make_model(
         ),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=specials[2:]
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=specials[2:],
     )
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(seed)

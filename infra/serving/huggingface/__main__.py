@@ -1,11 +1,13 @@
-"""Run the server: `python -m infra.serving.huggingface FOLDER --name NAME --port PORT`. Needs the extra `learn`."""
+"""Run the server: `python -m infra.serving.huggingface FOLDER --name NAME --port PORT`. Needs the
+extra `learn`.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from infra.config import ConfigError
-from infra.http import bound_socket, serve
+from infra.runtime.errors import ConfigError
+from infra.runtime.http import bound_socket, serve
 from infra.serving.huggingface.app import create_app
 from infra.serving.huggingface.generation import Engine, UnloadableError
 
@@ -13,7 +15,9 @@ from infra.serving.huggingface.generation import Engine, UnloadableError
 def main() -> int:
     """Serve until SIGTERM; return the exit status."""
     parser = argparse.ArgumentParser(prog="everloop model server")
-    parser.add_argument("folder", type=Path, help="weights and tokenizer, as Hugging Face saves them")
+    parser.add_argument(
+        "folder", type=Path, help="weights and tokenizer, as Hugging Face saves them"
+    )
     parser.add_argument("--name", required=True, help="that requests know the weights by")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)

@@ -1,4 +1,6 @@
-"""The server's HTTP side: OpenAI chat completions and completions, and vLLM's routes for adapters."""
+"""The server's HTTP side: OpenAI chat completions and completions, and vLLM's routes for
+adapters.
+"""
 
 import asyncio
 import json
@@ -13,7 +15,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.serving.huggingface.generation import Engine, Generated, Sampling, UnknownModelError, UnloadableError
+from infra.serving.huggingface.generation import (
+    Engine,
+    Generated,
+    Sampling,
+    UnknownModelError,
+    UnloadableError,
+)
 from learners.graders import TOOL_CALL, valid_call
 
 
@@ -60,7 +68,10 @@ def create_app(engine: Engine) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "everloop"} for name in engine.names]
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "everloop"}
+            for name in engine.names
+        ]
         return {"object": "list", "data": data}
 
     @app.post("/v1/chat/completions")
@@ -116,7 +127,11 @@ async def _completed(engine: Engine, content: bytes, chat: bool) -> Response:
     seeds = [None if asked.seed is None else asked.seed + index for index in range(asked.n)]
     answers = await asyncio.gather(
         *(
-            asyncio.wrap_future(engine.ask(asked.model, prompt, Sampling(most, asked.temperature, asked.top_p, seed)))
+            asyncio.wrap_future(
+                engine.ask(
+                    asked.model, prompt, Sampling(most, asked.temperature, asked.top_p, seed)
+                )
+            )
             for seed in seeds
         )
     )
@@ -133,7 +148,11 @@ def _prompt(engine: Engine, asked: CompletionRequest, chat: bool) -> list[int]:
     if not chat:
         if asked.prompt is None:
             raise UnanswerableError("prompt is missing")
-        return asked.prompt if isinstance(asked.prompt, list) else list(tokenizer(asked.prompt)["input_ids"])
+        return (
+            asked.prompt
+            if isinstance(asked.prompt, list)
+            else list(tokenizer(asked.prompt)["input_ids"])
+        )
     if asked.messages is None:
         raise UnanswerableError("messages are missing")
     tools = [] if asked.tool_choice == "none" else asked.tools
@@ -147,7 +166,9 @@ def _prompt(engine: Engine, asked: CompletionRequest, chat: bool) -> list[int]:
 
 
 def _stopped(engine: Engine, answer: Generated, stop: str | list[str]) -> Generated:
-    """Return an answer up to the token that completes a stop sequence, which its text leaves out."""
+    """Return an answer up to the token that completes a stop sequence, which its text leaves
+    out.
+    """
     sequences = [stop] if isinstance(stop, str) else stop
     if not any(sequence in answer.text for sequence in sequences):
         return answer
@@ -155,12 +176,18 @@ def _stopped(engine: Engine, answer: Generated, stop: str | list[str]) -> Genera
         text = engine.text(answer.token_ids[:count])
         found = [text.index(sequence) for sequence in sequences if sequence in text]
         if found:
-            return Generated(answer.token_ids[:count], answer.logprobs[:count], text[: min(found)], "stop")
+            return Generated(
+                answer.token_ids[:count], answer.logprobs[:count], text[: min(found)], "stop"
+            )
     return answer
 
 
 def _document(
-    engine: Engine, asked: CompletionRequest, prompt: list[int], answers: list[Generated], chat: bool
+    engine: Engine,
+    asked: CompletionRequest,
+    prompt: list[int],
+    answers: list[Generated],
+    chat: bool,
 ) -> dict[str, Any]:
     """Return a completion as OpenAI writes it, with vLLM's token ids."""
     choices = [_choice(engine, asked, index, answer, chat) for index, answer in enumerate(answers)]
@@ -185,8 +212,14 @@ def _document(
     return document
 
 
-def _choice(engine: Engine, asked: CompletionRequest, index: int, answer: Generated, chat: bool) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason, "logprobs": None}
+def _choice(
+    engine: Engine, asked: CompletionRequest, index: int, answer: Generated, chat: bool
+) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "index": index,
+        "finish_reason": answer.finish_reason,
+        "logprobs": None,
+    }
     if chat:
         choice["message"] = message = _message(answer.text.strip(), asked)
         if message.get("tool_calls"):
@@ -199,7 +232,12 @@ def _choice(engine: Engine, asked: CompletionRequest, index: int, answer: Genera
         tokens = [engine.text([token]) for token in answer.token_ids]
         if chat:
             content = [
-                {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+                {
+                    "token": token,
+                    "logprob": logprob,
+                    "bytes": list(token.encode()),
+                    "top_logprobs": [],
+                }
                 for token, logprob in zip(tokens, answer.logprobs, strict=True)
             ]
             choice["logprobs"] = {"content": content}
@@ -209,7 +247,9 @@ def _choice(engine: Engine, asked: CompletionRequest, index: int, answer: Genera
 
 
 def _message(text: str, asked: CompletionRequest) -> dict[str, Any]:
-    """Return the assistant's message; one valid call of a tool is taken out of the text, as vLLM's parsers do."""
+    """Return the assistant's message; one valid call of a tool is taken out of the text, as vLLM's
+    parsers do.
+    """
     message: dict[str, Any] = {"role": "assistant", "content": text}
     found = TOOL_CALL.match(text) if asked.tools and asked.tool_choice != "none" else None
     try:
@@ -232,14 +272,26 @@ async def _chunks(document: dict[str, Any], chat: bool) -> AsyncIterator[bytes]:
     head = {name: document[name] for name in ("id", "created", "model")}
     kind = "chat.completion.chunk" if chat else "text_completion"
     for choice in document["choices"]:
-        piece = {name: value for name, value in choice.items() if name not in ("message", "finish_reason")}
+        piece = {
+            name: value
+            for name, value in choice.items()
+            if name not in ("message", "finish_reason")
+        }
         if chat:
             piece["delta"] = choice["message"]
             for number, call in enumerate(piece["delta"].get("tool_calls") or ()):
                 call["index"] = number
-        more = {"prompt_token_ids": document["prompt_token_ids"]} if "prompt_token_ids" in document else {}
+        more = (
+            {"prompt_token_ids": document["prompt_token_ids"]}
+            if "prompt_token_ids" in document
+            else {}
+        )
         yield _sent(head | {"object": kind, "choices": [piece | {"finish_reason": None}]} | more)
-        end: dict[str, Any] = {"index": choice["index"], "finish_reason": choice["finish_reason"], "logprobs": None}
+        end: dict[str, Any] = {
+            "index": choice["index"],
+            "finish_reason": choice["finish_reason"],
+            "logprobs": None,
+        }
         end["delta" if chat else "text"] = {} if chat else ""
         yield _sent(head | {"object": kind, "choices": [end]})
     yield _sent(head | {"object": kind, "choices": [], "usage": document["usage"]})

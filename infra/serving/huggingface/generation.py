@@ -1,4 +1,5 @@
-"""Generation: prompts that wait are decoded together, each with its own sampling, and every token has its probability.
+"""Generation: prompts that wait are decoded together, each with its own sampling, and every token
+has its probability.
 
 Sampling follows vLLM: log-probabilities are of the model itself, before temperature and top-p.
 """
@@ -86,7 +87,9 @@ class Engine:
         torch.set_num_threads(threads)
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32
+            ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())
             raise UnloadableError(f"the weights in {folder} cannot be served: {said}") from error
@@ -137,7 +140,9 @@ class Engine:
                 if isinstance(self._model, PeftModel):
                     self._model.load_adapter(str(folder), adapter_name=name)
                 else:
-                    self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name).eval()
+                    self._model = PeftModel.from_pretrained(
+                        self._model, str(folder), adapter_name=name
+                    ).eval()
             except (OSError, ValueError, RuntimeError, KeyError) as error:
                 raise UnloadableError(f"{folder}: {error}") from error
             self._adapters.add(name)
@@ -149,7 +154,9 @@ class Engine:
             UnknownModelError: there is no such adapter.
         """
         if name not in self._adapters:
-            raise UnknownModelError(f"no adapter {name!r} is loaded; there are: {', '.join(self._adapters) or 'none'}")
+            raise UnknownModelError(
+                f"no adapter {name!r} is loaded; there are: {', '.join(self._adapters) or 'none'}"
+            )
         with self._lock:
             self._adapters.discard(name)
             if self._adapters:
@@ -195,7 +202,8 @@ class Engine:
                 self._known(batch[0].model)  # it may have been unloaded meanwhile
                 with torch.inference_mode():
                     answers = self._decode(batch)
-        except Exception as error:  # noqa: BLE001 - whoever asked is told, and the next ones are answered
+        # whoever asked is told, and the next ones are answered
+        except Exception as error:  # noqa: BLE001
             for asked in batch:
                 asked.answer.set_exception(error)
             return
@@ -215,7 +223,9 @@ class Engine:
     def _sampled(self, batch: Sequence[_Asked]) -> list[Generated]:
         """Decode prompts of different lengths together, padded on the left."""
         longest = max(len(asked.prompt) for asked in batch)
-        tokens = torch.tensor([[0] * (longest - len(asked.prompt)) + asked.prompt for asked in batch])
+        tokens = torch.tensor(
+            [[0] * (longest - len(asked.prompt)) + asked.prompt for asked in batch]
+        )
         mask = torch.tensor([[0] * (longest - len(a.prompt)) + [1] * len(a.prompt) for a in batch])
         generators = [_generator(asked.sampling.seed) for asked in batch]
         found: list[tuple[list[int], list[float]]] = [([], []) for _ in batch]
@@ -223,11 +233,18 @@ class Engine:
         while open_rows:
             positions = torch.clamp(mask.cumsum(dim=1) - 1, min=0)[:, -tokens.shape[1] :]
             output = self._model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
             )
             cache = output.past_key_values
             logprobs = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
-            drawn = [_drawn(logprobs[row], asked.sampling, generators[row]) for row, asked in enumerate(batch)]
+            drawn = [
+                _drawn(logprobs[row], asked.sampling, generators[row])
+                for row, asked in enumerate(batch)
+            ]
             for row in list(open_rows):
                 ids, values = found[row]
                 ids.append(drawn[row])
@@ -240,7 +257,9 @@ class Engine:
 
     def _generated(self, ids: list[int], logprobs: list[float]) -> Generated:
         ended = ids[-1] in self._ends
-        return Generated(ids, logprobs, self.text(ids[:-1] if ended else ids), "stop" if ended else "length")
+        return Generated(
+            ids, logprobs, self.text(ids[:-1] if ended else ids), "stop" if ended else "length"
+        )
 
 
 def _check(model: Any, folder: Path) -> None:
@@ -260,12 +279,16 @@ def _generator(seed: int | None) -> torch.Generator:
 
 
 def _drawn(logprobs: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Return a token drawn by temperature and top-p (nucleus sampling: Holtzman et al., 2020, arXiv:1904.09751)."""
+    """Return a token drawn by temperature and top-p (nucleus sampling: Holtzman et al., 2020,
+    arXiv:1904.09751).
+    """
     if sampling.temperature == 0.0:
         return int(logprobs.argmax())
     probabilities = torch.softmax(logprobs / sampling.temperature, dim=-1)
     if sampling.top_p < 1.0:
         ordered, order = probabilities.sort(descending=True)
         beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered.masked_fill(beyond, 0.0))
+        probabilities = torch.zeros_like(probabilities).scatter(
+            0, order, ordered.masked_fill(beyond, 0.0)
+        )
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,4 +1,6 @@
-"""Measures the bandit: `python -m tests.benchmarks.bandits --out FILE [--chart FILE] [--only NAME …]`."""
+"""Measures the bandit: `python -m tests.benchmarks.bandits --out FILE [--chart FILE] [--only NAME
+…]`.
+"""
 
 import argparse
 import sys

@@ -39,32 +39,47 @@ def earned(player: Player, rounds: Sequence[Round]) -> NDArray[np.float64]:
 
 def compared() -> dict[str, Any]:
     """Tune Vowpal Wabbit on other seeds, then play everything, paired by seed."""
-    tuning = _played([(f"vw {name}", p, seed) for name in VW_GRID for p in PROBLEMS for seed in TUNING_SEEDS])
+    tuning = _played(
+        [(f"vw {name}", p, seed) for name in VW_GRID for p in PROBLEMS for seed in TUNING_SEEDS]
+    )
     tuned = {
-        name: fmean(float(tuning[f"vw {name}", p, seed].mean()) for p in PROBLEMS for seed in TUNING_SEEDS)
+        name: fmean(
+            float(tuning[f"vw {name}", p, seed].mean()) for p in PROBLEMS for seed in TUNING_SEEDS
+        )
         for name in VW_GRID
     }
     best = max(tuned, key=tuned.__getitem__)
-    named = {name: name for name in PLAYERS} | {"vw squarecb 10, rate 0.5": DEFAULT, f"vw {best}": TUNED}
-    seeds = {name: SEEDS if shown in (OURS, TUNED, DEFAULT) else FEW_SEEDS for name, shown in named.items()}
+    named = {name: name for name in PLAYERS} | {
+        "vw squarecb 10, rate 0.5": DEFAULT,
+        f"vw {best}": TUNED,
+    }
+    seeds = {
+        name: SEEDS if shown in (OURS, TUNED, DEFAULT) else FEW_SEEDS
+        for name, shown in named.items()
+    }
     played = _played([(name, p, seed) for name in named for p in PROBLEMS for seed in seeds[name]])
     means = {
         shown: {p: [float(played[name, p, seed].mean()) for seed in seeds[name]] for p in PROBLEMS}
         for name, shown in named.items()
     }
     for shown in (OURS, TUNED):  # for comparison with those that played fewer
-        means[f"{shown}, {len(FEW_SEEDS)} seeds"] = {p: of[: len(FEW_SEEDS)] for p, of in means[shown].items()}
+        means[f"{shown}, {len(FEW_SEEDS)} seeds"] = {
+            p: of[: len(FEW_SEEDS)] for p, of in means[shown].items()
+        }
     return {
         "rounds": ROUNDS,
         "seeds": {"everloop and Vowpal Wabbit": len(SEEDS), "others": len(FEW_SEEDS)},
         "vw_tuning": {"seeds": len(TUNING_SEEDS), "tried": tuned, "best": best},
         "mean_reward": {
-            name: {p: fmean(found) for p, found in of.items()} | {"mean": fmean(map(fmean, of.values()))}
+            name: {p: fmean(found) for p, found in of.items()}
+            | {"mean": fmean(map(fmean, of.values()))}
             for name, of in means.items()
         },
         "against_vw_tuned": _against(means[OURS], means[TUNED]),
         "curves": {
-            named[name]: {p: _curve([played[name, p, seed] for seed in seeds[name]]) for p in PROBLEMS}
+            named[name]: {
+                p: _curve([played[name, p, seed] for seed in seeds[name]]) for p in PROBLEMS
+            }
             for name in (OURS, f"vw {best}", "uniform")
         },
         "speed": _speed(best),
@@ -91,7 +106,9 @@ def _curve(rewards: Sequence[NDArray[np.float64]]) -> list[float]:
 
 
 def _speed(best: str) -> dict[str, Any]:
-    """Return decisions with their updates a second, one core, and how long a decision among ten takes."""
+    """Return decisions with their updates a second, one core, and how long a decision among ten
+    takes.
+    """
     factories: dict[str, Callable[[int], Player]] = {
         OURS: benchmark_policy,
         TUNED: lambda seed: VowpalWabbit(seed, VW_GRID[best]),
@@ -132,5 +149,9 @@ def _played(games: Sequence[Game]) -> dict[Game, NDArray[np.float64]]:
 
 def _game(game: Game) -> NDArray[np.float64]:
     name, problem, seed = game
-    player = VowpalWabbit(seed, VW_GRID[name.removeprefix("vw ")]) if name.startswith("vw ") else PLAYERS[name](seed)
+    player = (
+        VowpalWabbit(seed, VW_GRID[name.removeprefix("vw ")])
+        if name.startswith("vw ")
+        else PLAYERS[name](seed)
+    )
     return earned(player, PROBLEMS[problem](seed))

@@ -1,4 +1,6 @@
-"""Who plays: Everloop's bandit and its variants, Vowpal Wabbit, River, the article's rule, and chance."""
+"""Who plays: Everloop's bandit and its variants, Vowpal Wabbit, River, the article's rule, and
+chance.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from vowpalwabbit import Workspace
 from learners.bandit import BanditConfig, OnlineBandit, benchmark_policy
 from learners.bandit.exploration import squarecb, with_floor
 from learners.bandit.features import Features, features
-from learners.bandit.knowledge import Knowledge, Lesson
+from learners.bandit.knowledge import Knowledge, Observation
 from learners.bandit.learner import policy_of
 from learners.bandit.online import EPSILON, GAMMA_SCALE, Plain
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
@@ -34,7 +36,9 @@ class Player(Protocol):
         """Return an index and its propensity."""
         ...
 
-    def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
+    def learn(
+        self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float
+    ) -> None:
         """Learn from the reward of a choice."""
         ...
 
@@ -48,7 +52,9 @@ class Uniform:
     def choose(self, candidates: Sequence[Candidate]) -> tuple[int, float]:
         return self._random.randrange(len(candidates)), 1.0 / len(candidates)
 
-    def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
+    def learn(
+        self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float
+    ) -> None:
         pass
 
 
@@ -57,7 +63,8 @@ class VowpalWabbit:
 
     def __init__(self, seed: int, arguments: str) -> None:
         self._workspace = Workspace(
-            f"--cb_explore_adf {arguments} --ngram t2 --quiet --random_seed {seed + 1}", enable_logging=False
+            f"--cb_explore_adf {arguments} --ngram t2 --quiet --random_seed {seed + 1}",
+            enable_logging=False,
         )
         self._random = Random(seed)
 
@@ -67,7 +74,9 @@ class VowpalWabbit:
         (index,) = self._random.choices(range(len(chances)), chances)
         return index, chances[index] / total
 
-    def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
+    def learn(
+        self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float
+    ) -> None:
         lines = [_line(candidate) for candidate in candidates]
         lines[index] = f"0:{-reward}:{propensity} {lines[index]}"
         self._workspace.learn(lines)
@@ -80,13 +89,17 @@ _MARKS = re.compile(r"[:|\s]+")
 def _line(candidate: Candidate) -> str:
     if isinstance(candidate, str):
         return f"|t {_MARKS.sub(' ', candidate)}"
-    return "|n " + " ".join(f"{name.replace(':', '_')}:{value:.6g}" for name, value in candidate.items())
+    return "|n " + " ".join(
+        f"{name.replace(':', '_')}:{value:.6g}" for name, value in candidate.items()
+    )
 
 
 class LinUcb:
-    """The rule and the regression of River's LinUCBDisjoint on the hashed features of each candidate.
+    """The rule and the regression of River's LinUCBDisjoint on the hashed features of each
+    candidate.
 
-    LinUCBDisjoint itself has no features of actions, and where candidates change places its arms mean nothing.
+    LinUCBDisjoint itself has no features of actions, and where candidates change places its arms
+    mean nothing.
     """
 
     def __init__(self, seed: int) -> None:
@@ -99,14 +112,17 @@ class LinUcb:
         best = [index for index, bound in enumerate(bounds) if bound == max(bounds)]
         return self._random.choice(best), 1.0
 
-    def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
+    def learn(
+        self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float
+    ) -> None:
         self._regression.learn_one(_hashed(candidates[index]), reward)
 
 
 class Article:
     """The article's rule: SGDClassifier taught that the choice was right, and greedy.
 
-    The choice gets label 1 weighted by its reward, every other candidate label 0 weighted by (1 - reward) / (K - 1).
+    The choice gets label 1 weighted by its reward, every other candidate label 0 weighted by (1 -
+    reward) / (K - 1).
     """
 
     def __init__(self, seed: int) -> None:
@@ -120,10 +136,14 @@ class Article:
             return self._random.randrange(len(candidates)), 1.0 / len(candidates)
         return int(self._classifier.predict_proba(self._rows(candidates))[:, 1].argmax()), 1.0
 
-    def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
+    def learn(
+        self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float
+    ) -> None:
         chosen = np.arange(len(candidates)) == index
         weights = np.where(chosen, reward, (1.0 - reward) / (len(candidates) - 1))
-        self._classifier.partial_fit(self._rows(candidates), chosen.astype(int), classes=[0, 1], sample_weight=weights)
+        self._classifier.partial_fit(
+            self._rows(candidates), chosen.astype(int), classes=[0, 1], sample_weight=weights
+        )
         self._taught = True
 
     def _rows(self, candidates: Sequence[Candidate]) -> Any:
@@ -136,17 +156,19 @@ class RiverRegression:
     def __init__(self, seed: int, optimizer: Callable[[], Any]) -> None:
         self._regression = linear_model.LinearRegression(optimizer=optimizer(), intercept_init=0.5)
         self._random = Random(seed)
-        self._lessons = 0
+        self._examples = 0
 
     def choose(self, candidates: Sequence[Candidate]) -> tuple[int, float]:
         means = [self._regression.predict_one(x) for x in _features(candidates)]
-        chances = with_floor(squarecb(means, GAMMA_SCALE * sqrt(self._lessons + 1)), EPSILON)
+        chances = with_floor(squarecb(means, GAMMA_SCALE * sqrt(self._examples + 1)), EPSILON)
         (index,) = self._random.choices(range(len(chances)), chances)
         return index, chances[index]
 
-    def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
+    def learn(
+        self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float
+    ) -> None:
         self._regression.learn_one(_features(candidates)[index], reward)
-        self._lessons += 1
+        self._examples += 1
 
 
 class Variant:
@@ -163,13 +185,19 @@ class Variant:
         (index,) = self._random.choices(range(len(chances)), chances)
         return index, chances[index]
 
-    def learn(self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float) -> None:
+    def learn(
+        self, candidates: Sequence[Candidate], index: int, propensity: float, reward: float
+    ) -> None:
         found = _features(candidates)
-        self._knowledge.learn(Lesson("", found[index], propensity, len(found), reward), self._config)
+        self._knowledge.learn(
+            Observation("", found[index], propensity, len(found), reward), self._config
+        )
 
 
 def _features(candidates: Sequence[Candidate]) -> list[Features]:
-    return features("", [Plain(text=c) if isinstance(c, str) else Plain(numbers=c) for c in candidates])
+    return features(
+        "", [Plain(text=c) if isinstance(c, str) else Plain(numbers=c) for c in candidates]
+    )
 
 
 def _words(candidate: Candidate) -> dict[str, float]:
@@ -207,15 +235,27 @@ VW_GRID = {
 
 PLAYERS: dict[str, Callable[[int], Player]] = {
     "everloop": benchmark_policy,
-    "everloop, thompson": lambda seed: Variant(seed, BanditConfig(exploration="thompson", epsilon=EPSILON)),
+    "everloop, thompson": lambda seed: Variant(
+        seed, BanditConfig(exploration="thompson", epsilon=EPSILON)
+    ),
     "everloop, bag": lambda seed: Variant(seed, BanditConfig(exploration="bag", epsilon=EPSILON)),
-    "everloop, epsilon 0.05": lambda seed: Variant(seed, BanditConfig(exploration="epsilon", epsilon=0.05)),
-    "everloop, importance weights": lambda seed: Variant(seed, BanditConfig(update="importance", epsilon=EPSILON)),
-    "everloop, doubly robust": lambda seed: Variant(seed, BanditConfig(update="doubly-robust", epsilon=EPSILON)),
-    "everloop, no following": lambda seed: OnlineBandit(seed, config=RegressorConfig(forgetting=(1e-5,))),
+    "everloop, epsilon 0.05": lambda seed: Variant(
+        seed, BanditConfig(exploration="epsilon", epsilon=0.05)
+    ),
+    "everloop, importance weights": lambda seed: Variant(
+        seed, BanditConfig(update="importance", epsilon=EPSILON)
+    ),
+    "everloop, doubly robust": lambda seed: Variant(
+        seed, BanditConfig(update="doubly-robust", epsilon=EPSILON)
+    ),
+    "everloop, no following": lambda seed: OnlineBandit(
+        seed, config=RegressorConfig(forgetting=(1e-5,))
+    ),
     "everloop, no covariance": lambda seed: OnlineBandit(seed, config=RegressorConfig(dense=0)),
     "River AdaGrad": lambda seed: RiverRegression(seed, lambda: optim.AdaGrad(0.1)),
-    "River FTRL": lambda seed: RiverRegression(seed, lambda: optim.FTRLProximal(alpha=0.1, beta=1.0, l1=0.0, l2=0.1)),
+    "River FTRL": lambda seed: RiverRegression(
+        seed, lambda: optim.FTRLProximal(alpha=0.1, beta=1.0, l1=0.0, l2=0.1)
+    ),
     "River LinUCB, 64 features": LinUcb,
     "the article's rule": Article,
     "uniform": Uniform,

@@ -1,4 +1,6 @@
-"""The problems: classification data sets as bandits, and hypotheses in words whose worth is hidden."""
+"""The problems: classification data sets as bandits, and hypotheses in words whose worth is
+hidden.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +17,31 @@ HYPOTHESES = 5
 NOISE = 0.1
 
 WORDS = (
-    ("aspirin", "metformin", "statins", "insulin", "exercise", "caffeine", "vitamin", "omega", "zinc", "melatonin"),
+    (
+        "aspirin",
+        "metformin",
+        "statins",
+        "insulin",
+        "exercise",
+        "caffeine",
+        "vitamin",
+        "omega",
+        "zinc",
+        "melatonin",
+    ),
     ("markedly", "slightly", "reliably", "possibly", "rapidly"),
     ("reduces", "increases", "prevents", "delays", "accelerates", "modulates"),
-    ("mortality", "stroke", "pain", "inflammation", "depression", "recurrence", "fatigue", "infection", "fracture"),
+    (
+        "mortality",
+        "stroke",
+        "pain",
+        "inflammation",
+        "depression",
+        "recurrence",
+        "fatigue",
+        "infection",
+        "fracture",
+    ),
     ("adults", "children", "women", "smokers", "diabetics", "elderly", "athletes", "veterans"),
 )
 VERB, OBJECT = 2, 3
@@ -33,14 +56,21 @@ class Round:
 
 
 def classification(load: Callable[[], Any], seed: int) -> list[Round]:
-    """Return a data set as a bandit: each class a candidate with standardised features; the right one earns 1."""
+    """Return a data set as a bandit: each class a candidate with standardised features; the right
+    one earns 1.
+    """
     data, random = load(), np.random.default_rng(seed)
     features: NDArray[np.float64] = StandardScaler().fit_transform(data.data)
     classes = range(len(data.target_names))
-    order = np.concatenate([random.permutation(len(features)) for _ in range(ROUNDS // len(features) + 1)])[:ROUNDS]
+    order = np.concatenate(
+        [random.permutation(len(features)) for _ in range(ROUNDS // len(features) + 1)]
+    )[:ROUNDS]
     return [
         Round(
-            [{f"{c}:{n}": float(v) for n, v in enumerate(features[row])} | {f"{c}:one": 1.0} for c in classes],
+            [
+                {f"{c}:{n}": float(v) for n, v in enumerate(features[row])} | {f"{c}:one": 1.0}
+                for c in classes
+            ],
             [float(c == data.target[row]) for c in classes],
         )
         for row in order
@@ -48,7 +78,8 @@ def classification(load: Callable[[], Any], seed: int) -> list[Round]:
 
 
 def hypotheses(seed: int, changed: Callable[[float], float]) -> list[Round]:
-    """Return sentences whose words, and pairs of verb and object, have hidden worths; rewards are noisy.
+    """Return sentences whose words, and pairs of verb and object, have hidden worths; rewards are
+    noisy.
 
     Args:
         changed: time in [0, 1) to the share of a second world, with other worths, in [0, 1].
@@ -71,7 +102,9 @@ def hypotheses(seed: int, changed: Callable[[float], float]) -> list[Round]:
 
 def _worths(random: np.random.Generator) -> dict[str, float]:
     single = {word: float(random.normal(0, 0.6)) for kind in WORDS for word in kind}
-    return single | {f"{verb} {of}": float(random.normal(0, 0.7)) for verb in WORDS[VERB] for of in WORDS[OBJECT]}
+    return single | {
+        f"{verb} {of}": float(random.normal(0, 0.7)) for verb in WORDS[VERB] for of in WORDS[OBJECT]
+    }
 
 
 def _worth(worths: dict[str, float], words: Sequence[str]) -> float:

@@ -1,4 +1,6 @@
-"""Does evaluation tell the truth? A thousand simulated logs, gates and trials, whose truth is known."""
+"""Does evaluation tell the truth? A thousand simulated logs, gates and trials, whose truth is
+known.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,18 +35,29 @@ class Table:
     chances: Floats
     feature_version: int = 0
 
-    def probabilities(self, context: str, candidates: Sequence[Candidate], tenant: str = "") -> list[float]:
+    def probabilities(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> list[float]:
         """Return the row of a context."""
         row: list[float] = self.chances[CONTEXTS.index(context)].tolist()
         return row
 
 
 def measured() -> dict[str, Any]:
-    """Return coverage, bias and variance of evaluation, and how often gates and trials are right."""
-    return {"simulations": SIMULATIONS, "evaluation": _evaluation(), "gate": _gate(), "trial": _trials()}
+    """Return coverage, bias and variance of evaluation, and how often gates and trials are
+    right.
+    """
+    return {
+        "simulations": SIMULATIONS,
+        "evaluation": _evaluation(),
+        "gate": _gate(),
+        "trial": _trials(),
+    }
 
 
-def _log(random: np.random.Generator, worth: Floats, logger: Floats, count: int, version: str) -> list[Logged]:
+def _log(
+    random: np.random.Generator, worth: Floats, logger: Floats, count: int, version: str
+) -> list[Logged]:
     """Return decisions of a policy, with Bernoulli rewards of mean `worth` by context and arm."""
     items = []
     for context in random.integers(len(CONTEXTS), size=count):
@@ -115,15 +128,22 @@ def _evaluated(count: int, seed: int) -> dict[str, float]:
 
 
 def _gate() -> dict[str, Any]:
-    """Judge candidates of known gain over the champion, on uniform logs and on the champion's own."""
+    """Judge candidates of known gain over the champion, on uniform logs and on the champion's
+    own.
+    """
     exact, tolerant = GateConfig(tolerance=0.0), GateConfig()
     found: dict[str, Any] = {"confidence": exact.confidence, "tolerance": tolerant.tolerance}
     for logger in ("uniform", "champion"):
         for count in LOGS:
             rates = {
                 "same value, no tolerance": _rate(partial(_judged, exact, logger, count, 0.0)),
-                "worse by the tolerance": _rate(partial(_judged, tolerant, logger, count, -tolerant.tolerance)),
-                **{f"better by {gain}": _rate(partial(_judged, tolerant, logger, count, gain)) for gain in GAINS},
+                "worse by the tolerance": _rate(
+                    partial(_judged, tolerant, logger, count, -tolerant.tolerance)
+                ),
+                **{
+                    f"better by {gain}": _rate(partial(_judged, tolerant, logger, count, gain))
+                    for gain in GAINS
+                },
             }
             found[f"{count} decisions of the {logger}"] = rates
     found["decisions_needed"] = {f"better by {gain}": _needed(gain) for gain in GAINS}
@@ -131,7 +151,9 @@ def _gate() -> dict[str, Any]:
 
 
 def _pair(gain: float) -> tuple[Floats, Floats, Floats]:
-    """Return worths, champion and candidate, which choose differently; the candidate earns this much more."""
+    """Return worths, champion and candidate, which choose differently; the candidate earns this
+    much more.
+    """
     champion, candidate = _leaning([0] * len(CONTEXTS), 0.9), _leaning([1] * len(CONTEXTS), 0.9)
     worth = np.full_like(champion, 0.4)
     worth[:, 0] = 0.6
@@ -152,12 +174,16 @@ def _judged(config: GateConfig, logger: str, count: int, gain: float, seed: int)
 def _needed(gain: float) -> int:
     """Return what the power calculator says of uniform logs."""
     worth, champion, candidate = _pair(gain)
-    log = _log(np.random.default_rng(0), worth, np.full_like(worth, 1 / len(ARMS)), 2000, UNIFORM_VERSION)
+    log = _log(
+        np.random.default_rng(0), worth, np.full_like(worth, 1 / len(ARMS)), 2000, UNIFORM_VERSION
+    )
     return decisions_needed(gain, difference_deviation(Table(candidate), Table(champion), log))
 
 
 def _trials() -> dict[str, Any]:
-    """Try candidates on a tenth of the traffic, looked at after every reward, for 20,000 rollouts at most."""
+    """Try candidates on a tenth of the traffic, looked at after every reward, for 20,000 rollouts
+    at most.
+    """
     config, exact = GateConfig(), GateConfig(tolerance=0.0)
     return {
         "canary_share": config.canary_share,
@@ -166,7 +192,10 @@ def _trials() -> dict[str, Any]:
         **{f"better by {gain}: promoted": _rate(partial(_tried, config, gain)) for gain in GAINS},
         **{f"worse by {gain}: promoted": _rate(partial(_tried, config, -gain)) for gain in GAINS},
         "no drop: rolled back within 2,000 rewards": _rate(partial(_dropped, config, 0.0)),
-        **{f"drop of {drop}: rolled back within 2,000": _rate(partial(_dropped, config, drop)) for drop in DROPS},
+        **{
+            f"drop of {drop}: rolled back within 2,000": _rate(partial(_dropped, config, drop))
+            for drop in DROPS
+        },
     }
 
 
@@ -174,7 +203,9 @@ def _tried(config: GateConfig, gain: float, seed: int) -> bool:
     random = np.random.default_rng(seed)
     trial = Trial.of("new", "old", config)
     for _ in range(20_000):
-        version, mean = ("new", 0.6 + gain) if random.random() < config.canary_share else ("old", 0.6)
+        version, mean = (
+            ("new", 0.6 + gain) if random.random() < config.canary_share else ("old", 0.6)
+        )
         trial.take(version, float(random.random() < mean))
         verdict = trial.verdict(config) if version == "new" else None
         if verdict is not None:

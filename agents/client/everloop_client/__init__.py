@@ -1,0 +1,1 @@
+"""The client of Everloop's gateway: rollouts, decisions and rewards."""

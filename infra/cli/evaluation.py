@@ -1,0 +1,159 @@
+"""Commands that evaluate: what a policy would have earned on decisions that were made anyway."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.cli.options import AsJson, app, console, moment, print_json, print_table
+from infra.cli.views import existing_log
+from infra.config.settings import Settings, load_settings
+from infra.control.routes import checkpoints_on
+from infra.runtime.errors import ConfigError
+from learners.bandit.worth import earned
+from learners.contract import Policy
+from learners.policies import UNIFORM_VERSION, UniformPolicy, load_policy
+from schemas.clock import from_milliseconds
+from schemas.examples import BanditExample, ExampleEvent
+from schemas.rollouts import Split
+from schemas.serialization import decode_all
+from schemas.topics import EXAMPLES
+from streams.storage.artifacts import ArtifactStore
+from streams.storage.log import Log, read_all
+
+if TYPE_CHECKING:
+    from learners.evaluation import Logged
+
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+
+@app.command()
+def ope(
+    policy: Annotated[str, typer.Option(help="Version of a checkpoint, or `uniform`.")],
+    against: Annotated[
+        str, typer.Option(help="What it is compared with: a version, or `uniform`.")
+    ] = UNIFORM_VERSION,
+    name: Annotated[
+        str | None, typer.Option(help="Logical name; by default the first of bandit.targets.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only decisions rewarded from then on (ISO 8601).")
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Training decisions too; they flatter a policy that was taught by them."
+        ),
+    ] = False,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999)] = 0.95,
+    gain: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="Gain that one wants to be able to tell.")
+    ] = 0.02,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate what a policy would have earned, off-policy, and whether it is better than
+    another.
+    """
+    from learners.evaluation import compare, decisions_needed, difference_deviation, evaluate
+
+    settings = load_settings()
+    name = name or settings.bandit.targets[0]
+    splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
+    with existing_log(settings) as log:
+        begin = moment(since, "--since") if since is not None else None
+        decisions = list(logged_decisions(log, settings, name, splits, begin))
+        first, second = (_policy(settings, log, name, version) for version in (policy, against))
+    if len(decisions) < 2:
+        raise ConfigError(
+            f"{len(decisions)} rewarded decisions of {name} on {', '.join(splits)} tasks; two"
+            " are needed"
+        )
+    compared = compare(first, second, decisions, confidence)
+    deviation = difference_deviation(first, second, decisions)
+    document: dict[str, Any] = {
+        "name": name,
+        "decisions": len(decisions),
+        "splits": splits,
+        "confidence": confidence,
+        "policies": {
+            version: asdict(evaluate(of, decisions, confidence))
+            for version, of in ((policy, first), (against, second))
+        },
+        "difference": asdict(compared),
+        "decisions_needed_to_tell": {
+            str(gain): decisions_needed(gain, deviation) if deviation > 0 else None
+        },
+    }
+    if as_json:
+        print_json(document)
+        return
+    rows = [
+        (
+            version,
+            *(found[of] for of in ("ips", "snips", "direct", "doubly_robust", "switch")),
+            _range(found["interval"]),
+            f"{found['diagnostics']['effective']:.0f}",
+        )
+        for version, found in document["policies"].items()
+    ]
+    columns = (
+        "policy",
+        "IPS",
+        "SNIPS",
+        "DM",
+        "DR",
+        "switch-DR",
+        f"{confidence:.0%} at any time",
+        "effective n",
+    )
+    print_table(f"{name}: mean reward over {len(decisions)} decisions", columns, rows)
+    interval = _range(asdict(compared.interval))
+    console.print(
+        f"{policy} minus {against}: {compared.difference:+.3f}, {confidence:.0%} interval"
+        f" {interval}"
+    )
+    needed = document["decisions_needed_to_tell"][str(gain)]
+    console.print(
+        f"To tell a gain of {gain:g}: about {needed if needed else 'any number of'} decisions."
+    )
+
+
+def logged_decisions(
+    log: Log, settings: Settings, name: str, splits: tuple[Split, ...], since: datetime | None
+) -> Iterator["Logged"]:
+    """Yield the decisions of a policy with what they earned by their newest rewards, in the order
+    first rewarded.
+    """
+    from learners.evaluation import Logged
+
+    newest: dict[str, Logged] = {}
+    config = settings.bandit.learner_config()
+    for record in read_all(log, EXAMPLES.name):
+        if since is not None and from_milliseconds(record.timestamp_ms) < since:
+            continue
+        for event in decode_all(ExampleEvent, record.value):
+            example = event.payload
+            if (
+                example.target == name
+                and example.split in splits
+                and isinstance(example.body, BanditExample)
+            ):
+                decision = example.body.decision
+                newest[example.body.decision_id] = Logged(decision, earned(example, config))
+    yield from newest.values()
+
+
+def _policy(settings: Settings, log: Log, name: str, version: str) -> Policy:
+    if version == UNIFORM_VERSION:
+        return UniformPolicy()
+    checkpoint = checkpoints_on(log, name).get(version)
+    if checkpoint is None or checkpoint.artifact is None:
+        raise ConfigError(f"{name} has no checkpoint {version!r}; see `everloop checkpoints`")
+    content = ArtifactStore(settings.artifacts_dir).get(checkpoint.artifact)
+    return load_policy(content, checkpoint.artifact.media_type)
+
+
+def _range(interval: dict[str, float]) -> str:
+    return f"{interval['low']:+.3f} to {interval['high']:+.3f}"

@@ -1,0 +1,1 @@
+"""All settings, put together, and where each value comes from."""

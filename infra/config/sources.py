@@ -1,0 +1,44 @@
+"""Where each setting's value came from, as `everloop config` shows it."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from infra.config.settings import PREFIX, SECRETS_VARIABLE, Settings, config_file
+
+Source = Literal["default", "file", "secret", "environment"]
+
+
+def explained(settings: Settings) -> dict[str, tuple[Any, Source]]:
+    """Return every setting by its dotted name, with its value and where that came from."""
+    file = config_file()
+    from_file = tomllib.loads(file.read_text()) if file else {}
+    rows: dict[str, tuple[Any, Source]] = {}
+    for path, value in _leaves(settings.model_dump(mode="json"), ()):
+        variable = PREFIX + "__".join(path[:2]).upper()
+        source: Source = "default"
+        if any(name == variable or name.startswith(variable + "__") for name in os.environ) or (
+            PREFIX + path[0].upper() in os.environ
+        ):
+            source = "environment"
+        elif (Path(os.environ.get(SECRETS_VARIABLE, os.devnull)) / "__".join(path[:2])).is_file():
+            source = "secret"
+        elif _contains(from_file, path):
+            source = "file"
+        rows[".".join(path)] = (value, source)
+    return rows
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for name, item in value.items() for leaf in _leaves(item, (*path, name))]
+    return [(path, value)]
+
+
+def _contains(document: Any, path: tuple[str, ...]) -> bool:
+    for part in path:
+        if not isinstance(document, dict) or part not in document:
+            return False
+        document = document[part]
+    return True

@@ -1,0 +1,145 @@
+"""Rewards and decisions: what agents, judges and people tell the learners, and what they ask of the
+policies.
+"""
+
+from typing import Annotated, Literal, Self
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from infra.gateway.calls.choices import decided
+from infra.gateway.http.access import Agent, Caller, Feedback
+from infra.gateway.http.bodies import BoundedRoute
+from infra.gateway.http.context import call_context
+from infra.gateway.services import Shared
+from schemas.clock import from_milliseconds
+from schemas.decisions import Candidate
+from schemas.envelope import EventId, Name, SpanId, UnitInterval
+from schemas.identifiers import derived_event_id
+from schemas.rewards import Reward, RewardEvent, RewardSource
+from schemas.topics import DECISIONS, REWARDS
+
+router = APIRouter(prefix="/everloop/v1", route_class=BoundedRoute)
+
+MOST_AT_ONCE = 1000
+_EPOCH = from_milliseconds(0)
+
+
+class NewReward(BaseModel):
+    """A reward for a rollout, or for one span of it. With an idempotency key, giving it twice is
+    giving it once.
+
+    Exactly one of `value`, `thumb` and `retracts` says what it is: a score, a thumb (1 or 0), or
+    that the reward with that event id counts no more.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rollout_id: Name
+    value: UnitInterval | None = None
+    thumb: Literal["up", "down"] | None = None
+    retracts: EventId | None = None
+    criteria: dict[str, UnitInterval] = {}
+    source: RewardSource = RewardSource.ENVIRONMENT
+    grader: Name = "api"
+    span_id: SpanId | None = None
+    supersedes: EventId | None = None
+    comment: str = Field(default="", max_length=65_536)
+    edit: JsonValue = None
+    idempotency_key: str | None = Field(default=None, max_length=1024)
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        said = [name for name in ("value", "thumb", "retracts") if getattr(self, name) is not None]
+        if len(said) != 1:
+            raise ValueError(
+                f"give exactly one of value, thumb and retracts, not {', '.join(said) or 'none'}"
+            )
+        if self.retracts is not None and self.supersedes is not None:
+            raise ValueError("retracts and supersedes say two things; give one")
+        if self.edit is not None and self.span_id is None:
+            raise ValueError(
+                "edit says how the answer of a span should have been; give its span_id"
+            )
+        return self
+
+    def event(self, caller: Caller) -> RewardEvent:
+        """Return it as an event."""
+        human = self.thumb is not None or self.edit is not None
+        payload = Reward(
+            value=self.value if self.value is not None else float(self.thumb == "up"),
+            criteria=self.criteria,
+            source=RewardSource.HUMAN
+            if human and "source" not in self.model_fields_set
+            else self.source,
+            grader=self.grader,
+            target_span_id=self.span_id,
+            supersedes=self.supersedes or self.retracts,
+            comment=self.comment,
+            edit=self.edit,
+            retracted=self.retracts is not None,
+        )
+        event = RewardEvent(tenant=caller.tenant, rollout_id=self.rollout_id, payload=payload)
+        if self.idempotency_key is None:
+            return event
+        repeatable = derived_event_id(
+            _EPOCH, "reward", event.rollout_key, self.idempotency_key.encode().hex()
+        )
+        return event.model_copy(update={"event_id": repeatable})
+
+
+class NewDecision(BaseModel):
+    """A choice to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rollout_id: Name
+    policy: Name
+    context: str = ""
+    candidates: list[Candidate] = Field(min_length=1)
+
+
+@router.post("/rewards", status_code=202)
+async def reward(new: NewReward, services: Shared, caller: Feedback) -> JSONResponse:
+    """Record a reward; durable when this answers. The rollout may be unknown yet, or long over."""
+    event = new.event(caller)
+    await services.record_durably(REWARDS, event)
+    return JSONResponse({"event_id": event.event_id}, status_code=202)
+
+
+@router.post("/rewards/bulk", status_code=202)
+async def rewards(
+    new: Annotated[list[NewReward], Field(min_length=1, max_length=MOST_AT_ONCE)],
+    services: Shared,
+    caller: Feedback,
+) -> JSONResponse:
+    """Record many rewards, or, where one is wrong, none."""
+    events = [one.event(caller) for one in new]
+    await services.record_durably(REWARDS, *events)
+    return JSONResponse({"event_ids": [event.event_id for event in events]}, status_code=202)
+
+
+@router.post("/decisions")
+async def decide(
+    new: NewDecision, request: Request, services: Shared, caller: Agent
+) -> JSONResponse:
+    """Choose a candidate with the policy the rollout is pinned to; the choice is durable when this
+    answers.
+
+    The draw depends on rollout, policy and context only: asked again, the same policy chooses the
+    same.
+    """
+    call = call_context(request, caller)
+    event = decided(services, call, new.rollout_id, new.policy, new.context, new.candidates)
+    await services.record_durably(DECISIONS, event)
+    made = event.payload
+    return JSONResponse(
+        {
+            "decision_id": event.event_id,
+            "choice": made.choice,
+            "propensity": made.propensity,
+            "probabilities": made.probabilities,
+            "policy_version": made.policy_version,
+        }
+    )

@@ -1,0 +1,1 @@
+"""Agent Lightning's 1.0 server API."""

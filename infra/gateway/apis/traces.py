@@ -1,0 +1,185 @@
+"""OTLP/HTTP traces: spans of any OpenTelemetry SDK become span events.
+
+Spec: OTLP 1.x over HTTP, protobuf and JSON (https://opentelemetry.io/docs/specs/otlp/). A span says
+which rollout it belongs to by the attribute `everloop.rollout.id`, its own or its resource's; one
+that says nothing belongs to the rollout of its trace.
+"""
+
+import base64
+import binascii
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from pydantic import ValidationError
+
+from infra.gateway.apis.conventions import understood
+from infra.gateway.calls.conversations import AGENT
+from infra.gateway.calls.exchange import announce
+from infra.gateway.http.access import Agent, Caller
+from infra.gateway.http.bodies import BoundedRoute, parsed, read_body
+from infra.gateway.http.problems import ProblemError
+from infra.gateway.services import Services, Shared
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState
+from schemas.serialization import readable
+from schemas.spans import Attribute, Span, SpanEvent
+from schemas.topics import SPANS
+
+router = APIRouter(route_class=BoundedRoute)
+
+PROTOBUF = "application/x-protobuf"
+_KINDS = ("internal", "internal", "server", "client", "producer", "consumer")
+_STATUSES = ("unset", "ok", "error")
+_ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})
+
+
+@router.post("/v1/traces")
+async def export(request: Request, services: Shared, caller: Agent) -> Response:
+    """Take in a batch of spans. Those that cannot be used are counted in the answer's partial
+    success, with why.
+    """
+    body = await read_body(request)
+    if request.headers.get("content-encoding") == "gzip":
+        body = _inflated(body, services.settings.gateway.max_body_bytes)
+    as_json = request.headers.get("content-type", "").startswith("application/json")
+    batch = _parsed_json(body) if as_json else _parsed(body)
+    events: list[SpanEvent] = []
+    refused: list[str] = []
+    for span, attributes in _spans(batch):
+        try:
+            events.append(_event(services, caller, span, understood(attributes)))
+        except ValidationError as error:
+            refused.append(readable(error))
+        except ValueError as error:
+            refused.append(str(error))
+    if events:
+        services.record(SPANS, *events)
+    answer = ExportTraceServiceResponse()
+    if refused:
+        answer.partial_success.rejected_spans = len(refused)
+        answer.partial_success.error_message = refused[0]
+    if as_json:
+        partial = {"rejectedSpans": len(refused), "errorMessage": refused[0]} if refused else None
+        return Response(
+            orjson.dumps({"partialSuccess": partial} if partial else {}),
+            media_type="application/json",
+        )
+    return Response(answer.SerializeToString(), media_type=PROTOBUF)
+
+
+def _inflated(body: bytes, limit: int) -> bytes:
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        content = inflater.decompress(body, limit)
+    except zlib.error as error:
+        raise ProblemError(400, "Malformed body", f"the body is not gzip: {error}") from error
+    if inflater.unconsumed_tail:
+        raise ProblemError(
+            413, "Request too large", f"the body is longer than {limit} bytes when unpacked"
+        )
+    return content
+
+
+def _parsed(body: bytes) -> ExportTraceServiceRequest:
+    try:
+        return ExportTraceServiceRequest.FromString(body)
+    except DecodeError as error:
+        raise ProblemError(
+            400, "Malformed body", f"the body is no OTLP trace export: {error}"
+        ) from error
+
+
+def _parsed_json(body: bytes) -> ExportTraceServiceRequest:
+    try:
+        document = _with_base64_ids(parsed(body))
+        return ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
+    except (ParseError, binascii.Error, AttributeError, TypeError, ValueError) as error:
+        raise ProblemError(
+            400, "Malformed body", f"the body is no OTLP/JSON trace export: {error}"
+        ) from error
+
+
+def _with_base64_ids(value: Any) -> Any:
+    """Return OTLP/JSON with its hexadecimal ids in base64, as protobuf's own JSON has bytes."""
+    if isinstance(value, list):
+        return [_with_base64_ids(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: base64.b64encode(bytes.fromhex(item)).decode()
+        if name in _ID_FIELDS and isinstance(item, str)
+        else _with_base64_ids(item)
+        for name, item in value.items()
+    }
+
+
+def _spans(batch: ExportTraceServiceRequest) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield each span with its attributes over those of its resource."""
+    for resource in batch.resource_spans:
+        shared = _attributes(resource.resource.attributes)
+        for scope in resource.scope_spans:
+            for span in scope.spans:
+                yield span, shared | _attributes(span.attributes)
+
+
+def _event(services: Services, caller: Caller, span: Any, attributes: dict[str, Any]) -> SpanEvent:
+    if span.end_time_unix_nano < span.start_time_unix_nano:
+        raise ValueError(f"span {span.name!r} ends before it starts")
+    event = SpanEvent(
+        tenant=caller.tenant,
+        rollout_id=attributes.get(Attribute.ROLLOUT_ID) or span.trace_id.hex(),
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        payload=Span(
+            name=span.name,
+            kind=_KINDS[span.kind] if 0 <= span.kind < len(_KINDS) else "internal",
+            parent_span_id=span.parent_span_id.hex() or None,
+            start_unix_nano=span.start_time_unix_nano,
+            end_unix_nano=span.end_time_unix_nano,
+            status=_STATUSES[span.status.code]
+            if 0 <= span.status.code < len(_STATUSES)
+            else "unset",
+            status_message=span.status.message,
+            attributes=attributes,
+        ),
+    )
+    if not attributes.get(Attribute.ROLLOUT_ID):
+        services.conversations.heard(caller.tenant, event.trace_id)
+        if not services.routing.knows_begun(event.rollout_key):
+            began = Rollout(state=RolloutState.STARTED, agent=AGENT)
+            trace = {
+                "tenant": event.tenant,
+                "rollout_id": event.rollout_id,
+                "trace_id": event.trace_id,
+            }
+            announce(services, RolloutEvent(**trace, payload=began))
+    return event
+
+
+def _attributes(pairs: Iterable[Any]) -> dict[str, Any]:
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: Any) -> Any:
+    """Return an OTLP AnyValue as JSON; a string that holds a JSON list or object stays a string."""
+    kind = value.WhichOneof("value")
+    match kind:
+        case None:
+            return None
+        case "array_value":
+            return [_value(item) for item in value.array_value.values]
+        case "kvlist_value":
+            return _attributes(value.kvlist_value.values)
+        case "bytes_value":
+            return base64.b64encode(value.bytes_value).decode()
+        case _:
+            return getattr(value, kind)

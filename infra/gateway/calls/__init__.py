@@ -1,0 +1,1 @@
+"""A model call, from the request to the recorded answer."""

@@ -1,0 +1,123 @@
+"""Choices: a policy picks one of several candidates, for an agent that asks, or to route a model
+call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.gateway.calls.formats import Api
+from infra.gateway.http.context import CallContext
+from infra.gateway.routes.table import unit_draw
+from infra.gateway.services import Services
+from schemas.decisions import Candidate, Decision, DecisionEvent
+from schemas.routes import Choice, Option
+
+CONTEXT_CHARACTERS = 4000
+
+
+def decided(
+    services: Services,
+    call: CallContext,
+    rollout_id: str,
+    policy: str,
+    context: str,
+    candidates: Sequence[Candidate],
+) -> DecisionEvent:
+    """Choose a candidate with the policy the rollout is pinned to; the event is not recorded yet.
+
+    The draw depends on rollout, policy and context only: asked again, the same policy chooses the
+    same.
+
+    Raises:
+        ProblemError: 404, there is no such policy.
+    """
+    tenant, key = call.caller.tenant, call.key(rollout_id)
+    target, _ = services.routing.resolve(policy, "policy", key)
+    assert target.policy is not None  # noqa: S101 - routes of kind policy have one
+    context, shown = services.redactor.text(context), services.redactor.candidates(list(candidates))
+    probabilities = target.policy.probabilities(context, shown, tenant)
+    choice = _drawn(probabilities, unit_draw(policy, key, context))
+    payload = Decision(
+        policy=policy,
+        policy_version=target.version,
+        feature_version=target.policy.feature_version,
+        tenant=tenant,
+        context=context,
+        candidates=shown,
+        probabilities=probabilities,
+        choice=choice,
+        propensity=probabilities[choice],
+    )
+    return DecisionEvent(
+        tenant=tenant,
+        rollout_id=rollout_id,
+        trace_id=call.trace_id,
+        span_id=call.parent_span_id,
+        payload=payload,
+    )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An option that a model call takes.
+
+    Attributes:
+        body: the request as that option sends it on.
+    """
+
+    option: Option
+    decision: DecisionEvent
+    body: dict[str, Any]
+
+
+def chosen(
+    services: Services,
+    api: Api,
+    call: CallContext,
+    rollout_id: str,
+    choice: Choice,
+    body: dict[str, Any],
+) -> Chosen:
+    """Choose how a model call is answered, by what its last user said.
+
+    Raises:
+        ProblemError: 404, there is no such policy.
+    """
+    candidates = [
+        Candidate(
+            id=option.name,
+            text=option.text or option.name,
+            numbers=option.numbers,
+            cost=option.cost,
+        )
+        for option in choice.options
+    ]
+    context = _last_said(api, body)[:CONTEXT_CHARACTERS]
+    decision = decided(services, call, rollout_id, choice.policy, context, candidates)
+    decision = decision.model_copy(
+        update={"span_id": call.span_id}
+    )  # whose reward and cost are the decision's
+    option = choice.options[decision.payload.choice]
+    sent = {**body, "model": option.model}
+    if option.instructions is not None:
+        sent = api.instructed(sent, option.instructions)
+    return Chosen(option, decision, sent)
+
+
+def _last_said(api: Api, body: dict[str, Any]) -> str:
+    said = [m.get("content") for m in api.messages(body) or () if m.get("role") == "user"]
+    content = said[-1] if said else ""
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = " ".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def _drawn(probabilities: list[float], draw: float) -> int:
+    """Return the index into which a number in [0, 1) falls."""
+    for index, probability in enumerate(probabilities):
+        draw -= probability
+        if draw < 0:
+            return index
+    return max(range(len(probabilities)), key=probabilities.__getitem__)

@@ -1,0 +1,396 @@
+"""A model call from beginning to end: placed in a rollout, sent, passed back as it comes,
+recorded.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import aiohttp
+import orjson
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import ValidationError
+from starlette.background import BackgroundTask
+
+from infra.gateway.calls.choices import chosen
+from infra.gateway.calls.conversations import AGENT, Conversation
+from infra.gateway.calls.formats import CHAT, Api
+from infra.gateway.calls.model_call import ModelCall
+from infra.gateway.calls.shadows import send_shadows
+from infra.gateway.calls.tool_calls import InvalidToolCallError
+from infra.gateway.http.context import CHECKPOINT_HEADER, ROLLOUT_HEADER, SPAN_HEADER, CallContext
+from infra.gateway.http.problems import ProblemError
+from infra.gateway.models.servers import Reply, UpstreamError
+from infra.gateway.routes.table import LoadedRoute, Target
+from infra.gateway.services import Services
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState
+from schemas.serialization import readable
+from schemas.topics import DECISIONS, ROLLOUTS, SPANS
+
+SENT_ON = ("accept", "openai-beta", "openai-organization", "openai-project", "x-request-id")
+"""Headers of a request that a model server gets; above all not the caller's key."""
+
+PASSED_BACK = ("retry-after", "x-request-id")
+PASSED_BACK_PREFIXES = ("openai-", "x-ratelimit-")
+
+
+LOOK_EVERY_S = 0.25
+
+
+class Observer(Protocol):
+    """Who wants to hear of a call. Both are called once, or neither where the request was
+    refused.
+    """
+
+    def began(self, model_call: ModelCall) -> None:
+        """Hear that a call is about to be sent."""
+        ...
+
+    def ended(self, model_call: ModelCall, status: int | None, error: str | None) -> None:
+        """Hear that it has ended: with the server's status, None where it gave none, and what went
+        wrong.
+        """
+        ...
+
+
+async def serve(
+    services: Services,
+    api: Api,
+    request: Request,
+    call: CallContext,
+    body: dict[str, Any],
+    observer: Observer | None = None,
+    resolved: tuple[Target, LoadedRoute] | None = None,
+) -> Response:
+    """Answer a request with what serves the logical model it asks for; the span is recorded when
+    the answer ends.
+
+    Args:
+        observer: hears of the end before the answer is passed back, if that is not a stream.
+        resolved: what serves it, where that is not for the routes to say.
+
+    Raises:
+        ProblemError: the request is not one of this API, there is no such model, the key is over a
+            limit, no model server answered, or it called tools as the caller's schemas do not
+            allow.
+    """
+    try:
+        api.request.model_validate(body)
+    except ValidationError as error:
+        raise ProblemError(400, "Invalid request", readable(error)) from error
+    model: str = body["model"]
+    services.limits.check(call.caller.key)
+    conversation: Conversation | None = None
+    rollout_id = call.rollout_id
+    if rollout_id is None:
+        previous = body.get("previous_response_id")
+        conversation = services.conversations.join(
+            call.caller.tenant, call.trace_id if call.traced else None, api.messages(body), previous
+        )
+        rollout_id = conversation.rollout_id
+    key = call.key(rollout_id)
+    choice, taken = services.routing.choice(model) if resolved is None else None, None
+    try:
+        if choice is not None:
+            taken = chosen(services, api, call, rollout_id, choice, body)
+            model, body = taken.option.model, taken.body
+        if resolved is None:
+            model = services.routing.own(model, call.caller.tenant)
+        target, route = resolved or services.routing.resolve(model, "model", key)
+    except ProblemError:
+        if conversation is not None:
+            services.conversations.refused(conversation)
+        raise
+    if not services.routing.knows_begun(key):
+        began = RolloutEvent(
+            tenant=call.caller.tenant,
+            rollout_id=rollout_id,
+            trace_id=call.trace_id,
+            payload=Rollout(
+                state=RolloutState.STARTED,
+                agent=AGENT if conversation is not None else "agent",
+                checkpoints={model: target.version},
+            ),
+        )
+        announce(services, began)
+    if taken is not None:
+        services.record(DECISIONS, taken.decision)
+    model_call = ModelCall(api, call, rollout_id, services.routing.group(key), body, target)
+    finish = _Finish(services, model_call, conversation, observer)
+    if observer is not None:
+        observer.began(model_call)
+    if route.shadows:
+        send_shadows(services, route, model_call)
+    try:
+        return await _called(services, request, route, model_call, finish)
+    except InvalidToolCallError as invalid:
+        if services.settings.gateway.tool_calls == "reject" or api is not CHAT:
+            raise ProblemError(502, "Invalid tool call", str(invalid)) from invalid
+        again = model_call.repairing()
+    try:
+        return await _called(
+            services, request, route, again, _Finish(services, again, conversation, None)
+        )
+    except InvalidToolCallError as invalid:
+        raise ProblemError(
+            502, "Invalid tool call", f"asked again, the model answered: {invalid}"
+        ) from invalid
+
+
+async def _called(
+    services: Services,
+    request: Request,
+    route: LoadedRoute,
+    model_call: ModelCall,
+    finish: "_Finish",
+) -> Response:
+    """Send a call and return the answer.
+
+    Raises:
+        ProblemError: no model server answered.
+        InvalidToolCallError: it calls tools as the caller's schemas do not allow, and that is not
+            let through.
+    """
+    watch = _Watch(request)
+    try:
+        sent = {name: value for name in SENT_ON if (value := request.headers.get(name)) is not None}
+        headers = {**sent, "content-type": "application/json", "accept-encoding": "identity"}
+        reply = await services.upstreams.ask(
+            (model_call.target, *route.fallbacks), model_call.api.path, model_call.body, headers
+        )
+    except UpstreamError as error:
+        model_call.target, model_call.attempts = error.target, error.attempts
+        finish(None, str(error))
+        raise ProblemError(error.status, "Model server failed", str(error)) from error
+    except ProblemError as error:
+        finish(None, str(error.detail))
+        raise
+    except asyncio.CancelledError:
+        finish(None, "cancelled")
+        watch.end()
+        raise
+    finally:
+        watch.close()
+    model_call.target, model_call.attempts = reply.target, reply.attempts
+    return await _answered(model_call, reply, finish)
+
+
+class _Watch:
+    """Cancels a call whose caller hangs up before there is an answer. Most calls are over before it
+    first looks.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+        self._looking: asyncio.Task[None] | None = None
+        self._hung_up = False
+
+    def close(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def end(self) -> None:
+        """End a call that was cancelled here.
+
+        Raises:
+            ProblemError: 499, which nobody hears; the server would take a cancellation for a
+                defect.
+        """
+        if self._hung_up:
+            raise ProblemError(499, "Cancelled", "the caller hung up")
+
+    def _look(self) -> None:
+        self._looking = self._loop.create_task(self._looked())
+
+    async def _looked(self) -> None:
+        if await self._request.is_disconnected():
+            self._hung_up = True
+            if self._task is not None:
+                self._task.cancel()
+        else:
+            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+
+
+async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> Response:
+    """Return the answer, whole or as a stream that is passed on as it comes."""
+    upstream = reply.response
+    headers = {
+        ROLLOUT_HEADER: model_call.rollout_id,
+        CHECKPOINT_HEADER: reply.target.version,
+        SPAN_HEADER: model_call.call.span_id,
+    }
+    for name, value in upstream.headers.items():
+        passed = name.lower() in PASSED_BACK or name.lower().startswith(PASSED_BACK_PREFIXES)
+        if passed and value.isascii():
+            headers[name.lower()] = value
+    kind = upstream.headers.get("content-type", "application/json")
+    if not kind.isascii():
+        kind = "application/octet-stream"
+    if kind.startswith("text/event-stream") and upstream.ok:
+        given_up = BackgroundTask(_given_up, reply, finish)
+        chunks = _relayed(model_call, reply, finish)
+        return StreamingResponse(chunks, headers=headers, media_type=kind, background=given_up)
+    try:
+        content = await upstream.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+        reason = f"{upstream.url.origin()}: the answer broke off ({type(failure).__name__})"
+        finish(upstream.status, reason)
+        status = 504 if isinstance(failure, TimeoutError) else 502
+        raise ProblemError(status, "Model server failed", reason, headers) from failure
+    except asyncio.CancelledError:
+        finish(upstream.status, "cancelled")
+        raise
+    finally:
+        reply.close()
+    model_call.answer.read_body(content)
+    error = None if upstream.ok else f"status {upstream.status}"
+    if error is None and model_call.invalid_calls and not finish.lets_invalid_through:
+        reason = "; ".join(model_call.invalid_calls.values())
+        finish(upstream.status, f"invalid tool call: {reason}")
+        raise InvalidToolCallError(reason)
+    if finish.awaited:
+        finish(upstream.status, error)
+        return Response(content, upstream.status, headers=headers, media_type=kind)
+    recorded = BackgroundTask(finish.later, upstream.status, error)
+    return Response(content, upstream.status, headers=headers, media_type=kind, background=recorded)
+
+
+async def _relayed(model_call: ModelCall, reply: Reply, finish: "_Finish") -> AsyncIterator[bytes]:
+    """Pass an event stream on as it comes; record it when it ends, breaks or the caller hangs
+    up.
+    """
+    error: str | None = "cancelled"
+    try:
+        async for chunk in reply.response.content.iter_any():
+            model_call.first_token()
+            model_call.answer.read_chunk(chunk)
+            yield chunk
+        error = None if model_call.answer.ended else "the model server's stream broke off"
+    except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+        error = f"the model server's stream broke off ({type(failure).__name__})"
+        detail = {"message": error, "type": "server_error", "code": "model_server_failed"}
+        yield b"data: " + orjson.dumps({"error": detail}) + b"\n\n"
+    finally:
+        reply.close()
+        finish(reply.response.status, error)
+
+
+async def _given_up(reply: Reply, finish: "_Finish") -> None:
+    """Record a stream whose caller hung up before its first piece: nothing of `_relayed` has run
+    then.
+    """
+    if not finish.finished:
+        reply.close()
+        finish(reply.response.status, "cancelled")
+
+
+class _Finish:
+    """Records the end of a call.
+
+    Attributes:
+        finished: whether it is recorded.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        model_call: ModelCall,
+        conversation: Conversation | None,
+        observer: Observer | None,
+    ) -> None:
+        self._services = services
+        self._model_call = model_call
+        self._conversation = conversation
+        self._observer = observer
+        self.finished = False
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody relies on its being recorded when the answer is there."""
+        return self._observer is not None
+
+    @property
+    def lets_invalid_through(self) -> bool:
+        """Whether tool calls that no schema allows are passed back; to a trainer's agents
+        always.
+        """
+        return self._services.settings.gateway.tool_calls == "pass" or self._observer is not None
+
+    async def later(self, status: int | None, error: str | None) -> None:
+        """Record after the answer was passed back: nobody waits for it."""
+        self(status, error)
+
+    def __call__(self, status: int | None, error: str | None) -> None:
+        self.finished = True
+        services, model_call = self._services, self._model_call
+        span = model_call.span(status, error)
+        services.record(SPANS, span)
+        failed = span.payload.status == "error"
+        _count(services, model_call, _outcome(status, error, failed))
+        if self._conversation is not None:
+            answer = model_call.answer
+            services.conversations.answered(
+                self._conversation, model_call.messages, answer.messages, answer.id, failed
+            )
+        if self._observer is not None:
+            self._observer.ended(model_call, status, span.payload.status_message or None)
+
+
+def _count(services: Services, model_call: ModelCall, outcome: str) -> None:
+    counts, model, answer = services.counts, str(model_call.body["model"]), model_call.answer
+    counts.requests[outcome] += 1
+    counts.tokens[model, "input"] += answer.input_tokens or 0
+    counts.tokens[model, "output"] += answer.output_tokens or 0
+    counts.cost[model] += model_call.cost
+    if model_call.invalid_calls:
+        counts.invalid_tool_calls[model, model_call.target.version] += len(model_call.invalid_calls)
+    key = model_call.call.caller.key
+    services.limits.used(key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost)
+
+
+def announce(services: Services, began: RolloutEvent) -> None:
+    """Tell of a rollout whose agent did not."""
+    services.routing.begin(began.rollout_key)
+    services.record(ROLLOUTS, began)
+
+
+async def end_conversations(services: Services, every_s: float) -> None:
+    """End rollouts that the gateway began and that nothing has continued for a while, for ever."""
+    while True:
+        await asyncio.sleep(every_s)
+        for conversation in services.conversations.ended():
+            end_conversation(services, conversation)
+
+
+def end_conversation(services: Services, conversation: Conversation) -> None:
+    """End a rollout that the gateway began: it failed when its last call did."""
+    event = RolloutEvent(
+        tenant=conversation.tenant,
+        rollout_id=conversation.rollout_id,
+        trace_id=conversation.trace_id,
+        payload=Rollout(
+            state=RolloutState.FAILED if conversation.failed else RolloutState.SUCCEEDED,
+            error="its last call failed" if conversation.failed else None,
+            turns=conversation.calls or None,
+        ),
+    )
+    recorded = services.routing.recorded(event.rollout_key)
+    event = event.model_copy(
+        update={"payload": event.payload.model_copy(update={"recorded": recorded})}
+    )
+    services.record(ROLLOUTS, event)
+    services.routing.release(event.rollout_key)
+
+
+def _outcome(status: int | None, error: str | None, failed: bool) -> str:
+    if error == "cancelled":
+        return "cancelled"
+    if not failed:
+        return "served"
+    return "refused" if status is not None and 400 <= status < 500 else "failed"

@@ -1,0 +1,175 @@
+"""The OpenAI APIs that are passed on: what of a request must be understood, and how an answer is
+read.
+
+Spec: https://platform.openai.com/docs/api-reference. Everything that is not named here is passed on
+as it came.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.gateway.calls.answers import Answer, ChoicesAnswer, EmbeddingsAnswer, ResponsesAnswer
+
+Messages = list[dict[str, Any]]
+
+
+class Asked(BaseModel):
+    """What the gateway itself must understand of any request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(min_length=1)
+    stream: bool | None = None
+
+
+class ChatRequest(Asked):
+    """A chat completion request."""
+
+    messages: Messages = Field(min_length=1)
+
+
+class CompletionRequest(Asked):
+    """A text completion request: texts, or token ids."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+
+class ResponsesRequest(Asked):
+    """A Responses request: a text, or items."""
+
+    input: str | Messages | None = None
+    previous_response_id: str | None = None
+
+
+class EmbeddingsRequest(Asked):
+    """An embeddings request: texts, or token ids."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+
+
+@dataclass(frozen=True)
+class Api:
+    """One of the APIs.
+
+    Attributes:
+        name: `openai.api.type` of its spans.
+        operation: `gen_ai.operation.name` of its spans.
+        path: below the base URL.
+        messages: a request's messages in OpenAI's chat format; None where it has none.
+        instructed: a request with instructions before everything else it says; unchanged where it
+            has no place for any.
+    """
+
+    name: str
+    operation: str
+    path: str
+    request: type[Asked]
+    answer: type[Answer]
+    messages: Callable[[dict[str, Any]], Messages | None]
+    instructed: Callable[[dict[str, Any], str], dict[str, Any]]
+
+
+def _prompts(body: dict[str, Any]) -> Messages | None:
+    prompt = body["prompt"]
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    return [{"role": "user", "content": text} for text in texts if isinstance(text, str)]
+
+
+def _items(body: dict[str, Any]) -> Messages | None:
+    """Return the items of a Responses request as chat messages."""
+    messages: Messages = []
+    if isinstance(body.get("instructions"), str):
+        messages.append({"role": "system", "content": body["instructions"]})
+    given = body.get("input")
+    for item in [{"role": "user", "content": given}] if isinstance(given, str) else given or ():
+        kind = item.get("type", "message")
+        if kind == "message":
+            messages.append(
+                {"role": item.get("role", "user"), "content": _content(item.get("content"))}
+            )
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif kind == "function_call_output":
+            messages.append(
+                {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+            )
+    return messages
+
+
+def _content(content: Any) -> Any:
+    """Return the content of an item as a chat message has it: its text where it is nothing but
+    text.
+    """
+    if not isinstance(content, list):
+        return content
+    parts = [
+        part
+        for part in content
+        if isinstance(part, dict) and str(part.get("type")).endswith("_text")
+    ]
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return "".join(texts) if len(texts) == len(content) else content
+
+
+def _instructed_chat(body: dict[str, Any], text: str) -> dict[str, Any]:
+    return {**body, "messages": [{"role": "system", "content": text}, *body["messages"]]}
+
+
+def _instructed_completion(body: dict[str, Any], text: str) -> dict[str, Any]:
+    prompt = body["prompt"]
+    if isinstance(prompt, str):
+        return {**body, "prompt": f"{text}\n\n{prompt}"}
+    return {
+        **body,
+        "prompt": [f"{text}\n\n{one}" if isinstance(one, str) else one for one in prompt],
+    }
+
+
+def _instructed_response(body: dict[str, Any], text: str) -> dict[str, Any]:
+    own = body.get("instructions")
+    return {**body, "instructions": f"{text}\n\n{own}" if isinstance(own, str) else text}
+
+
+CHAT = Api(
+    "chat_completions",
+    "chat",
+    "/chat/completions",
+    ChatRequest,
+    ChoicesAnswer,
+    lambda body: body["messages"],
+    _instructed_chat,
+)
+COMPLETIONS = Api(
+    "completions",
+    "text_completion",
+    "/completions",
+    CompletionRequest,
+    ChoicesAnswer,
+    _prompts,
+    _instructed_completion,
+)
+RESPONSES = Api(
+    "responses",
+    "chat",
+    "/responses",
+    ResponsesRequest,
+    ResponsesAnswer,
+    _items,
+    _instructed_response,
+)
+EMBEDDINGS = Api(
+    "embeddings",
+    "embeddings",
+    "/embeddings",
+    EmbeddingsRequest,
+    EmbeddingsAnswer,
+    lambda _: None,
+    lambda body, _: body,
+)
+
+APIS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)

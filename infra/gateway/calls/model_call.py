@@ -1,0 +1,157 @@
+"""The span of a model call: who asked which version what, what it said, what it cost and how long
+it took.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from infra.gateway.calls.formats import Api
+from infra.gateway.calls.tool_calls import call_problems, repairing
+from infra.gateway.http.context import CallContext
+from infra.gateway.routes.table import Target
+from schemas.clock import now_nanoseconds
+from schemas.genai import to_semantic
+from schemas.identifiers import new_span_id
+from schemas.spans import Attribute, Span, SpanEvent
+
+
+class ModelCall:
+    """A model call while it lasts.
+
+    Args:
+        rollout_id: the rollout it belongs to.
+        body: the caller's request, valid for its API.
+        target: what it is sent to first.
+
+    Attributes:
+        answer: what has come back so far.
+        target: what answered, once something has.
+        attempts: how many tries it took.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        call: CallContext,
+        rollout_id: str,
+        group: str,
+        body: dict[str, Any],
+        target: Target,
+    ) -> None:
+        self.api = api
+        self.call = call
+        self.rollout_id = rollout_id
+        self.body = body
+        self.messages = api.messages(body)
+        self.target = target
+        self.attempts = 1
+        self.answer = api.answer()
+        self.start = now_nanoseconds()
+        self._group = group
+        self._first_token: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The key of its rollout."""
+        return self.call.key(self.rollout_id)
+
+    @property
+    def cost(self) -> float:
+        """What it cost, in the unit of the endpoint's prices."""
+        endpoint = self.target.endpoint
+        if endpoint is None:
+            return 0.0
+        paid = (self.answer.input_tokens or 0) * endpoint.input_price
+        return (paid + (self.answer.output_tokens or 0) * endpoint.output_price) / 1e6
+
+    @property
+    def duration_s(self) -> float:
+        """How long it has lasted."""
+        return (now_nanoseconds() - self.start) / 1e9
+
+    @cached_property
+    def invalid_calls(self) -> dict[str, str]:
+        """What is wrong with the tool calls of the answer, once it is there, by the call's id."""
+        tools = self.body.get("tools")
+        return call_problems(self.answer.messages, tools) if tools else {}
+
+    def repairing(self) -> "ModelCall":
+        """Return a call, a span of its own, that asks again for what was not called as it may
+        be.
+        """
+        call = replace(self.call, span_id=new_span_id())
+        body = repairing(self.body, self.answer.messages, self.invalid_calls)
+        return ModelCall(self.api, call, self.rollout_id, self._group, body, self.target)
+
+    def first_token(self) -> None:
+        """Note that the answer has begun."""
+        self._first_token = self._first_token or now_nanoseconds()
+
+    def span(self, status: int | None, error: str | None = None) -> SpanEvent:
+        """Return the finished span.
+
+        Args:
+            status: the model server's HTTP status, None where it gave none.
+            error: what went wrong; a damaged answer is an error of its own.
+        """
+        error = error or self.answer.damaged
+        body, answer, endpoint = self.body, self.answer, self.target.endpoint
+        attributes: dict[str, Any] = {
+            Attribute.OPERATION: self.api.operation,
+            Attribute.OPENAI_API: self.api.name,
+            Attribute.REQUEST_MODEL: body["model"],
+            Attribute.REQUEST_TEMPERATURE: body.get("temperature"),
+            Attribute.REQUEST_MAX_TOKENS: _first(
+                body, "max_completion_tokens", "max_tokens", "max_output_tokens"
+            ),
+            Attribute.RESPONSE_MODEL: answer.model,
+            Attribute.RESPONSE_ID: answer.id,
+            Attribute.FINISH_REASONS: answer.finish_reasons or None,
+            Attribute.INPUT_TOKENS: answer.input_tokens,
+            Attribute.OUTPUT_TOKENS: answer.output_tokens,
+            Attribute.INPUT_MESSAGES: [to_semantic(m) for m in self.messages]
+            if self.messages is not None
+            else None,
+            Attribute.OUTPUT_MESSAGES: [to_semantic(message) for message in answer.messages],
+            Attribute.TOOL_DEFINITIONS: body.get("tools"),
+            Attribute.HTTP_STATUS: status,
+            Attribute.ERROR_TYPE: error
+            and ("cancelled" if error == "cancelled" else str(status or "unavailable")),
+            Attribute.ENDPOINT: endpoint and endpoint.base_url,
+            Attribute.NODE: self.call.node,
+            Attribute.GROUP: self._group,
+            Attribute.KEY_ID: self.call.caller.key_id,
+            Attribute.CHECKPOINT: self.target.version,
+            Attribute.ATTEMPTS: self.attempts,
+            Attribute.COST: self.cost or None,
+            Attribute.INVALID_TOOL_CALLS: len(self.invalid_calls) or None,
+            Attribute.STREAMED: bool(body.get("stream")),
+            Attribute.TIME_TO_FIRST_TOKEN: self._first_token
+            and (self._first_token - self.start) / 1e9,
+            Attribute.PROMPT_TOKEN_IDS: answer.prompt_token_ids or None,
+            Attribute.RESPONSE_TOKEN_IDS: answer.response_token_ids or None,
+            Attribute.RESPONSE_LOGPROBS: answer.response_logprobs or None,
+        }
+        return SpanEvent(
+            tenant=self.call.caller.tenant,
+            rollout_id=self.rollout_id,
+            trace_id=self.call.trace_id,
+            span_id=self.call.span_id,
+            payload=Span(
+                name=f"{self.api.operation} {body['model']}",
+                kind="client",
+                parent_span_id=self.call.parent_span_id,
+                start_unix_nano=self.start,
+                end_unix_nano=now_nanoseconds(),
+                status="error" if error else "ok",
+                status_message=error or "",
+                attributes={
+                    str(name): value for name, value in attributes.items() if value is not None
+                },
+            ),
+        )
+
+
+def _first(body: dict[str, Any], *names: str) -> Any:
+    return next((body[name] for name in names if body.get(name) is not None), None)

@@ -1,0 +1,83 @@
+"""Shadows: copies of calls for what is tried out, whose answers nobody sees and no learner learns
+from.
+"""
+
+import asyncio
+
+import aiohttp
+
+from infra.gateway.calls.model_call import ModelCall
+from infra.gateway.http.context import CallContext
+from infra.gateway.http.problems import ProblemError
+from infra.gateway.models.servers import UpstreamError
+from infra.gateway.routes.table import LoadedRoute, Target, unit_draw
+from infra.gateway.services import Services
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState
+from schemas.topics import ROLLOUTS, SPANS
+
+
+def send_shadows(services: Services, route: LoadedRoute, model_call: ModelCall) -> None:
+    """Send copies of a call to what is tried out: each is a rollout of its own, which no learner
+    learns from.
+    """
+    for shadow in route.shadows:
+        if unit_draw(route.name, shadow.version, model_call.call.span_id) < shadow.weight:
+            copy = _copy_of(services, shadow, route.name, model_call)
+            if not services.in_background(copy):
+                services.counts.shadows["skipped"] += 1
+
+
+async def _copy_of(services: Services, shadow: Target, name: str, original: ModelCall) -> None:
+    call = original.call
+    rollout_id = f"shadow/{shadow.version}/{call.span_id}"
+    group = f"shadow:{shadow.version}"
+    body = {
+        key: value
+        for key, value in original.body.items()
+        if key not in ("stream", "stream_options")
+    }
+    copy = ModelCall(original.api, call, rollout_id, group, body, shadow)
+    services.routing.begin(copy.key, group)
+    begun = Rollout(
+        state=RolloutState.STARTED,
+        agent="shadow",
+        split="test",
+        group=group,
+        checkpoints={name: shadow.version},
+    )
+    services.record(ROLLOUTS, _rollout_event(call, rollout_id, begun))
+    error: str | None = None
+    status: int | None = None
+    try:
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        reply = await services.upstreams.ask((shadow,), original.api.path, body, headers)
+        status, copy.attempts = reply.response.status, reply.attempts
+        try:
+            copy.answer.read_body(await reply.response.read())
+        finally:
+            reply.close()
+        error = None if status < 400 else f"status {status}"
+    except (UpstreamError, ProblemError, aiohttp.ClientError, TimeoutError, OSError) as failure:
+        error = str(failure)
+    except asyncio.CancelledError:
+        error = "cancelled"
+        raise
+    finally:
+        span = copy.span(status, error)
+        services.record(SPANS, span)
+        failed = span.payload.status == "error"
+        services.counts.shadows["failed" if failed else "answered"] += 1
+        ended = Rollout(
+            state=RolloutState.FAILED if failed else RolloutState.SUCCEEDED,
+            error=span.payload.status_message or None,
+            turns=1,
+            recorded=services.routing.recorded(copy.key),
+        )
+        services.record(ROLLOUTS, _rollout_event(call, rollout_id, ended))
+        services.routing.release(copy.key)
+
+
+def _rollout_event(call: CallContext, rollout_id: str, rollout: Rollout) -> RolloutEvent:
+    return RolloutEvent(
+        tenant=call.caller.tenant, rollout_id=rollout_id, trace_id=call.trace_id, payload=rollout
+    )

@@ -1,0 +1,1 @@
+"""HTTP: who calls, for what, within which limits, and how errors are answered."""

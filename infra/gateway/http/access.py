@@ -1,0 +1,140 @@
+"""Who is calling: API keys with scopes and tenants, known by their hashes alone."""
+
+import secrets
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from infra.gateway.http.problems import ProblemError
+from schemas.clock import now
+from schemas.envelope import DEFAULT_TENANT
+from schemas.keys import ApiKey, Scope
+
+KEY_PREFIX = "evl_"
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is calling.
+
+    Attributes:
+        key: the key shown; None for a caller who showed none, where that is allowed.
+    """
+
+    tenant: str = DEFAULT_TENANT
+    scopes: frozenset[Scope] = frozenset(Scope)
+    key: ApiKey | None = None
+
+    @property
+    def key_id(self) -> str | None:
+        """The key's public part."""
+        return self.key.id if self.key is not None else None
+
+    def may(self, scope: Scope) -> bool:
+        """Return whether the caller has a scope."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+ANONYMOUS = Caller()
+"""Who shows no key where none is asked for: everybody may do everything, as the default tenant."""
+
+
+def new_key() -> tuple[str, str, str]:
+    """Return a new key, its id and its hash. The key is shown once and kept nowhere."""
+    key_id = secrets.token_hex(6)
+    key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
+    return key, key_id, sha256(key.encode()).hexdigest()
+
+
+class KeyRing:
+    """The keys there are, folded from their topic.
+
+    Args:
+        required: whether a call without a key is refused.
+    """
+
+    def __init__(self, required: bool) -> None:
+        self.required = required
+        self._keys: dict[str, ApiKey] = {}
+
+    def apply(self, key: ApiKey) -> None:
+        """Take in a key, or a change of one."""
+        self._keys[key.id] = key
+
+    def caller(self, credential: str | None) -> Caller:
+        """Return who shows this credential.
+
+        Where keys are not required, what is no key of ours at all is the dummy that clients insist
+        on sending.
+
+        Raises:
+            ProblemError: 401, it is missing, unknown, expired or revoked.
+        """
+        if credential is None or not credential.startswith(KEY_PREFIX):
+            if self.required:
+                what = "no API key" if credential is None else "not an API key of this gateway"
+                raise _unauthorized(
+                    f"{what}; send one as `Authorization: Bearer {KEY_PREFIX}…` or `x-api-key`"
+                )
+            return ANONYMOUS
+        key = self._keys.get(credential[len(KEY_PREFIX) :].partition("_")[0])
+        shown = sha256(credential.encode("utf-8", "surrogateescape")).hexdigest()
+        # An unknown id is compared as well, so that it takes as long as a wrong secret.
+        if not compare_digest(shown, key.sha256 if key is not None else _NO_HASH) or key is None:
+            raise _unauthorized("the API key is not known here")
+        if key.revoked:
+            raise _unauthorized(f"the API key {key.id} was revoked")
+        if key.expires is not None and key.expires <= now():
+            raise _unauthorized(f"the API key {key.id} expired on {key.expires.isoformat()}")
+        return Caller(key.tenant, frozenset(key.scopes), key)
+
+
+def credential_of(request: Request) -> str | None:
+    """Return the credential a request shows, as bearer token or as `x-api-key`."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token.strip()
+    return request.headers.get("x-api-key") or None
+
+
+def caller_with(request: Request, scope: Scope) -> Caller:
+    """Return who is calling.
+
+    Raises:
+        ProblemError: 401, no valid key; 403, the key lacks the scope.
+    """
+    ring: KeyRing = request.app.state.services.keys
+    caller = ring.caller(credential_of(request))
+    if not caller.may(scope):
+        has = ", ".join(sorted(caller.scopes))
+        raise ProblemError(
+            403,
+            "Not allowed",
+            f"the API key {caller.key_id} has the scopes {has}; this needs {scope}",
+        )
+    return caller
+
+
+async def _agent(request: Request) -> Caller:
+    return caller_with(request, Scope.AGENT)
+
+
+async def _feedback(request: Request) -> Caller:
+    return caller_with(request, Scope.FEEDBACK)
+
+
+async def _admin(request: Request) -> Caller:
+    return caller_with(request, Scope.ADMIN)
+
+
+Agent = Annotated[Caller, Depends(_agent)]
+Feedback = Annotated[Caller, Depends(_feedback)]
+Admin = Annotated[Caller, Depends(_admin)]
+
+
+def _unauthorized(detail: str) -> ProblemError:
+    return ProblemError(401, "Not authorized", detail, {"www-authenticate": "Bearer"})

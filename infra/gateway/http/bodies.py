@@ -1,0 +1,109 @@
+"""Request bodies: of bounded size and depth, read in bounded time."""
+
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from infra.gateway.http.problems import ProblemError
+
+MOST_DEPTH = 100
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+async def read_body(request: Request) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        ProblemError: 413, it is longer than `gateway.max_body_bytes`; 400, the caller hung up
+            half-way.
+    """
+    limit: int = request.app.state.services.settings.gateway.max_body_bytes
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise ProblemError(
+                    413,
+                    "Request too large",
+                    f"the body is longer than {limit} bytes (gateway.max_body_bytes)",
+                )
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise ProblemError(
+            400, "Request broken off", "the connection ended before the body did"
+        ) from error
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def parsed(body: bytes) -> Any:
+    """Return a JSON body.
+
+    Raises:
+        ProblemError: 400, it is no JSON, or nested too deeply.
+    """
+    if body.count(b"[") + body.count(b"{") > MOST_DEPTH and _depth(body) > MOST_DEPTH:
+        raise ProblemError(400, "Malformed JSON", f"the body is nested more than {MOST_DEPTH} deep")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ProblemError(400, "Malformed JSON", f"the body is not JSON: {error}") from error
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """Return a request's body as a JSON object.
+
+    Raises:
+        ProblemError: 400, it is none; 413, it is too large.
+    """
+    document = parsed(await read_body(request))
+    if not isinstance(document, dict):
+        raise ProblemError(
+            400,
+            "Malformed request",
+            f"the body must be a JSON object, not {type(document).__name__}",
+        )
+    return document
+
+
+class _BoundedRequest(Request):
+    """A request that FastAPI reads under our limits."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._body = await read_body(self)
+        return self._body
+
+    async def json(self) -> Any:
+        return parsed(await self.body())
+
+
+class BoundedRoute(APIRoute):
+    """A route whose body FastAPI reads under our limits."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler."""
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_BoundedRequest(request.scope, request.receive))
+
+        return bounded
+
+
+def _depth(body: bytes) -> int:
+    """Return how deep the brackets outside of strings are nested."""
+    depth = deepest = 0
+    for token in _TOKENS.finditer(body):
+        if token[0] in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token[0] in b"]}":
+            depth -= 1
+    return deepest

@@ -1,0 +1,96 @@
+"""What a request says about where it belongs: tenant, rollout, node and enclosing span."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import Request
+from opentelemetry.trace import get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from pydantic import TypeAdapter, ValidationError
+
+from infra.gateway.http.access import Caller
+from infra.gateway.http.problems import ProblemError
+from schemas.envelope import Name, rollout_key
+from schemas.identifiers import new_span_id, new_trace_id
+
+ROLLOUT_HEADER = "x-everloop-rollout-id"
+NODE_HEADER = "x-everloop-node"
+CHECKPOINT_HEADER = "x-everloop-checkpoint"
+SPAN_HEADER = "x-everloop-span-id"
+
+_names: TypeAdapter[str] = TypeAdapter(Name)
+_propagator = TraceContextTextMapPropagator()
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """Where a call belongs.
+
+    Attributes:
+        rollout_id: None where the caller named none.
+        node: which part of the agent calls, if it says so.
+        trace_id, parent_span_id: from `traceparent`; a new trace where there is none.
+        traced: whether the caller sent a `traceparent`.
+        span_id: of the span that this call will be.
+    """
+
+    caller: Caller
+    rollout_id: str | None
+    node: str | None
+    trace_id: str
+    parent_span_id: str | None
+    traced: bool
+    span_id: str
+
+    def key(self, rollout_id: str) -> str:
+        """Return the key of one of the tenant's rollouts."""
+        return rollout_key(self.caller.tenant, rollout_id)
+
+
+def call_context(request: Request, caller: Caller, rollout_id: str | None = None) -> CallContext:
+    """Return where a request belongs.
+
+    Args:
+        rollout_id: what the path says; the header counts where it says nothing.
+
+    Raises:
+        ProblemError: 400, a header or the path has a value it cannot have.
+    """
+    headers = request.headers
+    if "traceparent" in headers:
+        parent = get_current_span(_propagator.extract(headers)).get_span_context()
+        traced = parent.is_valid
+    else:
+        traced = False
+    return CallContext(
+        caller=caller,
+        rollout_id=name_of("rollout id", rollout_id) or _named(headers, ROLLOUT_HEADER),
+        node=_named(headers, NODE_HEADER),
+        trace_id=f"{parent.trace_id:032x}" if traced else new_trace_id(),
+        parent_span_id=f"{parent.span_id:016x}" if traced else None,
+        traced=traced,
+        span_id=new_span_id(),
+    )
+
+
+def name_of(what: str, value: str | None) -> str | None:
+    """Return a name.
+
+    Raises:
+        ProblemError: 400, it cannot be one.
+    """
+    if value is None:
+        return None
+    try:
+        return _names.validate_python(value)
+    except ValidationError as error:
+        raise ProblemError(
+            400,
+            "Invalid name",
+            f"{what} is {value[:80]!r}; it must be 1 to 200 letters, digits or . _ : @ / -, not"
+            " a mark first",
+        ) from error
+
+
+def _named(headers: Mapping[str, str], header: str) -> str | None:
+    return name_of(header, headers.get(header))

@@ -1,0 +1,1 @@
+"""Model servers: where they may be, and how they are asked."""

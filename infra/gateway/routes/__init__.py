@@ -1,0 +1,1 @@
+"""What serves each logical name, and what each open rollout is pinned to."""

@@ -1,0 +1,296 @@
+"""Routing: what serves each logical name now, and what each open rollout is pinned to."""
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from types import MappingProxyType
+
+import structlog
+
+from infra.gateway.http.problems import ProblemError
+from infra.gateway.models.egress import check_address
+from learners.contract import Policy
+from learners.policies import UniformPolicy, load_policy
+from schemas.endpoints import Endpoint
+from schemas.rollouts import Recorded
+from schemas.routes import Choice, Route, RouteTarget
+from schemas.topics import DECISIONS, SPANS
+from streams.storage.artifacts import ArtifactReader
+from streams.storage.errors import RejectedRecordError
+
+ROLLOUTS_REMEMBERED = 100_000
+VERSIONS_REMEMBERED = 256
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One version that can serve: an endpoint for models, a policy for policies."""
+
+    version: str
+    weight: float
+    endpoint: Endpoint | None = None
+    policy: Policy | None = None
+
+
+@dataclass(frozen=True)
+class LoadedRoute:
+    """A route with its policies in memory; `shadows` get a share `weight` of calls each."""
+
+    name: str
+    kind: str
+    targets: tuple[Target, ...]
+    fallbacks: tuple[Target, ...] = ()
+    shadows: tuple[Target, ...] = ()
+    held: bool = False
+    choice: Choice | None = None
+
+    def target_for(self, rollout: str) -> Target:
+        """Return the target of a rollout: always the same one, by weight over many rollouts."""
+        total = sum(target.weight for target in self.targets)
+        draw = unit_draw(self.name, rollout) * total
+        for target in self.targets:
+            draw -= target.weight
+            if draw < 0:
+                return target
+        return self.targets[-1]
+
+
+Pins = Mapping[str, Target]
+
+
+@dataclass(slots=True)
+class OpenRollout:
+    """What is known of a rollout that has not ended.
+
+    Attributes:
+        pins: the target of each logical name, taken when the rollout began.
+        begun: whether its beginning is recorded.
+        counts: its events by topic; None where it began before this process did, or elsewhere.
+        group: experiment arm.
+    """
+
+    pins: Pins
+    begun: bool = False
+    counts: Counter[str] | None = field(default_factory=Counter)
+    group: str = "default"
+
+
+class RoutingTable:
+    """What is served now, and what each open rollout is pinned to.
+
+    A switch is one assignment of `_routes`; a request reads it once. A rollout's pins are taken
+    when it begins and do not change while it lasts, so it never sees two versions of one name.
+    Rollouts are named by their keys (`schemas.envelope.rollout_key`), so tenants do not meet.
+    """
+
+    def __init__(self, artifacts: ArtifactReader) -> None:
+        self._artifacts = artifacts
+        self._routes: Mapping[str, LoadedRoute] = MappingProxyType({})
+        self._only: Pins | None = MappingProxyType({})
+        self._versions: OrderedDict[tuple[str, str], Target] = OrderedDict()
+        self._rollouts: OrderedDict[str, OpenRollout] = OrderedDict()
+        self._lock = threading.Lock()
+        self.switches = 0
+
+    @property
+    def routes(self) -> Mapping[str, LoadedRoute]:
+        """What is served now, by logical name."""
+        return self._routes
+
+    def apply(self, route: Route) -> None:
+        """Take a route into service; a route that cannot be served changes nothing and is
+        logged.
+        """
+        try:
+            targets, fallbacks, shadows = (
+                tuple(self._load(route, target) for target in of)
+                for of in (route.targets, route.fallbacks, route.shadows)
+            )
+            loaded = LoadedRoute(
+                route.name, route.kind, targets, fallbacks, shadows, route.held, route.choice
+            )
+        except (ValueError, RejectedRecordError) as error:
+            logger.error("route refused, the old one serves on", name=route.name, error=str(error))
+            return
+        before = self._routes.get(route.name)
+        if before == loaded:
+            return
+        self._know(loaded)
+        routes = {**self._routes, route.name: loaded}
+        single = all(len(known.targets) == 1 for known in routes.values())
+        # Where nothing is drawn, all rollouts that begin now share one mapping.
+        self._only = (
+            MappingProxyType({name: known.targets[0] for name, known in routes.items()})
+            if single
+            else None
+        )
+        self._routes = MappingProxyType(routes)
+        if before is not None:
+            self.switches += 1
+            logger.info(
+                "switched", name=route.name, versions=[target.version for target in loaded.targets]
+            )
+
+    def pin(self, rollout: str) -> Pins:
+        """Return what a rollout is pinned to, pinning it to what is served now if it is new."""
+        return self._opened(rollout).pins
+
+    def begin(self, rollout: str, group: str = "default") -> None:
+        """Note that a rollout's beginning has been recorded; from now on its events are counted."""
+        known = self._opened(rollout)
+        known.begun = True
+        known.group = group
+
+    def group(self, rollout: str) -> str:
+        """Return the experiment arm of a rollout."""
+        known = self._rollouts.get(rollout)
+        return known.group if known is not None else "default"
+
+    def count(self, rollout: str, topic: str, events: int) -> None:
+        """Note that events of a rollout were recorded."""
+        known = self._rollouts.get(rollout)
+        if known is not None and known.begun and known.counts is not None:
+            known.counts[topic] += events
+
+    def recorded(self, rollout: str) -> Recorded | None:
+        """Return what was recorded of an open rollout; None if it began before this process did, or
+        not here.
+        """
+        known = self._rollouts.get(rollout)
+        if known is None or not known.begun or known.counts is None:
+            return None
+        return Recorded(spans=known.counts[SPANS.name], decisions=known.counts[DECISIONS.name])
+
+    def knows_begun(self, rollout: str) -> bool:
+        """Return whether a rollout is open and its beginning recorded."""
+        known = self._rollouts.get(rollout)
+        return known is not None and known.begun
+
+    def restore(self, rollout: str, versions: Mapping[str, str], group: str) -> None:
+        """Pin a rollout that began before this process did, as far as its versions are still
+        known.
+        """
+        known = {
+            name: self._versions[name, version]
+            for name, version in versions.items()
+            if (name, version) in self._versions
+        }
+        with self._lock:
+            pins = {**self._drawn(rollout), **known}
+            self._remember(rollout, OpenRollout(pins, begun=True, counts=None, group=group))
+
+    def release(self, rollout: str) -> None:
+        """Forget an ended rollout."""
+        with self._lock:
+            self._rollouts.pop(rollout, None)
+
+    def resolve(self, name: str, kind: str, rollout: str) -> tuple[Target, LoadedRoute]:
+        """Return what serves a logical name for a rollout, and the route it belongs to.
+
+        Raises:
+            ProblemError: 404, there is no such name.
+        """
+        route = self._routes.get(name)
+        target = self.pin(rollout).get(name)
+        if target is None and route is not None:
+            target = route.target_for(rollout)  # announced after the rollout began
+        if target is None or route is None or route.kind != kind:
+            names = (
+                ", ".join(
+                    sorted(
+                        r.name
+                        for r in self._routes.values()
+                        if r.kind == kind and not self.is_own(r.name)
+                    )
+                )
+                or "none"
+            )
+            raise ProblemError(
+                404, f"Unknown {kind}", f"there is no {kind} {name[:200]!r}; there are: {names}"
+            )
+        return target, route
+
+    def own(self, name: str, tenant: str) -> str:
+        """Return the name that a tenant's calls of a name lead to: `NAME@TENANT` where there is
+        such a route.
+
+        Raises:
+            ProblemError: 404, the name is another tenant's own.
+        """
+        own = f"{name}@{tenant}"
+        if own in self._routes:
+            return own
+        if self.is_own(name) and not name.endswith(f"@{tenant}"):
+            raise ProblemError(404, "Unknown model", f"there is no model {name[:200]!r}")
+        return name
+
+    def is_own(self, name: str) -> bool:
+        """Return whether a name is some tenant's own version of another."""
+        return "@" in name and name in self._routes and name.rpartition("@")[0] in self._routes
+
+    def choice(self, name: str) -> Choice | None:
+        """Return the choice that a logical name stands for, if it is one."""
+        route = self._routes.get(name)
+        return route.choice if route is not None else None
+
+    def pinned(self, name: str) -> Counter[str]:
+        """Return how many open rollouts are pinned to each version of a name."""
+        with self._lock:
+            pins = [known.pins.get(name) for known in self._rollouts.values()]
+        return Counter(target.version for target in pins if target is not None)
+
+    def _opened(self, rollout: str) -> OpenRollout:
+        known = self._rollouts.get(rollout)
+        if known is not None:
+            return known
+        with self._lock:
+            known = self._rollouts.get(rollout)
+            if known is None:
+                known = OpenRollout(self._drawn(rollout))
+                self._remember(rollout, known)
+            return known
+
+    def _drawn(self, rollout: str) -> Pins:
+        if self._only is not None:
+            return self._only
+        return {name: route.target_for(rollout) for name, route in self._routes.items()}
+
+    def _load(self, route: Route, target: RouteTarget) -> Target:
+        known = self._versions.get((route.name, target.version))
+        if route.kind == "policy":
+            if known is not None and known.policy is not None:
+                policy = known.policy
+            elif target.artifact is not None:
+                policy = load_policy(
+                    self._artifacts.get(target.artifact), target.artifact.media_type
+                )
+            else:
+                policy = UniformPolicy()
+            return Target(target.version, target.weight, policy=policy)
+        if route.kind == "choice":
+            return Target(target.version, target.weight)
+        if target.endpoint is None:
+            raise ValueError(f"model {route.name} {target.version} has no endpoint")
+        check_address(target.endpoint.base_url)
+        return Target(target.version, target.weight, endpoint=target.endpoint)
+
+    def _know(self, loaded: LoadedRoute) -> None:
+        for target in loaded.targets:
+            self._versions[loaded.name, target.version] = target
+            self._versions.move_to_end((loaded.name, target.version))
+        while len(self._versions) > VERSIONS_REMEMBERED:
+            self._versions.popitem(last=False)
+
+    def _remember(self, rollout: str, known: OpenRollout) -> None:
+        self._rollouts[rollout] = known
+        if len(self._rollouts) > ROLLOUTS_REMEMBERED:
+            self._rollouts.popitem(last=False)
+
+
+def unit_draw(*parts: str) -> float:
+    """Return a number in [0, 1) that these parts always give, uniform over different parts."""
+    digest = blake2b("\x1f".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

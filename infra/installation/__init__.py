@@ -1,0 +1,1 @@
+"""An installation, put together from its settings: log, topics, processors, first routes."""

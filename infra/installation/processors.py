@@ -1,0 +1,47 @@
+"""Which processors run, built from the configuration; the same for both runners."""
+
+from functools import partial
+from typing import Any
+
+from infra.config.settings import Settings
+from infra.judges.graders import configured_grader, configured_reader
+from learners.bandit import BanditLearner
+from learners.bandit.worth import earned
+from streams.processing.processor import Processor
+from streams.processors.batcher import Batching
+from streams.processors.implicit import ImplicitFeedback
+from streams.processors.judge import Judge
+from streams.processors.learner import Learning
+from streams.processors.promotion import Promotion
+from streams.processors.router import ExampleRouter
+from streams.processors.trajectories import TrajectoryJoin
+from streams.storage.artifacts import ArtifactStore
+
+
+def stream_processors(settings: Settings) -> list[Processor[Any]]:
+    """Return what joins, routes, judges, promotes and collects batches."""
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    implicit = [ImplicitFeedback(configured_reader(settings))] if settings.implicit.enabled else []
+    return [
+        *implicit,
+        TrajectoryJoin(settings.join),
+        ExampleRouter(settings.adapter, settings.join.late_reward_window),
+        Judge(configured_grader(settings)),
+        Promotion(
+            settings.gate, artifacts, partial(earned, config=settings.bandit.learner_config())
+        ),
+        Batching("sft", settings.adapter.sft, settings.batches),
+        Batching("rl", settings.adapter.rl, settings.batches),
+    ]
+
+
+def learning_processors(settings: Settings) -> list[Learning[Any]]:
+    """Return the online learners, one for each thing to be learned."""
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    config = settings.bandit.learner_config()
+    return [Learning(BanditLearner(target, config), artifacts) for target in settings.policies]
+
+
+def all_processors(settings: Settings) -> list[Processor[Any]]:
+    """Return every processor of an installation."""
+    return [*stream_processors(settings), *learning_processors(settings)]

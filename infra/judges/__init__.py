@@ -1,0 +1,1 @@
+"""What grades closed rollouts and reads implicit feedback, by rules or by asking a model."""

@@ -1,0 +1,67 @@
+"""What a supervisor leaves in its data folder about itself, for other commands to find."""
+
+from pathlib import Path
+
+import orjson
+import psutil
+from pydantic import BaseModel
+
+RUN_FILE = "run.json"
+
+
+class StartError(Exception):
+    """An installation did not come up; the message says which part and where its log is."""
+
+
+class RunningProcess(BaseModel):
+    """One supervised process.
+
+    Attributes:
+        restarts: how often it died and was started again.
+    """
+
+    pid: int
+    restarts: int
+    log: Path
+
+
+class Running(BaseModel):
+    """A running installation.
+
+    Attributes:
+        pid: of the supervisor.
+        created: when that process began, in seconds since the epoch; tells it from a later one with
+            its pid.
+        urls: where each server answers, by process.
+    """
+
+    pid: int
+    created: float
+    urls: dict[str, str]
+    processes: dict[str, RunningProcess]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the supervisor has not ended yet."""
+        try:
+            process = psutil.Process(self.pid)
+            return (
+                process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return False
+
+    def write(self, data_dir: Path) -> None:
+        """Leave it in a data folder; a reader sees the old one or the new one, never a part."""
+        partial = data_dir / f"{RUN_FILE}.partial"
+        partial.write_bytes(orjson.dumps(self.model_dump(mode="json")))
+        partial.replace(data_dir / RUN_FILE)
+
+
+def running(data_dir: Path) -> Running | None:
+    """Return the installation that runs on a data folder, None where none does."""
+    try:
+        found = Running.model_validate_json((data_dir / RUN_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return found if found.alive else None

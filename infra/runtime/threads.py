@@ -1,0 +1,30 @@
+"""Threads without which a process is of no use."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import structlog
+
+logger = structlog.get_logger(__name__)
+
+
+def vital_thread(name: str, run: Callable[[], None]) -> threading.Thread:
+    """Return a thread that, when `run` raises, stops the process in order, so that its supervisor
+    starts it again.
+
+    Without this a server would go on answering while what it must do behind its answers is not
+    done.
+    """
+
+    def guarded() -> None:
+        try:
+            run()
+        except Exception:
+            logger.exception(
+                "a vital thread failed, stopping so that the supervisor starts the process again"
+            )
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return threading.Thread(target=guarded, name=name)

@@ -1,0 +1,176 @@
+"""Keeping trained models served: whatever a route leads to, is under way, or may be brought
+back.
+"""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import structlog
+
+from infra.config.settings import Settings
+from infra.serving.servers import Server, Servers, ServingError
+from infra.training.known import Known
+from learners.training.config import ADAPTER_FILE
+from schemas.checkpoints import Artifact, Checkpoint, CheckpointState
+from schemas.endpoints import Endpoint
+from streams.storage.artifacts import FOLDER_TYPE, ArtifactStore
+from streams.storage.errors import RejectedRecordError
+
+SERVED = frozenset(
+    {
+        CheckpointState.CANDIDATE,
+        CheckpointState.EVALUATED,
+        CheckpointState.CANARY,
+        CheckpointState.PROMOTED,
+    }
+)
+"""States in which a checkpoint's server must answer."""
+
+RETRY_S = 30.0
+"""After which what could not be served is tried again."""
+
+ATTEMPTS = 3
+"""How often in a row, before something else is to be served in its place."""
+
+logger = structlog.get_logger(__name__)
+
+
+class Keeper:
+    """Serves checkpoints from the artifact store, as long as something needs them.
+
+    Args:
+        known: what the log says, which its owner keeps up to date.
+    """
+
+    def __init__(self, settings: Settings, known: Known) -> None:
+        self._settings, self._known = settings, known
+        self._artifacts = ArtifactStore(settings.artifacts_dir)
+        self._idle_since: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
+        self.servers = Servers(settings.training.serving, settings.data_dir / "logs" / "models")
+        self.servers.adopt()  # what is not needed any more is stopped like any other
+
+    def keep(self) -> list[Checkpoint]:
+        """Start servers that died, and those that routes lead to; stop what nothing leads to any
+        more.
+
+        Returns:
+            Checkpoints that are given up, with the state and the reason to announce.
+        """
+        given_up = []
+        wanted = {
+            (c.name, c.version): c for c in self._known.checkpoints.values() if self._wanted(c)
+        }
+        for checkpoint in wanted.values():
+            if time.monotonic() < self._not_before.get(checkpoint.version, 0.0):
+                continue
+            try:
+                self.serve(checkpoint)
+                self._failures.pop(checkpoint.version, None)
+            except (ServingError, RejectedRecordError) as error:
+                self._not_before[checkpoint.version] = time.monotonic() + RETRY_S
+                self._failures[checkpoint.version] += 1
+                if self._failures[checkpoint.version] >= ATTEMPTS and self._replaceable(checkpoint):
+                    given_up.append(_given_up(checkpoint, str(error)))
+                logger.warning(
+                    "not served", name=checkpoint.name, version=checkpoint.version, error=str(error)
+                )
+        names = {version for _, version in wanted}
+        for weights, server in list(self.servers.servers.items()):
+            for adapter in [a for a in server.adapters if a not in names]:
+                if self._idle(adapter):
+                    self.servers.unload(server, adapter)
+            needed = server.name in names or bool(server.adapters)
+            if not needed and self._idle(server.name):
+                self.servers.stop(weights)
+        for name in [name for name in self._idle_since if name in names]:
+            del self._idle_since[name]
+        return given_up
+
+    def serve(self, checkpoint: Checkpoint) -> Server:
+        """Serve a checkpoint, where it was served before if it was."""
+        folder = self.weights(checkpoint.name, checkpoint.version, checkpoint.artifact)
+        assert folder is not None  # noqa: S101 - a checkpoint of ours has an artifact
+        port = _port(checkpoint.endpoint)
+        if checkpoint.kind != "adapter":
+            return self.servers.serve(str(folder), checkpoint.version, port)
+        base = _base(folder)
+        return self.servers.serve_adapter(base, Path(base).name, checkpoint.version, folder, port)
+
+    def weights(
+        self, name: str, version: str | None, artifact: Artifact | None = None
+    ) -> Path | None:
+        """Return the folder of a version's weights, laid out from the artifact store; None for the
+        base.
+        """
+        if version is None:
+            return None
+        if artifact is None:
+            known = self._known.checkpoints.get((name, version))
+            artifact = known.artifact if known is not None else None
+        if artifact is None or artifact.media_type != FOLDER_TYPE:
+            raise RejectedRecordError(f"{name} {version} has no weights")
+        return self._artifacts.get_folder(
+            artifact, self._settings.data_dir / "models" / artifact.sha256[:16]
+        )
+
+    def _wanted(self, checkpoint: Checkpoint) -> bool:
+        """Return whether one of our checkpoints must be served: it is under way, a route leads to
+        it, or may again.
+        """
+        if (
+            checkpoint.endpoint is None
+            or checkpoint.artifact is None
+            or checkpoint.artifact.media_type != FOLDER_TYPE
+        ):
+            return False
+        route = self._known.routes.get(checkpoint.name)
+        routed = (
+            [t.version for t in [*route.targets, *route.fallbacks, *route.shadows]] if route else []
+        )
+        promoted = self._known.promoted(checkpoint.name)
+        parent = promoted.lineage.parent if promoted is not None and promoted.lineage else None
+        # The parent of what serves is what a drop would bring back.
+        return (
+            checkpoint.state in SERVED
+            or checkpoint.version in routed
+            or checkpoint.version == parent
+        )
+
+    def _replaceable(self, checkpoint: Checkpoint) -> bool:
+        """Return whether something else answers calls when this does not."""
+        route = self._known.routes.get(checkpoint.name)
+        return checkpoint.state in SERVED and route is not None and bool(route.fallbacks)
+
+    def _idle(self, name: str) -> bool:
+        """Return whether a server has been unneeded for long enough that no call of it is in
+        flight.
+        """
+        since = self._idle_since.setdefault(name, time.monotonic())
+        if time.monotonic() - since < self._settings.training.serving.drain_s:
+            return False
+        del self._idle_since[name]
+        return True
+
+
+def _port(endpoint: Endpoint | None) -> int | None:
+    """Return the port that a checkpoint's endpoint names."""
+    if endpoint is None:
+        return None
+    return int(endpoint.base_url.rpartition(":")[2].partition("/")[0])
+
+
+def _base(folder: Path) -> str:
+    """Return the whole weights that an adapter was trained on."""
+    return str(json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"])
+
+
+def _given_up(checkpoint: Checkpoint, error: str) -> Checkpoint:
+    answered = checkpoint.state in (CheckpointState.CANARY, CheckpointState.PROMOTED)
+    state = CheckpointState.ROLLED_BACK if answered else CheckpointState.REJECTED
+    return checkpoint.model_copy(
+        update={"state": state, "reason": f"cannot be served any more: {error}"}
+    )

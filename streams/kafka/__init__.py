@@ -1,1 +1,0 @@
-"""The log and its runner on Apache Kafka."""

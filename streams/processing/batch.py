@@ -1,0 +1,118 @@
+"""What a batch of records comes to, on whatever log: outputs, changed states, and records set
+aside.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+
+from streams.processing.processor import FailedRecordError, Outcome, Processor, process
+from streams.storage.records import Outgoing, Record
+
+S = TypeVar("S")
+Held = TypeVar("Held", covariant=True)
+Key = tuple[int, str]
+"""Partition and key."""
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[S]):
+    """What a key's state becomes; a state of None forgets it."""
+
+    state: S | None
+    deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An event to write.
+
+    Attributes:
+        partition: in which the record or the key lies that it was made from.
+    """
+
+    partition: int
+    outgoing: Outgoing
+
+
+@dataclass(frozen=True)
+class Batch(Generic[S]):
+    """What is to be written for a batch."""
+
+    outputs: list[Output] = field(default_factory=list)
+    changes: dict[Key, Change[S]] = field(default_factory=dict)
+
+    def apply(self, key: Key, outcome: Outcome[S]) -> None:
+        """Add what became of one record or deadline."""
+        self.outputs.extend(Output(key[0], event) for event in outcome.records)
+        self.changes[key] = Change(outcome.state, outcome.deadline)
+
+
+class States(Protocol[Held]):
+    """The stored states of a processor's keys, kept as objects as long as memory allows."""
+
+    def get(self, key: Key) -> Held | None:
+        """Return a key's stored state, None where there is none."""
+        ...
+
+    def clear(self) -> None:
+        """Forget the objects: one may be half changed. What is stored stays."""
+        ...
+
+
+def processed(
+    processor: Processor[S],
+    states: States[S],
+    records: Sequence[Record],
+    due: Sequence[Key],
+    time: datetime,
+) -> Batch[S]:
+    """Return what a processor makes of records, and then of deadlines of keys that no record
+    touched.
+
+    A failure may leave a state half changed, so the batch starts again from the stored states with
+    the failed record set aside as a dead letter.
+    """
+    set_aside: dict[str, Outgoing] = {}
+    while True:
+        batch: Batch[S] = Batch()
+        try:
+            for record in records:
+                _process_one(processor, states, batch, record, set_aside)
+        except FailedRecordError:
+            states.clear()
+            continue
+        for key in due:
+            state = states.get(key)
+            if state is not None and key not in batch.changes:
+                batch.apply(key, processor.expire(state, key[1], time))
+        return batch
+
+
+def _process_one(
+    processor: Processor[S],
+    states: States[S],
+    batch: Batch[S],
+    record: Record,
+    set_aside: dict[str, Outgoing],
+) -> None:
+    if not processor.concerns(record):
+        return
+    if record.position in set_aside:
+        batch.outputs.append(Output(record.partition, set_aside[record.position]))
+        return
+    key = (record.partition, processor.state_key(record))
+    change = batch.changes.get(key)
+    try:
+        batch.apply(key, process(processor, change.state if change else states.get(key), record))
+    except FailedRecordError as error:
+        logger.warning(
+            "dead letter", group=processor.group, record=record.position, error=str(error.__cause__)
+        )
+        set_aside[record.position] = error.dead_letter
+        raise

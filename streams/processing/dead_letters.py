@@ -1,0 +1,34 @@
+"""Dead letters: looked at, and put back where they came from once their reason is gone."""
+
+from collections.abc import Iterable, Iterator
+
+from schemas.dead_letters import DeadLetterEvent
+from schemas.serialization import decode
+from schemas.topics import DEAD_LETTERS
+from streams.storage.log import Log, read_all
+from streams.storage.records import REPLAYED_HEADER, NewRecord
+
+
+def dead_letters(log: Log) -> Iterator[tuple[int, DeadLetterEvent]]:
+    """Yield every dead letter with its offset, which is its number."""
+    for record in read_all(log, DEAD_LETTERS.name):
+        yield record.offset, decode(DeadLetterEvent, record.value)
+
+
+def put_back(log: Log, letters: Iterable[tuple[int, DeadLetterEvent]]) -> int:
+    """Append dead letters to the topics they came from and return how many.
+
+    Key, bytes and headers are those of the record that was set aside, so every group that reads the
+    topic sees it again; those that had taken it in know it by its event id.
+    """
+    records = [restored(number, event) for number, event in letters]
+    log.append(records)
+    return len(records)
+
+
+def restored(number: int, event: DeadLetterEvent) -> NewRecord:
+    """Return the record to append for a dead letter."""
+    letter = event.payload
+    headers = tuple((header.name, header.value) for header in letter.headers)
+    again = (REPLAYED_HEADER, f"{DEAD_LETTERS.name}@{number}".encode())
+    return NewRecord(letter.topic, letter.key, letter.value, (*headers, again))

@@ -1,0 +1,1 @@
+"""The processors: join, judge, router, batcher, learners, promotion."""

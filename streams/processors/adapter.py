@@ -1,0 +1,229 @@
+"""The three-head trace adapter: one trajectory becomes conversations (SFT), samples (RL) and
+decisions (bandit).
+"""
+
+from collections.abc import Iterator, Mapping
+from math import fsum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.examples import BanditExample, Example, RlExample, SftExample
+from schemas.genai import to_openai
+from schemas.spans import Attribute, SpanEvent
+from schemas.trajectories import Trajectory, TrajectoryEvent
+from streams.processors.trajectories import rewards_that_count
+
+Body = SftExample | RlExample | BanditExample
+
+
+class AdapterConfig(BaseModel):
+    """Which nodes of an agent teach which logical model.
+
+    Attributes:
+        sft, rl: logical name to the names of the nodes whose model calls are its examples. A name
+            `NAME@TENANT` is a tenant's own model: it learns from that tenant alone.
+        sft_credit: `chosen` teaches only from the nodes whose candidates were chosen by a decision
+            of the rollout (a rejected proposal did not earn the reward); `all` teaches from every
+            node.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sft: Mapping[str, frozenset[str]] = {}
+    rl: Mapping[str, frozenset[str]] = {}
+    sft_credit: Literal["chosen", "all"] = "chosen"
+
+
+def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
+    """Return the examples in a rewarded trajectory, in a fixed order; none when it did not succeed.
+
+    A span's own reward counts for its example before the rollout's; what has neither is no example.
+    An answer that a person corrected is one more, as it should have been. Decisions of failed
+    rollouts teach nothing either: a failure of the infrastructure says nothing of the choice.
+    """
+    trajectory = event.payload
+    if trajectory.rollout.state != "succeeded":
+        return []
+    task = trajectory.rollout.task
+    counted = rewards_that_count(trajectory.rewards).get("")
+    criteria = next(
+        (e.payload.criteria for e in trajectory.rewards if counted and e.event_id == counted[0]), {}
+    )
+    return [
+        Example(
+            target=target,
+            task_id=task.id if task else None,
+            split=trajectory.rollout.split,
+            group=trajectory.rollout.group,
+            reward=reward,
+            reward_revision=max(1, trajectory.reward_revision),
+            criteria=criteria,
+            expected=task.expected if task else None,
+            cost=_cost(trajectory, span_id),
+            source_event_ids=[event.event_id, source],
+            body=body,
+        )
+        for target, source, span_id, reward, body in _bodies(event, config)
+        if reward is not None
+    ]
+
+
+Found = tuple[str, str, str | None, float | None, Body]
+"""Target, source event id, the span it is about, reward and body."""
+
+
+def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Found]:
+    """Yield the examples."""
+    trajectory = event.payload
+    calls = _model_calls(trajectory.spans)
+    for target, nodes in _of_tenant(config.sft, event.tenant):
+        for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
+            called = span.payload.text(Attribute.REQUEST_MODEL)
+            own = target not in config.rl and called in (target, target.rpartition("@")[0])
+            conversation = _conversation(span, _checkpoint(span) if own else "")
+            yield (
+                target,
+                span.event_id,
+                span.span_id,
+                _reward(trajectory, span.span_id),
+                conversation,
+            )
+        yield from _demonstrations(trajectory, target, nodes)
+    for target, nodes in _of_tenant(config.rl, event.tenant):
+        for span in calls:
+            if _node(span) in nodes:
+                yield (
+                    target,
+                    span.event_id,
+                    span.span_id,
+                    _reward(trajectory, span.span_id),
+                    _sample(span),
+                )
+    for decision in trajectory.decisions:
+        body = BanditExample(decision_id=decision.event_id, decision=decision.payload)
+        about = decision.span_id
+        yield decision.payload.policy, decision.event_id, about, _reward(trajectory, about), body
+
+
+def _of_tenant(
+    targets: Mapping[str, frozenset[str]], tenant: str
+) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield the targets that a tenant's trajectories teach: those of all, and its own."""
+    for target, nodes in targets.items():
+        _, at, whose = target.rpartition("@")
+        if not at or whose == tenant:
+            yield target, nodes
+
+
+def _cost(trajectory: Trajectory, span_id: str | None) -> float:
+    """Return what a model call cost; of all of them where the span is none, or none is named."""
+    costs = {
+        span.span_id: float(cost)
+        for span in trajectory.spans
+        if isinstance(cost := span.payload.attributes.get(Attribute.COST), int | float)
+    }
+    return costs[span_id] if span_id in costs else fsum(costs.values())
+
+
+def _reward(trajectory: Trajectory, span_id: str | None) -> float | None:
+    return trajectory.span_rewards.get(span_id or "", trajectory.reward)
+
+
+def _demonstrations(trajectory: Trajectory, target: str, nodes: frozenset[str]) -> Iterator[Found]:
+    """Yield the answers of these nodes as people said they should have been."""
+    superseded = {event.payload.supersedes for event in trajectory.rewards}
+    spans = {span.span_id: span for span in trajectory.spans}
+    for event in trajectory.rewards:
+        edit, span = event.payload.edit, spans.get(event.payload.target_span_id or "")
+        if edit is None or span is None or event.event_id in superseded or _node(span) not in nodes:
+            continue
+        message = edit if isinstance(edit, dict) else {"content": str(edit)}
+        messages = [*_messages(span, "input"), {"role": "assistant", **message}]
+        body = SftExample(node=_node(span), messages=messages, tools=_tools(span))
+        yield target, event.event_id, span.span_id, 1.0, body
+
+
+def _credited(
+    event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[str]
+) -> frozenset[str]:
+    """Return the nodes that earned the reward; all where nothing was chosen among their
+    proposals.
+    """
+    if config.sft_credit == "all":
+        return nodes
+    proposers = {
+        candidate.id for d in event.payload.decisions for candidate in d.payload.candidates
+    }
+    chosen = {d.payload.candidates[d.payload.choice].id for d in event.payload.decisions}
+    return frozenset(node for node in nodes if node in chosen or node not in proposers)
+
+
+def _model_calls(spans: list[SpanEvent]) -> list[SpanEvent]:
+    """Return the model calls. One that encloses another is the same call, seen by the agent's own
+    instrumentation.
+    """
+    calls = [span for span in spans if _is_model_call(span)]
+    enclosing = {span.payload.parent_span_id for span in calls}
+    return [span for span in calls if span.span_id not in enclosing]
+
+
+def _is_model_call(event: SpanEvent) -> bool:
+    span = event.payload
+    answered = span.status != "error" and bool(_messages(event, "output"))
+    return answered and span.text(Attribute.OPERATION) in ("chat", "text_completion")
+
+
+def _last_by_node(calls: list[SpanEvent], nodes: frozenset[str]) -> list[SpanEvent]:
+    """Return each node's last call, which holds its whole conversation, tools included."""
+    last: dict[str, SpanEvent] = {}
+    for span in calls:
+        node = _node(span)
+        if node in nodes:
+            last.pop(node, None)
+            last[node] = span
+    return list(last.values())
+
+
+def _node(event: SpanEvent) -> str:
+    return event.payload.text(Attribute.NODE) or ""
+
+
+def _conversation(event: SpanEvent, checkpoint: str) -> SftExample:
+    return SftExample(
+        node=_node(event),
+        messages=[*_messages(event, "input"), *_messages(event, "output")[:1]],
+        tools=_tools(event),
+        checkpoint=checkpoint,
+    )
+
+
+def _checkpoint(event: SpanEvent) -> str:
+    return event.payload.text(Attribute.CHECKPOINT) or ""
+
+
+def _sample(event: SpanEvent) -> RlExample:
+    attributes = event.payload.attributes
+    return RlExample(
+        node=_node(event),
+        prompt=_messages(event, "input"),
+        response=_messages(event, "output")[0],
+        tools=_tools(event),
+        prompt_token_ids=_list(attributes.get(Attribute.PROMPT_TOKEN_IDS)),
+        response_token_ids=_list(attributes.get(Attribute.RESPONSE_TOKEN_IDS)),
+        response_logprobs=_list(attributes.get(Attribute.RESPONSE_LOGPROBS)),
+        checkpoint=_checkpoint(event),
+    )
+
+
+def _messages(event: SpanEvent, side: Literal["input", "output"]) -> list[dict[str, Any]]:
+    attribute = Attribute.INPUT_MESSAGES if side == "input" else Attribute.OUTPUT_MESSAGES
+    return [to_openai(message) for message in _list(event.payload.attributes.get(attribute))]
+
+
+def _tools(event: SpanEvent) -> list[dict[str, Any]]:
+    return _list(event.payload.attributes.get(Attribute.TOOL_DEFINITIONS))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

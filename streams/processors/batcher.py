@@ -1,0 +1,227 @@
+"""Batches for learners that train now and then: closed by a number of examples or by a command,
+written as manifests.
+"""
+
+from collections.abc import Collection, Iterator
+from datetime import datetime, timedelta
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from learners.gate import GateConfig, Tally, Watch
+from schemas.checkpoints import OffsetRange
+from schemas.commands import Command, CommandEvent
+from schemas.envelope import AnyEvent
+from schemas.examples import ExampleEvent
+from schemas.identifiers import derived_event_id
+from schemas.manifests import Manifest
+from schemas.serialization import UndecodableError, decode_all
+from schemas.topics import COMMANDS, EXAMPLES, Topic
+from streams.processing.processor import Outcome, Processor, output_id
+from streams.storage.log import Log
+from streams.storage.records import Outgoing, Record
+
+
+class BatchConfig(BaseModel):
+    """When a batch is closed: at the first of these.
+
+    Attributes:
+        examples: so many close a batch.
+        seconds: so long after its first example it is closed; None waits for the others.
+        drop: it is closed when rewards are surely lower, by this much, than they were in the batch
+            before; None does not look. Rewards are in [0, 1].
+        error: chance that `drop` closes a batch for nothing, however long one looks.
+        least: fewest examples of a batch that time or a drop closes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    examples: int = Field(default=256, ge=1)
+    seconds: float | None = Field(default=None, gt=0.0)
+    drop: float | None = Field(default=None, ge=0.0, lt=1.0)
+    error: float = Field(default=0.05, gt=0.0, lt=0.5)
+    least: int = Field(default=1, ge=1)
+
+
+class OpenBatch(BaseModel):
+    """A target's batch that is not closed yet.
+
+    Attributes:
+        ranges: topic and partition to the first and last offset in it.
+        number: how many batches were closed before.
+        closes: when time closes it.
+        rewards: of its examples.
+        watch: over its rewards, against those of the batch before.
+        dropped: whether they are surely lower.
+    """
+
+    examples: int = 0
+    ranges: dict[int, tuple[int, int]] = {}
+    number: int = 0
+    closes: datetime | None = None
+    rewards: Tally = Field(default_factory=Tally)
+    watch: Watch | None = None
+    dropped: bool = False
+
+    def take(self, source: Record, event: ExampleEvent, config: BatchConfig) -> None:
+        """Add an example."""
+        first, _ = self.ranges.get(source.partition, (source.offset, 0))
+        self.ranges[source.partition] = (first, source.offset)
+        self.examples += 1
+        if self.closes is None and config.seconds is not None:
+            self.closes = event.time + timedelta(seconds=config.seconds)
+        reward = min(1.0, max(0.0, event.payload.reward))
+        self.rewards.take(reward)
+        if self.watch is not None and config.drop is not None:
+            self.dropped |= self.watch.dropped(reward, _gate(config.drop, config.error))
+
+    def following(self, config: BatchConfig) -> "OpenBatch":
+        """Return the batch that begins when this one is closed; after a drop nobody knows yet what
+        is usual.
+        """
+        watch = None
+        if config.drop is not None and not self.dropped:
+            watch = Watch.of("", "", self.rewards, _gate(config.drop, config.error))
+        return OpenBatch(number=self.number + 1, watch=watch)
+
+
+def _gate(drop: float, error: float) -> GateConfig:
+    return GateConfig(drop=drop, confidence=1.0 - error)
+
+
+class Batching(Processor[OpenBatch]):
+    """Collects one head's examples for batch learners, and says `train` with a manifest when a
+    batch is closed.
+
+    A command `train` without a manifest closes batches that are not full, those of one head where
+    its arguments name it; one with a manifest is our own, or asks for what was asked before.
+
+    Args:
+        targets: logical names of what learns from this head.
+    """
+
+    topics: ClassVar[tuple[Topic, ...]] = (EXAMPLES, COMMANDS)
+
+    def __init__(self, head: str, targets: Collection[str], config: BatchConfig) -> None:
+        self.name = f"batches:{head}"
+        self.head = head
+        self.targets = frozenset(targets)
+        self.config = config
+
+    def concerns(self, source: Record) -> bool:
+        """Return whether a record is for one of the learners."""
+        return self.state_key(source) in self.targets
+
+    def handle(
+        self, state: OpenBatch | None, event: AnyEvent, source: Record
+    ) -> Outcome[OpenBatch]:
+        """Take in an example or a command."""
+        batch = state or OpenBatch()
+        target = self.state_key(source)
+        if isinstance(event, ExampleEvent):
+            if event.payload.body.head != self.head or event.payload.split != "train":
+                return Outcome(state=batch, deadline=batch.closes)
+            batch.take(source, event, self.config)
+            reason = self._full(batch)
+            if reason is None:
+                return Outcome(state=batch, deadline=batch.closes)
+            return self._closed(
+                batch, target, output_id(self, source, event.time), event.time, reason
+            )
+        assert isinstance(event, CommandEvent)  # noqa: S101 - the topics hold nothing else
+        order = event.payload
+        meant = (
+            order.action == "train"
+            and order.manifest is None
+            and order.arguments.get("head") in (None, self.head)
+        )
+        if not meant or not batch.examples:
+            return Outcome(state=batch, deadline=batch.closes)
+        reason = order.reason or "asked for"
+        return self._closed(
+            batch, target, output_id(self, source, event.time), event.time, reason, order.arguments
+        )
+
+    def expire(self, state: OpenBatch, key: str, now: datetime) -> Outcome[OpenBatch]:
+        """Close a batch that is old enough; one that is too small, or that time closes no longer,
+        waits for more.
+        """
+        if self.config.seconds is None or state.examples < self.config.least:
+            return Outcome(state=state)
+        event_id = derived_event_id(now, self.name, "old", key, str(state.number))
+        return self._closed(
+            state, key, event_id, now, f"{self.config.seconds:g} s since its first example"
+        )
+
+    def encode_state(self, state: OpenBatch) -> bytes:
+        """Return the batch as JSON."""
+        return state.model_dump_json().encode()
+
+    def decode_state(self, value: bytes) -> OpenBatch:
+        """Return the batch from JSON."""
+        return OpenBatch.model_validate_json(value)
+
+    def _full(self, batch: OpenBatch) -> str | None:
+        """Return why a batch is to be closed now."""
+        if batch.examples >= self.config.examples:
+            return f"{batch.examples} examples"
+        if batch.examples < self.config.least:
+            return None
+        if batch.dropped:
+            return f"rewards dropped, to {batch.rewards.mean:.3f} on average"
+        return None
+
+    def _closed(
+        self,
+        batch: OpenBatch,
+        target: str,
+        event_id: str,
+        time: datetime,
+        reason: str,
+        arguments: dict[str, JsonValue] | None = None,
+    ) -> Outcome[OpenBatch]:
+        manifest = Manifest(
+            target=target,
+            head=self.head,
+            ranges=[
+                OffsetRange(topic=EXAMPLES.name, partition=partition, first=first, last=last)
+                for partition, (first, last) in sorted(batch.ranges.items())
+            ],
+            examples=batch.examples,
+            number=batch.number + 1,
+        )
+        order = Command(
+            target=target,
+            action="train",
+            manifest=manifest,
+            arguments=arguments or {},
+            reason=reason,
+        )
+        event = CommandEvent(event_id=event_id, time=time, payload=order)
+        return Outcome((Outgoing.of(COMMANDS, target, event),), batch.following(self.config))
+
+
+def examples_of(log: Log, manifest: Manifest) -> Iterator[ExampleEvent]:
+    """Yield a manifest's examples in the order of the log, each once."""
+    for found in manifest.ranges:
+        offset = found.first
+        while offset <= found.last:
+            records = log.read(found.topic, found.partition, offset, 500)
+            if not records:
+                return
+            for record in records:
+                if record.offset <= found.last:
+                    yield from _meant(record, manifest)
+            offset = records[-1].offset + 1
+
+
+def _meant(record: Record, manifest: Manifest) -> Iterator[ExampleEvent]:
+    if record.key != manifest.target.encode():
+        return
+    try:
+        events = decode_all(ExampleEvent, record.value)
+    except UndecodableError:
+        return  # it is a dead letter, and was not counted
+    for event in events:
+        if event.payload.body.head == manifest.head and event.payload.split == "train":
+            yield event

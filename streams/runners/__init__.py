@@ -1,0 +1,1 @@
+"""What carries processors over a log: live on SQLite or Kafka, or in replay."""

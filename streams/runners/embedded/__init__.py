@@ -1,0 +1,1 @@
+"""The runner on the embedded log: outputs, states and offsets in one transaction."""

@@ -1,0 +1,201 @@
+"""The states of one partition of a consumer group, kept in a compacted topic that has one writer at
+a time.
+
+Everything that a batch makes of a partition's records is one transaction: the events it writes, the
+states of the keys it changed, and how far the records went into them. Readers of committed records
+see all of it or nothing, so what a crash cuts off is made anew without a trace, in whatever order
+the topics are read the second time.
+
+Whoever takes a partition shuts out its earlier writer (Kafka fences the older producer of a
+transactional id), then reads what is stored. So a worker that was paused, and still believes the
+partition to be its own, cannot add to what a later one wrote; it finds that out when it commits,
+reads anew, and does the batch again.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, Protocol, Self, TypeVar
+
+import orjson
+
+from schemas.clock import to_milliseconds
+from streams.processing.batch import Change
+from streams.processing.processor import Processor
+from streams.storage.records import Headers, NewRecord, Record
+
+S = TypeVar("S")
+POSITIONS_KEY = b"positions"
+STATE_PREFIX = b"state:"
+DEADLINE_HEADER = "deadline"
+CACHED = 1024
+
+
+class OutdatedError(Exception):
+    """What was read of the partition may be outdated: another worker has taken it, or a write is in
+    doubt.
+    """
+
+
+class Changelog(Protocol):
+    """The partition of the topic that keeps a partition's states."""
+
+    async def load(self) -> Sequence[Record]:
+        """Shut out every earlier writer and return all that is stored, the oldest first."""
+        ...
+
+    async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
+        """Write states to the changelog and outputs to their topics, all or none.
+
+        Raises:
+            OutdatedError: none was written, or it is not known whether they were. Load again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release the connection."""
+        ...
+
+
+@dataclass
+class Positions:
+    """How far a partition's records went into its states.
+
+    Attributes:
+        contained: topic to the last offset taken. Kafka delivers a record again after a crash.
+    """
+
+    contained: dict[str, int] = field(default_factory=dict)
+
+    def take(self, record: Record) -> bool:
+        """Note that a record is taken; return False if it was taken before."""
+        if record.offset < self.next_of(record.topic):
+            return False
+        self.contained[record.topic] = record.offset
+        return True
+
+    def next_of(self, topic: str) -> int:
+        """Return the offset after the last one taken of a topic."""
+        return self.contained.get(topic, -1) + 1
+
+    def copy(self) -> Self:
+        """Return positions that change apart from these."""
+        return type(self)(dict(self.contained))
+
+    def encode(self) -> bytes:
+        """Return them as JSON."""
+        return orjson.dumps({"contained": self.contained}, option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def decode(cls, value: bytes | None) -> Self:
+        """Return what `encode` wrote."""
+        return cls(orjson.loads(value or b'{"contained": {}}')["contained"])
+
+
+class PartitionStates(Generic[S]):
+    """One partition's states, all of them in memory as bytes, the last used ones as objects too."""
+
+    def __init__(
+        self, processor: Processor[S], changelog: Changelog, stored: Iterable[Record]
+    ) -> None:
+        self._processor = processor
+        self._changelog = changelog
+        self._values: dict[str, bytes] = {}
+        self._deadlines: dict[str, int] = {}
+        self._queue: list[tuple[int, str]] = []
+        self._objects: OrderedDict[str, S] = OrderedDict()
+        self.positions = Positions()
+        for record in stored:
+            self._take_up(record)
+
+    @classmethod
+    async def opened(cls, processor: Processor[S], changelog: Changelog) -> Self:
+        """Shut out earlier writers of the partition and read its states."""
+        return cls(processor, changelog, await changelog.load())
+
+    def get(self, key: str) -> S | None:
+        """Return a key's stored state, None where there is none."""
+        if key in self._objects:
+            self._objects.move_to_end(key)
+            return self._objects[key]
+        value = self._values.get(key)
+        return None if value is None else self._processor.decode_state(value)
+
+    def clear(self) -> None:
+        """Forget the objects."""
+        self._objects.clear()
+
+    def due(self, time: datetime, limit: int) -> list[str]:
+        """Return keys whose deadline has passed, the earliest first. Each is returned once: expire
+        it or open anew.
+        """
+        passed: list[str] = []
+        while self._queue and len(passed) < limit and self._queue[0][0] <= to_milliseconds(time):
+            deadline, key = heapq.heappop(self._queue)
+            if self._deadlines.get(key) == deadline and key not in passed:
+                passed.append(key)
+        return passed
+
+    async def commit(
+        self, changes: Mapping[str, Change[S]], positions: Positions, outputs: Sequence[NewRecord]
+    ) -> None:
+        """Store changed states and positions, and write outputs, together.
+
+        Raises:
+            OutdatedError: see `Changelog.commit`.
+        """
+        records = [
+            _stored(self._processor, key, change)
+            for key, change in changes.items()
+            if change.state is not None or key in self._values
+        ]
+        records.append(NewRecord("", POSITIONS_KEY, positions.encode()))
+        await self._changelog.commit(records, outputs)
+        for key, change in changes.items():
+            self._objects.pop(key, None)
+            if change.state is not None:
+                self._objects[key] = change.state
+        while len(self._objects) > CACHED:
+            self._objects.popitem(last=False)
+        for record in records:
+            self._take_up(record)
+
+    async def close(self) -> None:
+        """Release the changelog."""
+        await self._changelog.close()
+
+    def _take_up(self, record: Record | NewRecord) -> None:
+        if record.key == POSITIONS_KEY:
+            self.positions = Positions.decode(record.value)
+            return
+        key = (record.key or b"").removeprefix(STATE_PREFIX).decode()
+        self._deadlines.pop(key, None)
+        if record.value is None:
+            self._values.pop(key, None)
+            return
+        self._values[key] = record.value
+        for name, value in record.headers:
+            if name == DEADLINE_HEADER:
+                self._deadlines[key] = int(value)
+                heapq.heappush(self._queue, (int(value), key))
+
+
+def changelog_of(group: str) -> str:
+    """Return the name of the topic that keeps a group's states."""
+    return f"{group}-states-changelog"
+
+
+def state_key(key: str) -> bytes:
+    """Return the key that a state lies under in its changelog."""
+    return STATE_PREFIX + key.encode()
+
+
+def _stored(processor: Processor[S], key: str, change: Change[S]) -> NewRecord:
+    if change.state is None:
+        return NewRecord("", state_key(key), None)
+    headers: Headers = ()
+    if change.deadline is not None:
+        headers = ((DEADLINE_HEADER, str(to_milliseconds(change.deadline)).encode()),)
+    return NewRecord("", state_key(key), processor.encode_state(change.state), headers)

@@ -1,0 +1,1 @@
+"""The log of one machine, in one SQLite file."""

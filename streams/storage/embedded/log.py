@@ -1,0 +1,367 @@
+"""The embedded log: Kafka's model (topics, partitions, offsets, groups, headers, compaction) in one
+SQLite file.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from heapq import merge
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from schemas.clock import now, to_milliseconds
+from schemas.topics import TOPICS
+from streams.storage.embedded.database import (
+    BUSY_TIMEOUT_S,
+    Durability,
+    open_database,
+    snapshot,
+    transaction,
+)
+from streams.storage.errors import LogUnavailableError, LogUnreadableError
+from streams.storage.partitions import partition_of
+from streams.storage.records import Headers, NewRecord, Record
+
+TOMBSTONE_GRACE = timedelta(days=1)
+_POLL_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class _TopicRow:
+    id: int
+    partitions: int
+
+
+class EmbeddedLog:
+    """A log in an SQLite file in WAL mode, shared by any number of processes on one machine.
+
+    Satisfies `streams.storage.log.Log`. An instance belongs to the thread that made it.
+
+    Args:
+        path: the file; created when it is not there.
+        durability: what an append survives; `power` costs a disk flush each commit.
+    """
+
+    def __init__(
+        self, path: Path, durability: Durability = "process", busy_timeout_s: float = BUSY_TIMEOUT_S
+    ) -> None:
+        self.path = path
+        self.connection = open_database(path, durability, busy_timeout_s)
+        self._topics: dict[str, _TopicRow] = {}
+        self._data_version = -1
+
+    def close(self) -> None:
+        """Close the connection; what was not committed is rolled back."""
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run the block in one write transaction."""
+        with _translated(self.path), transaction(self.connection):
+            yield
+
+    def append(self, records: Sequence[NewRecord]) -> list[tuple[int, int]]:
+        """Write records, all or none; return (partition, offset) of each."""
+        if not records:
+            return []
+        with self.transaction():
+            return self.append_within(records)
+
+    def append_within(self, records: Sequence[NewRecord]) -> list[tuple[int, int]]:
+        """Write records inside the caller's transaction."""
+        timestamp_ms = to_milliseconds(now())
+        ends: dict[tuple[int, int], int] = {}
+        rows, positions = [], []
+        for record in records:
+            topic = self._topic(record.topic)
+            partition = partition_of(record.key, topic.partitions)
+            offset = ends.get((topic.id, partition))
+            if offset is None:
+                offset = self._end(topic.id, partition)
+            ends[topic.id, partition] = offset + 1
+            positions.append((partition, offset))
+            rows.append(
+                (
+                    topic.id,
+                    partition,
+                    offset,
+                    timestamp_ms,
+                    record.key,
+                    record.value,
+                    _packed(record.headers),
+                )
+            )
+        self.connection.executemany(
+            'INSERT INTO records (topic, "partition", "offset", timestamp_ms, key, value, headers)'
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+        self.connection.executemany(
+            'INSERT INTO ends (topic, "partition", next) VALUES (?, ?, ?)'
+            " ON CONFLICT DO UPDATE SET next = excluded.next",
+            [(topic, partition, end) for (topic, partition), end in ends.items()],
+        )
+        return positions
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Return up to `limit` records at or after `offset`, in order."""
+        with _translated(self.path):
+            return list(self._select(topic, partition, offset, limit))
+
+    def fetch(
+        self, positions: Mapping[tuple[str, int], int], limit: int, wait_s: float = 0.0
+    ) -> list[Record]:
+        """Return up to `limit` records at or after the given offsets, in the order they were
+        appended to the log.
+
+        The order across partitions is the log's own, so a single reader sees the same order
+        whenever it reads. All partitions are read from one snapshot: a record committed between two
+        reads would otherwise come late.
+        """
+        deadline = time.monotonic() + wait_s
+        while not (records := self._fetch(positions, limit)):
+            left = deadline - time.monotonic()
+            if left <= 0 or not self.wait_for_change(left):
+                break
+        return records
+
+    def _fetch(self, positions: Mapping[tuple[str, int], int], limit: int) -> list[Record]:
+        with _translated(self.path), snapshot(self.connection):
+            sources = [
+                self._select(topic, partition, offset, limit)
+                for (topic, partition), offset in positions.items()
+            ]
+            return list(islice(merge(*sources, key=lambda record: record.sequence), limit))
+
+    def _select(self, topic: str, partition: int, offset: int, limit: int) -> Iterator[Record]:
+        rows = self.connection.execute(
+            'SELECT "offset", timestamp_ms, key, value, headers, sequence FROM records'
+            ' WHERE topic = ? AND "partition" = ? AND "offset" >= ? ORDER BY "offset" LIMIT ?',
+            (self._topic(topic).id, partition, offset, limit),
+        )
+        for found, timestamp_ms, key, value, headers, sequence in rows:
+            yield Record(
+                topic, partition, found, timestamp_ms, key, value, _unpacked(headers), sequence
+            )
+
+    def beginnings(self, topic: str) -> Mapping[int, int]:
+        """Return the first offset still there, by partition."""
+        row = self._topic(topic)
+        found: dict[int, int] = dict(
+            self._rows(
+                'SELECT "partition", min("offset") FROM records WHERE topic = ? GROUP BY'
+                ' "partition"',
+                row.id,
+            )
+        )
+        ends = self.ends(topic)
+        return {
+            partition: found.get(partition, ends[partition]) for partition in range(row.partitions)
+        }
+
+    def ends(self, topic: str) -> Mapping[int, int]:
+        """Return the offset the next record will get, by partition."""
+        row = self._topic(topic)
+        found: dict[int, int] = dict(
+            self._rows('SELECT "partition", next FROM ends WHERE topic = ?', row.id)
+        )
+        return {partition: found.get(partition, 0) for partition in range(row.partitions)}
+
+    def offset_at(self, topic: str, partition: int, time: datetime) -> int:
+        """Return the offset of the first record appended at or after `time`, or the end."""
+        found = self._rows(
+            'SELECT min("offset") FROM records WHERE topic = ? AND "partition" = ? AND'
+            " timestamp_ms >= ?",
+            self._topic(topic).id,
+            partition,
+            to_milliseconds(time),
+        )[0][0]
+        return self.ends(topic)[partition] if found is None else int(found)
+
+    def committed(
+        self, group: str, topics: Iterable[str], partitions: Iterable[int]
+    ) -> dict[tuple[str, int], int]:
+        """Return the next offset a group will read, by topic and partition; the beginning where it
+        has read nothing.
+        """
+        wanted = list(partitions)
+        positions: dict[tuple[str, int], int] = {}
+        for topic in topics:
+            row = self._topic(topic)
+            found: dict[int, int] = dict(
+                self._rows(
+                    'SELECT "partition", next FROM offsets WHERE consumer_group = ? AND topic = ?',
+                    group,
+                    row.id,
+                )
+            )
+            positions |= {
+                (topic, partition): found.get(partition, 0)
+                for partition in wanted
+                if partition < row.partitions
+            }
+        return positions
+
+    def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Return how many records lie at or after the given offsets."""
+        ends = {topic: self.ends(topic) for topic, _ in positions}
+        return {
+            (topic, partition): ends[topic][partition] - offset
+            for (topic, partition), offset in positions.items()
+        }
+
+    def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Store a group's next offsets."""
+        with self.transaction():
+            self.commit_within(group, positions)
+
+    def state(self, group: str, key: str) -> bytes | None:
+        """Return a processor's state for a key as it was last committed, None where there is
+        none.
+        """
+        rows = self._rows(
+            "SELECT value FROM states WHERE consumer_group = ? AND key = ?", group, key
+        )
+        return rows[0][0] if rows else None
+
+    def commit_within(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Store a group's next offsets inside the caller's transaction."""
+        self.connection.executemany(
+            'INSERT INTO offsets (consumer_group, topic, "partition", next) VALUES (?, ?, ?, ?)'
+            " ON CONFLICT DO UPDATE SET next = excluded.next",
+            [
+                (group, self._topic(topic).id, partition, offset)
+                for (topic, partition), offset in positions.items()
+            ],
+        )
+
+    def wait_for_change(self, timeout_s: float) -> bool:
+        """Return True as soon as another connection has committed since the last call, False after
+        `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            version = self._rows("PRAGMA data_version")[0][0]
+            if version != self._data_version:
+                self._data_version = version
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+
+    def delete_before(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Delete the records before the given offsets. Offsets of what remains do not change."""
+        with self.transaction():
+            self.connection.executemany(
+                'DELETE FROM records WHERE topic = ? AND "partition" = ? AND "offset" < ?',
+                [
+                    (self._topic(topic).id, partition, offset)
+                    for (topic, partition), offset in positions.items()
+                ],
+            )
+
+    def used_bytes(self) -> int:
+        """Return how much of the file is in use; what was deleted is used again before the file
+        grows.
+        """
+        pages, free, size = (
+            self._rows(f"PRAGMA {name}")[0][0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def enforce_retention(self, at: datetime) -> int:
+        """Delete what is past its topic's retention, and all but the last record of each key in
+        compacted topics.
+
+        Returns:
+            How many records were deleted. Offsets of what remains do not change.
+        """
+        deleted = 0
+        for topic in TOPICS.values():
+            row = self._topic(topic.name)
+            if topic.cleanup == "compact":
+                deleted += self._compact(row.id, at)
+            elif topic.retention is not None:
+                cutoff = to_milliseconds(at - topic.retention)
+                deleted += self._delete(
+                    "DELETE FROM records WHERE topic = ? AND timestamp_ms < ?", row.id, cutoff
+                )
+        return deleted
+
+    def _compact(self, topic: int, at: datetime) -> int:
+        superseded = self._delete(
+            "DELETE FROM records WHERE topic = ? AND key IS NOT NULL AND sequence < (SELECT"
+            " max(sequence) FROM"
+            ' records AS newer WHERE newer.topic = records.topic AND newer."partition" ='
+            ' records."partition"'
+            " AND newer.key = records.key)",
+            topic,
+        )
+        cutoff = to_milliseconds(at - TOMBSTONE_GRACE)
+        return superseded + self._delete(
+            "DELETE FROM records WHERE topic = ? AND value IS NULL AND timestamp_ms < ?",
+            topic,
+            cutoff,
+        )
+
+    def _delete(self, statement: str, *parameters: object) -> int:
+        with self.transaction():
+            return self.connection.execute(statement, parameters).rowcount
+
+    def _rows(self, statement: str, *parameters: object) -> list[Any]:
+        with _translated(self.path):
+            return self.connection.execute(statement, parameters).fetchall()
+
+    def _end(self, topic: int, partition: int) -> int:
+        row = self.connection.execute(
+            'SELECT next FROM ends WHERE topic = ? AND "partition" = ?', (topic, partition)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _topic(self, name: str) -> _TopicRow:
+        if name not in self._topics:
+            row = self.connection.execute(
+                "SELECT id, partitions FROM topics WHERE name = ?", (name,)
+            ).fetchone()
+            if row is None:
+                raise KeyError(f"the log has no topic {name!r}")
+            self._topics[name] = _TopicRow(*row)
+        return self._topics[name]
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours: a locked, full or vanished disk may come back, a damaged file
+    will not.
+    """
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.InterfaceError) as error:
+        raise LogUnavailableError(f"the log {path} cannot be used now: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise LogUnreadableError(f"the log {path} is damaged: {error}") from error
+
+
+def _packed(headers: Headers) -> bytes | None:
+    if not headers:
+        return None
+    return orjson.dumps([[name, value.decode("latin-1")] for name, value in headers])
+
+
+def _unpacked(headers: bytes | None) -> Headers:
+    if headers is None:
+        return ()
+    return tuple((name, value.encode("latin-1")) for name, value in orjson.loads(headers))

@@ -1,0 +1,103 @@
+"""The contract of a log: append, read, and where partitions begin and end."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol, Self
+
+from streams.storage.records import NewRecord, Record
+
+
+class Log(Protocol):
+    """An ordered, partitioned, durable log.
+
+    Every method may raise LogUnavailableError. An instance belongs to one thread.
+    """
+
+    def append(self, records: Sequence[NewRecord]) -> list[tuple[int, int]]:
+        """Write records; return (partition, offset) of each. All are durable when this returns.
+
+        After an error the embedded log has none of them; Kafka may have some.
+        """
+        ...
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Return up to `limit` records at or after `offset`, in order; none only at the partition's
+        end.
+        """
+        ...
+
+    def fetch(
+        self, positions: Mapping[tuple[str, int], int], limit: int, wait_s: float = 0.0
+    ) -> list[Record]:
+        """Return up to `limit` records at or after the given offsets, each partition in order.
+
+        Returns none only when nothing lies after the offsets and nothing has come for `wait_s`.
+        """
+        ...
+
+    def beginnings(self, topic: str) -> Mapping[int, int]:
+        """Return the first offset still there, by partition."""
+        ...
+
+    def ends(self, topic: str) -> Mapping[int, int]:
+        """Return the offset the next record will get, by partition."""
+        ...
+
+    def offset_at(self, topic: str, partition: int, time: datetime) -> int:
+        """Return the offset of the first record appended at or after `time`, or the end."""
+        ...
+
+    def committed(
+        self, group: str, topics: Iterable[str], partitions: Iterable[int]
+    ) -> dict[tuple[str, int], int]:
+        """Return the next offset a group will read, by topic and partition; 0 where it has read
+        nothing.
+        """
+        ...
+
+    def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Return how many records lie at or after the given offsets; exact where there are none.
+
+        Offsets alone do not say it: on Kafka the marks of transactions take some, and are never
+        delivered.
+        """
+        ...
+
+    def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Store a group's next offsets."""
+        ...
+
+    def state(self, group: str, key: str) -> bytes | None:
+        """Return a processor's state for a key as it was last stored, None where there is none."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def close(self) -> None:
+        """Release the connection."""
+        ...
+
+
+def read_all(
+    log: Log, topic: str, *, start: Mapping[int, int] | None = None, batch: int = 500
+) -> Iterator[Record]:
+    """Yield a topic's records up to the ends it has now, partition by partition, in bounded memory.
+
+    Args:
+        start: first offset by partition; partitions not named start at their beginning.
+    """
+    beginnings = log.beginnings(topic)
+    for partition, end in log.ends(topic).items():
+        offset = max((start or {}).get(partition, 0), beginnings[partition])
+        while offset < end:
+            records = [
+                record
+                for record in log.read(topic, partition, offset, batch)
+                if record.offset < end
+            ]
+            if not records:
+                break
+            yield from records
+            offset = records[-1].offset + 1

@@ -1,0 +1,252 @@
+"""The adapter's three heads and the router: which example goes where, once a reward."""
+
+from datetime import timedelta
+from typing import Any
+
+from schemas.envelope import AnyEvent
+from schemas.examples import BanditExample, RlExample, SftExample
+from schemas.rollouts import RolloutState
+from schemas.spans import Attribute, SpanEvent
+from schemas.trajectories import TrajectoryEvent
+from streams.processors.adapter import AdapterConfig, examples_of
+from streams.processors.router import ExampleRouter
+from streams.processors.trajectories import TrajectoryJoin
+from tests import events
+
+CONFIG = AdapterConfig(
+    sft={"junior_llm": frozenset({"junior-0", "junior-1"})},
+    rl={"senior_llm": frozenset({"refiner"})},
+)
+
+
+def trajectory(*between: AnyEvent, end: AnyEvent | None = None) -> TrajectoryEvent:
+    """Return the last trajectory of a rollout with these events in it."""
+    join = TrajectoryJoin()
+    state = None
+    emitted: list[Any] = []
+    for offset, event in enumerate([events.started("r"), *between, end or events.succeeded("r")]):
+        outcome = join.handle(state, event, events.record(event, offset))
+        state, emitted = outcome.state, [*emitted, *outcome.records]
+    event = emitted[-1].event
+    assert isinstance(event, TrajectoryEvent)
+    return event
+
+
+def full_trajectory() -> TrajectoryEvent:
+    return trajectory(
+        events.model_span("r", "junior-0", "first thought"),
+        events.model_span("r", "junior-0", "hypothesis A"),
+        events.model_span("r", "junior-1", "hypothesis B"),
+        events.decision("r", ["hypothesis A", "hypothesis B"], 0),
+        events.model_span("r", "refiner", "refined"),
+        events.model_span("r", "refiner", "refined again"),
+        events.model_span("r", "somebody", "else"),
+        events.reward("r", 0.75),
+    )
+
+
+def test_each_head_takes_what_is_its_own() -> None:
+    event = full_trajectory()
+    sft, first_rl, second_rl, bandit = examples_of(event, CONFIG)
+    assert isinstance(sft.body, SftExample)
+    assert (sft.target, sft.body.node) == ("junior_llm", "junior-0")
+    assert [message["content"] for message in sft.body.messages] == ["ask junior-0", "hypothesis A"]
+    assert isinstance(first_rl.body, RlExample)
+    assert isinstance(second_rl.body, RlExample)
+    assert first_rl.target == second_rl.target == "senior_llm"
+    assert (first_rl.body.response["content"], second_rl.body.response["content"]) == (
+        "refined",
+        "refined again",
+    )
+    assert (first_rl.body.response_token_ids, first_rl.body.response_logprobs) == (
+        [1, 2],
+        [-0.1, -0.2],
+    )
+    assert first_rl.body.checkpoint == "v1"
+    assert isinstance(bandit.body, BanditExample)
+    assert (bandit.target, bandit.body.decision) == (
+        "supervisor-policy",
+        event.payload.decisions[0].payload,
+    )
+    assert {example.reward for example in (sft, first_rl, second_rl, bandit)} == {0.75}
+    assert bandit.source_event_ids == [event.event_id, event.payload.decisions[0].event_id]
+
+
+def priced(span_id: str, cost: float) -> SpanEvent:
+    span = events.model_span("r", "assistant", "answer", span_id)
+    attributes = span.payload.attributes | {Attribute.COST.value: cost}
+    return span.model_copy(
+        update={"payload": span.payload.model_copy(update={"attributes": attributes})}
+    )
+
+
+def test_a_decision_has_the_reward_and_the_cost_of_the_call_it_was_made_for() -> None:
+    first, second = "00f067aa0ba902b1", "00f067aa0ba902b2"
+    made_for_first = events.decision("r", ["small", "large"], 0).model_copy(
+        update={"span_id": first}
+    )
+    made_for_all = events.decision("r", ["small", "large"], 1)
+    event = trajectory(
+        priced(first, 0.25),
+        priced(second, 0.5),
+        made_for_first,
+        made_for_all,
+        events.reward("r", 0.75, criteria={"clarity": 0.5}),
+        events.reward("r", 0.25, target_span_id=first),
+    )
+    one, every = examples_of(event, AdapterConfig())
+    assert (one.reward, one.cost) == (0.25, 0.25)
+    assert (every.reward, every.cost) == (0.75, 0.75)
+    assert every.criteria == {"clarity": 0.5}
+
+
+def test_a_rejected_proposal_earns_no_credit_unless_asked_for() -> None:
+    everyone = CONFIG.model_copy(update={"sft_credit": "all"})
+    nodes = [
+        e.body.node
+        for e in examples_of(full_trajectory(), everyone)
+        if isinstance(e.body, SftExample)
+    ]
+    assert nodes == ["junior-0", "junior-1"]
+
+
+def test_nothing_is_learned_without_a_reward_or_from_a_failure() -> None:
+    decision = events.decision("r", ["a"], 0)
+    assert examples_of(trajectory(decision), CONFIG) == []
+    failed = trajectory(
+        decision, events.reward("r", 0.5), end=events.rollout("r", RolloutState.FAILED)
+    )
+    assert examples_of(failed, CONFIG) == []
+
+
+def test_a_reward_is_routed_once_and_a_correction_once_more() -> None:
+    router = ExampleRouter(CONFIG, timedelta(days=1))
+    event = full_trajectory()
+    first = router.handle(None, event, events.record(event, 0))
+    again = router.handle(first.state, event, events.record(event, 1))
+    assert (len(first.records), len(again.records)) == (4, 0)
+    corrected = event.model_copy(
+        update={"payload": event.payload.model_copy(update={"reward": 0.5})}
+    )
+    third = router.handle(again.state, corrected, events.record(corrected, 2))
+    assert {output.event.payload.reward_revision for output in third.records} == {2}
+    assert third.state is not None
+    assert router.decode_state(router.encode_state(third.state)) == third.state
+    assert len({output.event.event_id for output in (*first.records, *third.records)}) == 8
+    assert [output.key for output in first.records] == [
+        output.event.payload.target for output in first.records
+    ]
+
+
+def test_one_call_can_be_a_example_of_both_heads_for_one_model() -> None:
+    both = AdapterConfig(
+        sft={"senior_llm": frozenset({"refiner"})}, rl={"senior_llm": frozenset({"refiner"})}
+    )
+    event = full_trajectory()
+    found = ExampleRouter(both, timedelta(days=1)).handle(None, event, events.record(event, 0))
+    heads = [
+        output.event.payload.body.head for output in found.records if output.key == "senior_llm"
+    ]
+    assert heads == ["sft", "rl", "rl"]
+
+
+def test_a_conversation_says_which_version_of_its_target_answered_where_no_sample_does() -> None:
+    span = events.model_span("r", "writer", "answer")
+    attributes = span.payload.attributes | {Attribute.REQUEST_MODEL.value: "pupil"}
+    event = trajectory(
+        span.model_copy(
+            update={"payload": span.payload.model_copy(update={"attributes": attributes})}
+        ),
+        events.reward("r", 0.75),
+    )
+    writer = frozenset({"writer"})
+
+    def checkpoints(config: AdapterConfig) -> list[str]:
+        bodies = [example.body for example in examples_of(event, config)]
+        return [body.checkpoint for body in bodies if isinstance(body, SftExample | RlExample)]
+
+    assert checkpoints(AdapterConfig(sft={"pupil": writer})) == ["v1"]
+    assert checkpoints(AdapterConfig(sft={"another": writer})) == [""], (
+        "a teacher answered, not the target"
+    )
+    assert checkpoints(AdapterConfig(sft={"pupil": writer}, rl={"pupil": writer})) == ["", "v1"], (
+        "counted once"
+    )
+
+
+def test_a_tenants_own_model_learns_from_that_tenant_alone() -> None:
+    refiner = frozenset({"refiner"})
+    config = AdapterConfig(
+        rl={"senior_llm": refiner, "senior_llm@acme": refiner, "senior_llm@other": refiner}
+    )
+    event = full_trajectory()
+    targets = {tenant: _rl_targets(event, config, tenant) for tenant in ("default", "acme")}
+    assert targets == {"default": {"senior_llm"}, "acme": {"senior_llm", "senior_llm@acme"}}
+
+
+def _rl_targets(event: TrajectoryEvent, config: AdapterConfig, tenant: str) -> set[str]:
+    found = examples_of(event.model_copy(update={"tenant": tenant}), config)
+    return {example.target for example in found if isinstance(example.body, RlExample)}
+
+
+def test_a_decision_that_comes_after_its_reward_is_a_example_still() -> None:
+    router = ExampleRouter(CONFIG, timedelta(days=1))
+    whole = full_trajectory()
+    without = whole.model_copy(
+        update={"payload": whole.payload.model_copy(update={"decisions": []})}
+    )
+    early = router.handle(None, without, events.record(without, 0))
+    late = router.handle(early.state, whole, events.record(whole, 1))
+    again = router.handle(late.state, whole, events.record(whole, 2))
+    heads = [
+        [output.event.payload.body.head for output in outcome.records]
+        for outcome in (early, late, again)
+    ]
+    assert "bandit" not in heads[0]
+    assert heads[1:] == [["bandit"], []]
+
+
+def test_a_span_with_its_own_reward_is_a_example_of_that_reward() -> None:
+    first, second = (
+        events.model_span("r", "refiner", "a", "00f067aa0ba902b7"),
+        events.model_span("r", "refiner", "b", "00f067aa0ba902b8"),
+    )
+    of_span = events.reward("r", 0.25, target_span_id=first.span_id)
+    alone = examples_of(trajectory(first, second, of_span), CONFIG)
+    assert [(example.reward, example.source_event_ids[1]) for example in alone] == [
+        (0.25, first.event_id)
+    ]
+    both = examples_of(trajectory(first, second, of_span, events.reward("r", 0.75)), CONFIG)
+    assert [example.reward for example in both] == [0.25, 0.75]
+
+
+def test_an_answer_that_a_person_corrected_is_a_demonstration() -> None:
+    span = events.model_span("r", "junior-0", "a guess")
+    edit = events.reward("r", 0.0, target_span_id=span.span_id, edit="what is known")
+    as_it_was, as_it_should_be = examples_of(trajectory(span, edit), CONFIG)
+    assert isinstance(as_it_should_be.body, SftExample)
+    assert [message["content"] for message in as_it_should_be.body.messages] == [
+        "ask junior-0",
+        "what is known",
+    ]
+    assert (as_it_was.reward, as_it_should_be.reward) == (0.0, 1.0)
+    assert as_it_should_be.source_event_ids[1] == edit.event_id
+
+
+def test_a_reward_of_one_span_repeats_no_example_of_another() -> None:
+    router = ExampleRouter(CONFIG, timedelta(days=1))
+    first, second = (
+        events.model_span("r", "refiner", "a", "00f067aa0ba902b7"),
+        events.model_span("r", "refiner", "b", "00f067aa0ba902b8"),
+    )
+    rewarded: list[AnyEvent] = [first, second, events.reward("r", 0.75)]
+    before = trajectory(*rewarded)
+    after = trajectory(*rewarded, events.reward("r", 0.25, target_span_id=second.span_id))
+    state = router.handle(None, before, events.record(before, 0)).state
+    outcome = router.handle(state, after, events.record(after, 1))
+    (example,) = [output.event.payload for output in outcome.records]
+    assert (example.reward, example.reward_revision, example.source_event_ids[1]) == (
+        0.25,
+        2,
+        second.event_id,
+    )
