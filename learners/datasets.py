@@ -187,7 +187,7 @@ def preference_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> 
             for worse in answers:
                 margin = better.event.payload.reward - worse.event.payload.reward
                 if margin >= config.margin and better.response != worse.response:
-                    found.append(_preferred(better, worse, margin))
+                    found.append(_preference(better, worse, margin))
         found.sort(key=lambda row: -row.margin)
         rows += found[: config.pairs]
     return rows
@@ -246,7 +246,7 @@ def prompt_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list
     return rows
 
 
-def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def pack_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Return which rows share a sequence of at most `budget` tokens, by first fit decreasing
     (Johnson, 1973).
 
@@ -326,7 +326,7 @@ def _answer(event: ExampleEvent, node: str, config: DatasetConfig) -> _Answer:
     )
 
 
-def _preferred(better: _Answer, worse: _Answer, margin: float) -> PreferenceRow:
+def _preference(better: _Answer, worse: _Answer, margin: float) -> PreferenceRow:
     held_out = better.origin.held_out or worse.origin.held_out
     origin = replace(
         better.origin,

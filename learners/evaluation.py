@@ -150,7 +150,7 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
             max(0.0, lower_bound(weights * rewards, 0.0, tail)),
             min(1.0, 1.0 - lower_bound(weights * (1.0 - rewards), 0.0, tail)),
         ),
-        diagnostics=_diagnosed(weights, distributions, log),
+        diagnostics=_diagnostics(weights, distributions, log),
     )
 
 
@@ -364,7 +364,7 @@ class _ModelledRewards:
 
     def __init__(self, log: Sequence[Logged]) -> None:
         found = [features(item.decision.context, item.decision.candidates) for item in log]
-        models = [_fitted(found, log, fold) for fold in range(FOLDS)]
+        models = [_fit(found, log, fold) for fold in range(FOLDS)]
         self._all = [
             np.clip(models[number % FOLDS].predict_many(candidates), 0.0, 1.0)
             for number, candidates in enumerate(found)
@@ -379,7 +379,7 @@ class _ModelledRewards:
         return np.array([float(p @ q) for p, q in zip(distributions, self._all, strict=True)])
 
 
-def _fitted(
+def _fit(
     found: list[list[Features]], log: Sequence[Logged], left_out: int
 ) -> BlockBayesianRegressor:
     model = BlockBayesianRegressor(MODEL)
@@ -406,7 +406,7 @@ def _propensities(log: Sequence[Logged]) -> Floats:
     return np.array([item.decision.propensity for item in log])
 
 
-def _diagnosed(
+def _diagnostics(
     weights: Floats, distributions: Sequence[Floats], log: Sequence[Logged]
 ) -> Diagnostics:
     unsupported = [

@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import Any
 
 from learners.json_schema import UncheckableSchemaError, violation
-from learners.sandbox import ran
+from learners.sandbox import run_program
 
-Grader = Callable[["Answer"], float]
+AnswerGrader = Callable[["GradedAnswer"], float]
 """From an answer to a reward in [0, 1]."""
 
 TOOL_CALL = re.compile(
@@ -53,7 +53,7 @@ class UnknownGraderError(ValueError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class GradedAnswer:
     """What is graded.
 
     Attributes:
@@ -78,7 +78,7 @@ class ToolCall:
     arguments: dict[str, Any]
 
 
-def grader(name: str) -> Grader:
+def grader(name: str) -> AnswerGrader:
     """Return a grader by name and version, such as `tool-call@1`, or a function of yours as
     `module:function`.
 
@@ -96,10 +96,10 @@ def grader(name: str) -> Grader:
         raise UnknownGraderError(
             f"no grader {name!r}; there are {', '.join(GRADERS)}, and yours as module:function"
         )
-    return lambda answer: bounded(found(answer), name)
+    return lambda answer: check_reward(found(answer), name)
 
 
-def bounded(reward: Any, name: str) -> float:
+def check_reward(reward: Any, name: str) -> float:
     """Return a reward in [0, 1].
 
     Raises:
@@ -110,7 +110,7 @@ def bounded(reward: Any, name: str) -> float:
     return float(reward)
 
 
-def same_answer(answer: Answer) -> float:
+def same_answer(answer: GradedAnswer) -> float:
     """Return 1 where the answer, without thoughts and outer white space, is the expected text; else
     0.
     """
@@ -121,7 +121,7 @@ def same_answer(answer: Answer) -> float:
     return float(expected is not None and said == str(expected).strip())
 
 
-def fits_schema(answer: Answer) -> float:
+def fits_schema(answer: GradedAnswer) -> float:
     """Return 1 where the answer is JSON that `expected`, a JSON Schema, allows; else 0."""
     if not isinstance(answer.expected, dict):
         return 0.0
@@ -131,7 +131,7 @@ def fits_schema(answer: Answer) -> float:
         return 0.0
 
 
-def right_tool_call(answer: Answer) -> float:
+def right_tool_call(answer: GradedAnswer) -> float:
     """Return how right a tool call is: 1 for the expected one, or for calling none where none is
     expected.
 
@@ -213,7 +213,7 @@ def _expected_call(expected: Any) -> ToolCall | None:
     )
 
 
-def passes_tests(answer: Answer) -> float:
+def passes_tests(answer: GradedAnswer) -> float:
     """Return 1 where the code in an answer passes every case of `expected`, else 0.
 
     The code is the last fenced block, or all of the answer. Cases are `{"stdin", "stdout"}` of a
@@ -227,7 +227,7 @@ def passes_tests(answer: Answer) -> float:
     blocks = CODE.findall(text)
     code, cases = blocks[-1] if blocks else text, answer.expected["cases"]
     if "function" not in answer.expected:
-        programs = ((ran(code, str(case["stdin"])), str(case["stdout"])) for case in cases)
+        programs = ((run_program(code, str(case["stdin"])), str(case["stdout"])) for case in cases)
         return float(
             all(
                 one.status == 0 and one.output.rstrip() == wanted.rstrip()
@@ -239,7 +239,7 @@ def passes_tests(answer: Answer) -> float:
         "function": answer.expected["function"],
         "args": [case["args"] for case in cases],
     }
-    done = ran(HARNESS, json.dumps(task))
+    done = run_program(HARNESS, json.dumps(task))
     try:
         return float(
             done.status == 0
@@ -249,7 +249,7 @@ def passes_tests(answer: Answer) -> float:
         return 0.0
 
 
-GRADERS: dict[str, Grader] = {
+GRADERS: dict[str, AnswerGrader] = {
     "answer@1": same_answer,
     "schema@1": fits_schema,
     "tool-call@1": right_tool_call,
@@ -261,10 +261,10 @@ NEED_LABELS = frozenset(GRADERS)
 """Graders that can say nothing of an answer without knowing what is expected."""
 
 
-def register(name: str, grade: Grader) -> None:
+def register(name: str, grade: AnswerGrader) -> None:
     """Add a grader that is made from settings, such as one that asks a server.
 
     Args:
         name: with its version.
     """
-    GRADERS[name] = lambda answer: bounded(grade(answer), name)
+    GRADERS[name] = lambda answer: check_reward(grade(answer), name)

@@ -36,7 +36,7 @@ class Ran:
     output: str
 
 
-def ran(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
+def run_program(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
     """Run a Python program, which has the standard library only, in an empty folder.
 
     Args:

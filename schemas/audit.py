@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from schemas.envelope import Event, Model
+from schemas.envelope import Event, EventData
 
 
-class Audit(Model):
+class Audit(EventData):
     """A change by hand.
 
     Attributes:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from schemas.endpoints import Endpoint
-from schemas.envelope import Event, Model, Name, renamed
+from schemas.envelope import Event, EventData, Name, with_present_names
 
 
 class CheckpointState(StrEnum):
@@ -39,7 +39,7 @@ TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
 Kind = Literal["policy", "model", "adapter", "prompt", "memory", "workflow"]
 
 
-class Artifact(Model):
+class Artifact(EventData):
     """A reference into the artifact store, which is addressed by content.
 
     Attributes:
@@ -53,7 +53,7 @@ class Artifact(Model):
     media_type: str
 
 
-class OffsetRange(Model):
+class OffsetRange(EventData):
     """Records `first` to `last`, both included, of one partition."""
 
     topic: str
@@ -62,7 +62,7 @@ class OffsetRange(Model):
     last: int = Field(ge=0)
 
 
-class Lineage(Model):
+class Lineage(EventData):
     """From a checkpoint back to the events that taught it.
 
     Attributes:
@@ -82,10 +82,10 @@ class Lineage(Model):
     @model_validator(mode="before")
     @classmethod
     def _read_version_1(cls, document: Any) -> Any:
-        return renamed(document, lessons="examples")
+        return with_present_names(document, lessons="examples")
 
 
-class Checkpoint(Model):
+class Checkpoint(EventData):
     """A change of a checkpoint's state.
 
     Attributes:

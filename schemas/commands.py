@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from schemas.envelope import Event, Model, Name
+from schemas.envelope import Event, EventData, Name
 from schemas.manifests import Manifest
 
 
-class Command(Model):
+class Command(EventData):
     """An order to the learner behind a logical name.
 
     Attributes:

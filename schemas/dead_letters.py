@@ -4,17 +4,17 @@ from typing import Literal
 
 from pydantic import Base64Bytes, Field
 
-from schemas.envelope import Event, Model
+from schemas.envelope import Event, EventData
 
 
-class Header(Model):
+class Header(EventData):
     """A record header as it was."""
 
     name: str
     value: Base64Bytes
 
 
-class DeadLetter(Model):
+class DeadLetter(EventData):
     """A record set aside. Bytes are base64, so that what could not be decoded is kept as it was.
 
     Attributes:

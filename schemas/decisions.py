@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.envelope import DEFAULT_TENANT, Event, Model, Name, UnitInterval
+from schemas.envelope import DEFAULT_TENANT, Event, EventData, Name, UnitInterval
 
 PositiveProbability = Annotated[float, Field(gt=0.0, le=1.0)]
 SUM_TOLERANCE = 1e-6
 
 
-class Candidate(Model):
+class Candidate(EventData):
     """One thing that could be chosen.
 
     Attributes:
@@ -27,7 +27,7 @@ class Candidate(Model):
     cost: float | None = Field(default=None, ge=0.0)
 
 
-class Decision(Model):
+class Decision(EventData):
     """A logged choice; everything off-policy evaluation and the learner need, as it was when the
     choice was made.
 

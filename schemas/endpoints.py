@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from schemas.envelope import Model
+from schemas.envelope import EventData
 
 
-class Endpoint(Model):
+class Endpoint(EventData):
     """An OpenAI-compatible server.
 
     Attributes:

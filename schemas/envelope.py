@@ -18,7 +18,7 @@ DEFAULT_TENANT = "default"
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Model(BaseModel):
+class EventData(BaseModel):
     """Base of everything in an event.
 
     Frozen, because an event is a fact. Unknown fields are kept, because a reader older than the
@@ -31,7 +31,7 @@ class Model(BaseModel):
     )
 
 
-def renamed(document: Any, **names: str) -> Any:
+def with_present_names(document: Any, **names: str) -> Any:
     """Return a payload with fields under their present names, as events of an older version are
     read.
 
@@ -43,10 +43,10 @@ def renamed(document: Any, **names: str) -> Any:
     return {names.get(name, name): value for name, value in document.items()}
 
 
-Payload = TypeVar("Payload", bound=Model)
+Payload = TypeVar("Payload", bound=EventData)
 
 
-class Event(Model, Generic[Payload]):
+class Event(EventData, Generic[Payload]):
     """One fact on the log.
 
     Attributes:

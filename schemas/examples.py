@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from schemas.decisions import Decision
-from schemas.envelope import Event, EventId, Model, Name, UnitInterval
+from schemas.envelope import Event, EventData, EventId, Name, UnitInterval
 from schemas.rollouts import Split
 
 
-class SftExample(Model):
+class SftExample(EventData):
     """A conversation in the OpenAI chat format that ends with the assistant's answer.
 
     Attributes:
@@ -26,7 +26,7 @@ class SftExample(Model):
     checkpoint: str = ""
 
 
-class RlExample(Model):
+class RlExample(EventData):
     """A prompt and a sampled response with what importance weighting needs.
 
     Attributes:
@@ -48,7 +48,7 @@ class RlExample(Model):
     checkpoint: str = ""
 
 
-class BanditExample(Model):
+class BanditExample(EventData):
     """A logged decision, to be learned from its reward."""
 
     head: Literal["bandit"] = "bandit"
@@ -56,7 +56,7 @@ class BanditExample(Model):
     decision: Decision
 
 
-class Example(Model):
+class Example(EventData):
     """One example.
 
     Attributes:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
-from schemas.envelope import DEFAULT_TENANT, Event, Model, Name
+from schemas.envelope import DEFAULT_TENANT, Event, EventData, Name
 
 KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 
@@ -20,7 +20,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-class ApiKey(Model):
+class ApiKey(EventData):
     """A key as the gateway knows it.
 
     Attributes:
@@ -54,7 +54,7 @@ class KeyEvent(Event[ApiKey]):
     type: Literal["key"] = "key"
 
 
-class Usage(Model):
+class Usage(EventData):
     """What a gateway process has counted of a key in a month; the sum over processes is what the
     key has cost.
 

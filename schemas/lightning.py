@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from schemas.envelope import Event, Model, Name
+from schemas.envelope import Event, EventData, Name
 
 
-class Created(Model):
+class Created(EventData):
     """A rollout was enqueued."""
 
     kind: Literal["created"] = "created"
@@ -23,14 +23,14 @@ class Created(Model):
     metadata: dict[str, Any] = {}
 
 
-class Patched(Model):
+class Patched(EventData):
     """A rollout's status changed; `updates` are members of its status."""
 
     kind: Literal["patched"] = "patched"
     updates: dict[str, Any]
 
 
-class Appended(Model):
+class Appended(EventData):
     """An event was appended to an attempt."""
 
     kind: Literal["appended"] = "appended"
@@ -39,13 +39,13 @@ class Appended(Model):
     data: dict[str, Any]
 
 
-class Deleted(Model):
+class Deleted(EventData):
     """A rollout was deleted from the API; what the log holds of it stays."""
 
     kind: Literal["deleted"] = "deleted"
 
 
-class Registered(Model):
+class Registered(EventData):
     """A model server was registered."""
 
     kind: Literal["registered"] = "registered"
@@ -54,13 +54,13 @@ class Registered(Model):
     version: int = 0
 
 
-class Cleared(Model):
+class Cleared(EventData):
     """All model servers were removed."""
 
     kind: Literal["cleared"] = "cleared"
 
 
-class Paused(Model):
+class Paused(EventData):
     """The proxy was paused, or resumed."""
 
     kind: Literal["paused"] = "paused"
@@ -69,7 +69,7 @@ class Paused(Model):
     reason: str | None = None
 
 
-class Lightning(Model):
+class Lightning(EventData):
     """One change."""
 
     change: Annotated[

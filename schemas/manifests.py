@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from schemas.checkpoints import OffsetRange
-from schemas.envelope import Model, Name, renamed
+from schemas.envelope import EventData, Name, with_present_names
 
 
-class Manifest(Model):
+class Manifest(EventData):
     """The examples of one training run. The same manifest gives the same artifact.
 
     Attributes:
@@ -32,7 +32,7 @@ class Manifest(Model):
     @model_validator(mode="before")
     @classmethod
     def _read_version_1(cls, document: Any) -> Any:
-        return renamed(document, lessons="examples")
+        return with_present_names(document, lessons="examples")
 
     @property
     def sha256(self) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from schemas.envelope import Event, EventId, Model, Name, SpanId, UnitInterval
+from schemas.envelope import Event, EventData, EventId, Name, SpanId, UnitInterval
 
 
 class RewardSource(StrEnum):
@@ -25,7 +25,7 @@ latest.
 """
 
 
-class Reward(Model):
+class Reward(EventData):
     """A score in [0, 1].
 
     Attributes:

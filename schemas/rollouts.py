@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from schemas.envelope import Event, Model, Name
+from schemas.envelope import Event, EventData, Name
 
 
 class RolloutState(StrEnum):
@@ -31,7 +31,7 @@ Split = Literal["train", "validation", "test"]
 """What a rollout may be used for: learned from, gate evidence, or reported only."""
 
 
-class Task(Model):
+class Task(EventData):
     """What a rollout was asked to do. `expected` is the label, where one is known; agents never see
     it.
     """
@@ -41,14 +41,14 @@ class Task(Model):
     expected: JsonValue = None
 
 
-class Recorded(Model):
+class Recorded(EventData):
     """Counts of a rollout's events."""
 
     spans: int = Field(default=0, ge=0)
     decisions: int = Field(default=0, ge=0)
 
 
-class Rollout(Model):
+class Rollout(EventData):
     """A change of a rollout's state.
 
     Attributes:

@@ -6,10 +6,10 @@ from pydantic import Field, model_validator
 
 from schemas.checkpoints import Artifact
 from schemas.endpoints import Endpoint
-from schemas.envelope import Event, Model, Name
+from schemas.envelope import Event, EventData, Name
 
 
-class RouteTarget(Model):
+class RouteTarget(EventData):
     """One version to send traffic to: an endpoint for models, an artifact for policies, neither for
     built-ins.
 
@@ -23,7 +23,7 @@ class RouteTarget(Model):
     artifact: Artifact | None = None
 
 
-class Option(Model):
+class Option(EventData):
     """One way to answer a model call.
 
     Attributes:
@@ -43,14 +43,14 @@ class Option(Model):
     cost: float | None = Field(default=None, ge=0)
 
 
-class Choice(Model):
+class Choice(EventData):
     """A policy chooses among options, for each call by what its last user said."""
 
     policy: Name
     options: list[Option] = Field(min_length=1, max_length=100)
 
 
-class Route(Model):
+class Route(EventData):
     """Where a logical name leads.
 
     Attributes:

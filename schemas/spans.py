@@ -1,6 +1,6 @@
 """Spans: what happened inside a rollout, named by OpenTelemetry's conventions for generative AI.
 
-Model calls carry `gen_ai.input.messages` and `gen_ai.output.messages` in the structure of the
+EventData calls carry `gen_ai.input.messages` and `gen_ai.output.messages` in the structure of the
 semantic conventions (role and parts); `schemas.genai` converts them from and to the OpenAI chat
 format.
 """
@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from schemas.envelope import Event, Model, Name, SpanId, TraceId
+from schemas.envelope import Event, EventData, Name, SpanId, TraceId
 
 
 class Attribute(StrEnum):
@@ -55,7 +55,7 @@ class Attribute(StrEnum):
     RESPONSE_LOGPROBS = "everloop.response_logprobs"
 
 
-class Span(Model):
+class Span(EventData):
     """One finished span.
 
     Attributes:

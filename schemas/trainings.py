@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.envelope import Event, EventId, Model, Name
+from schemas.envelope import Event, EventData, EventId, Name
 from schemas.manifests import Manifest
 
 
@@ -23,7 +23,7 @@ ENDED = frozenset({TrainingState.SUCCEEDED, TrainingState.FAILED, TrainingState.
 """States that no run leaves."""
 
 
-class Training(Model):
+class Training(EventData):
     """A change or the progress of a run.
 
     Attributes:

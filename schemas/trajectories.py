@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.decisions import DecisionEvent
-from schemas.envelope import Event, Model, Name, SpanId, UnitInterval
+from schemas.envelope import Event, EventData, Name, SpanId, UnitInterval
 from schemas.rewards import RewardEvent
 from schemas.rollouts import Rollout
 from schemas.spans import SpanEvent
 
 
-class Trajectory(Model):
+class Trajectory(EventData):
     """A joined rollout. The nested events keep their ids: they are its lineage.
 
     Attributes:

@@ -19,14 +19,14 @@ BUILT_IN = Path(__file__).parent / "data" / "tasks.json"
 HUB_DATASET = ("qiaojin/PubMedQA", "pqa_labeled")
 VALIDATION_SHARE = 0.2
 
-Answer = Literal["yes", "no", "maybe"]
+Label = Literal["yes", "no", "maybe"]
 
 
 class TaskFileError(Exception):
     """A task file cannot be used; the message says which task and what is missing."""
 
 
-class Section(BaseModel):
+class AbstractSection(BaseModel):
     """A part of an abstract."""
 
     model_config = ConfigDict(frozen=True)
@@ -46,8 +46,8 @@ class ResearchTask(BaseModel):
 
     id: Name
     goal: str = Field(min_length=1)
-    sections: tuple[Section, ...] = Field(min_length=1)
-    expected_decision: Answer
+    sections: tuple[AbstractSection, ...] = Field(min_length=1)
+    expected_decision: Label
 
     @property
     def context(self) -> str:
@@ -82,9 +82,9 @@ def load_tasks(source: str | None) -> list[ResearchTask]:
     except orjson.JSONDecodeError as error:
         raise TaskFileError(f"{path} is not JSON: {error}") from error
     if isinstance(document, dict):
-        return _checked((key, _from_pubmedqa(key, entry)) for key, entry in document.items())
+        return _check_entries((key, _from_pubmedqa(key, entry)) for key, entry in document.items())
     if isinstance(document, list):
-        return _checked((f"task {index}", entry) for index, entry in enumerate(document))
+        return _check_entries((f"task {index}", entry) for index, entry in enumerate(document))
     raise TaskFileError(
         f"{path} must hold a list of tasks or PubMedQA's object, not {type(document).__name__}"
     )
@@ -119,7 +119,7 @@ def _from_hub() -> list[ResearchTask]:
     from datasets import load_dataset
 
     rows = load_dataset(*HUB_DATASET, split="train")
-    return _checked(
+    return _check_entries(
         (
             str(row["pubid"]),
             {
@@ -138,7 +138,7 @@ def _from_hub() -> list[ResearchTask]:
     )
 
 
-def _checked(entries: Iterable[tuple[str, Any]]) -> list[ResearchTask]:
+def _check_entries(entries: Iterable[tuple[str, Any]]) -> list[ResearchTask]:
     tasks: list[ResearchTask] = []
     for name, entry in entries:
         try:

@@ -8,7 +8,7 @@ from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.config.settings import load_settings
 
 if TYPE_CHECKING:
-    from streams.runners.kafka.topics import Change
+    from streams.runners.kafka.topics import TopicChange
 
 topics_app = typer.Typer(no_args_is_help=True, help="Declare the topics on a Kafka cluster.")
 app.add_typer(topics_app, name="topics")
@@ -37,7 +37,7 @@ def apply_command(
     _show(declare(load_settings(), replication), as_json, "Nothing had to change.")
 
 
-def _show(changes: "list[Change]", as_json: bool, nothing: str) -> None:
+def _show(changes: "list[TopicChange]", as_json: bool, nothing: str) -> None:
     if as_json:
         print_json([{"topic": c.topic, "kind": c.kind, "detail": c.detail} for c in changes])
     elif changes:

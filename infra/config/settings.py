@@ -39,7 +39,7 @@ from streams.processors.adapter import AdapterConfig
 from streams.processors.batcher import BatchConfig
 from streams.processors.implicit import ImplicitConfig
 from streams.processors.trajectories import JoinConfig
-from streams.storage.kafka.cluster import Cluster, Mechanism, Protocol
+from streams.storage.kafka.cluster import Cluster, Mechanism, SecurityProtocol
 
 CONFIG_VARIABLE = "EVERLOOP_CONFIG"
 SECRETS_VARIABLE = "EVERLOOP_SECRETS_DIR"
@@ -206,7 +206,7 @@ class KafkaSettings(Section):
     topic_prefix: Annotated[
         str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,60}[._-])?$")
     ] = ""
-    protocol: Protocol = "PLAINTEXT"
+    protocol: SecurityProtocol = "PLAINTEXT"
     mechanism: Mechanism = "PLAIN"
     username: str | None = None
     password: SecretStr | None = None

@@ -3,10 +3,10 @@
 from infra.config.settings import Settings
 from infra.installation.processors import all_processors
 from infra.runtime.errors import ConfigError
-from streams.runners.kafka.topics import Change, Declared, apply, declared_topics, plan
+from streams.runners.kafka.topics import Declared, TopicChange, apply, declared_topics, plan
 
 
-def planned(settings: Settings) -> list[Change]:
+def planned(settings: Settings) -> list[TopicChange]:
     """Return how the configured cluster differs from what this installation needs.
 
     Raises:
@@ -30,7 +30,7 @@ def missing_topics(settings: Settings) -> list[str]:
     return [change.topic for change in planned(settings) if change.kind == "create"]
 
 
-def declare(settings: Settings, replication: int = -1) -> list[Change]:
+def declare(settings: Settings, replication: int = -1) -> list[TopicChange]:
     """Declare what is missing or different, and return what that was; nothing is shrunk or
     deleted.
     """

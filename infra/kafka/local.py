@@ -104,7 +104,7 @@ class LocalCluster:
             ConfigError: Java or Maven is missing, another number was asked for, or the cluster does
                 not come up.
         """
-        description = self._description() if self._state.exists() else self._created(brokers)
+        description = self._description() if self._state.exists() else self._create(brokers)
         if len(description.brokers) != brokers:
             raise ConfigError(
                 f"{self.folder} holds a cluster of {len(description.brokers)} brokers, not"
@@ -143,7 +143,7 @@ class LocalCluster:
         """Return where a broker's output is kept."""
         return self.folder / f"broker-{broker_id}.log"
 
-    def _created(self, count: int) -> _Description:
+    def _create(self, count: int) -> _Description:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:  # all at once, so that no port is given twice
             ports = [_free_port(held) for _ in range(2 * count)]

@@ -25,7 +25,7 @@ from infra.training.jobs import (
     Progress,
     Result,
 )
-from infra.training.judge import NAME, Judge
+from infra.training.judge import NAME, GradingModel
 from learners.datasets import prompt_rows
 from learners.graders import register
 from learners.training.errors import TrainingError
@@ -75,7 +75,7 @@ def _run(folder: JobFolder) -> dict[str, float]:
 
     settings = load_settings()
     if settings.training.judge is not None:
-        register(NAME, Judge(settings.training.judge))
+        register(NAME, GradingModel(settings.training.judge))
     with open_log(settings) as log:
         examples = list(examples_of(log, job.manifest))
     _write_cases(folder, job, examples)

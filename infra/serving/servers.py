@@ -28,7 +28,7 @@ class ServingError(Exception):
     """A model is not served; the message says why, with the server's last words."""
 
 
-class _Running(BaseModel):
+class _ServerProcess(BaseModel):
     """What a server's process leaves about itself, for a successor of who started it."""
 
     weights: str
@@ -109,7 +109,7 @@ class Servers:
         not.
         """
         for note in self._folder.glob("*.json"):
-            left = _Running.model_validate_json(note.read_bytes())
+            left = _ServerProcess.model_validate_json(note.read_bytes())
             server = self._server(left.weights, note.stem, left.port)
             if self._adopt(server):
                 self.servers[left.weights] = server
@@ -229,7 +229,7 @@ class Servers:
                 start_new_session=True,
             )
         server.process = psutil.Process(started.pid)
-        running = _Running(
+        running = _ServerProcess(
             weights=server.weights,
             port=server.port,
             pid=started.pid,
@@ -244,7 +244,7 @@ class Servers:
         there is one.
         """
         try:
-            left = _Running.model_validate_json(self._note(server).read_bytes())
+            left = _ServerProcess.model_validate_json(self._note(server).read_bytes())
             process = psutil.Process(left.pid)
             same = process.create_time() == left.created and left.weights == server.weights
         except (FileNotFoundError, psutil.NoSuchProcess):

@@ -14,7 +14,7 @@ import httpx
 
 from infra.training.jobs import Case
 from infra.training.settings import CheckSettings
-from learners.graders import Answer, right_tool_call, same_answer, valid_call
+from learners.graders import GradedAnswer, right_tool_call, same_answer, valid_call
 from schemas.endpoints import Endpoint
 
 
@@ -109,7 +109,7 @@ def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exa
             validity += valid
             texts.add(text)
             grade = right_tool_call if case.tools else same_answer
-            rewards.append(grade(Answer(text, case.prompt, case.tools, case.expected)))
+            rewards.append(grade(GradedAnswer(text, case.prompt, case.tools, case.expected)))
     expected = {json.dumps(case.expected, sort_keys=True) for case in cases}
     return Examined(
         prompts=len(cases),

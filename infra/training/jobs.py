@@ -136,12 +136,12 @@ class JobFolder:
         )
 
 
-class _Running(BaseModel):
+class _JobProcess(BaseModel):
     pid: int
     created: float
 
 
-def started(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
+def start_process(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
     """Start the process of a job, with its output in the job's folder.
 
     One that a killed predecessor of this process left running there is ended first.
@@ -160,16 +160,16 @@ def started(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C is for who started it
+            start_new_session=True,  # Ctrl-C is for who start_process it
         )
     created = psutil.Process(process.pid).create_time()
-    folder.write(RUNNING, _Running(pid=process.pid, created=created))
+    folder.write(RUNNING, _JobProcess(pid=process.pid, created=created))
     return process
 
 
 def _end_other(folder: JobFolder) -> None:
     try:
-        left = _Running.model_validate_json((folder.folder / RUNNING).read_bytes())
+        left = _JobProcess.model_validate_json((folder.folder / RUNNING).read_bytes())
         process = psutil.Process(left.pid)
         if process.create_time() == left.created:
             process.kill()

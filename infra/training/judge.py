@@ -9,13 +9,13 @@ from pydantic import BaseModel
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.training.settings import GradingModelSettings
-from learners.graders import Answer
+from learners.graders import GradedAnswer
 from learners.training.errors import TrainingError
 from schemas.envelope import UnitInterval
 
 NAME = "judge@1"
 FORM = (
-    'Answer with one JSON object and nothing else: {"score": S},'
+    'GradedAnswer with one JSON object and nothing else: {"score": S},'
     " S from 0 (worthless) to 1 (could not be better)."
 )
 
@@ -28,7 +28,7 @@ class _AwayError(Exception):
     """The model cannot be asked now."""
 
 
-class Judge:
+class GradingModel:
     """A grader that asks a model."""
 
     def __init__(self, settings: GradingModelSettings) -> None:
@@ -39,7 +39,7 @@ class Judge:
             base_url=settings.base_url, timeout=settings.timeout_s, headers=headers
         )
 
-    def __call__(self, answer: Answer) -> float:
+    def __call__(self, answer: GradedAnswer) -> float:
         """Return the model's score.
 
         Raises:
@@ -47,7 +47,7 @@ class Judge:
                 one would be learned.
         """
         try:
-            return self._scored(answer)
+            return self._score(answer)
         except _AwayError as error:
             asked = f"{self._settings.model} at {self._settings.base_url}"
             raise TrainingError(f"{NAME}: {asked} gave no score: {error}") from error
@@ -62,7 +62,7 @@ class Judge:
         wait=wait_random_exponential(multiplier=0.2, max=5),
         reraise=True,
     )
-    def _scored(self, answer: Answer) -> float:
+    def _score(self, answer: GradedAnswer) -> float:
         messages = _messages(self._settings.rubric, answer)
         body = {"model": self._settings.model, "messages": messages, "temperature": 0.0}
         try:
@@ -72,7 +72,7 @@ class Judge:
             raise _AwayError(" ".join(str(error).split())[:300]) from error
 
 
-def _messages(rubric: str, answer: Answer) -> list[dict[str, str]]:
+def _messages(rubric: str, answer: GradedAnswer) -> list[dict[str, str]]:
     given: dict[str, Any] = {"conversation": answer.prompt, "answer": answer.text}
     if answer.expected is not None:
         given["expected"] = answer.expected

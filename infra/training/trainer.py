@@ -18,7 +18,7 @@ import structlog
 from infra.config.settings import Settings
 from infra.serving.servers import ServingError
 from infra.training.checks import checked
-from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder, started
+from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder, start_process
 from infra.training.keeper import Keeper
 from infra.training.known import Following
 from infra.training.trackers import trackers
@@ -203,7 +203,7 @@ class Trainer:
             _, run.read = folder.progress()  # what an earlier trainer told already
         folder.write(JOB, job)
         run.attempts += 1
-        run.process = started(self._settings, folder)
+        run.process = start_process(self._settings, folder)
         self._change(run, TrainingState.RUNNING, f"attempt {run.attempts}")
 
     def _follow(self, run: Run, folder: JobFolder) -> None:

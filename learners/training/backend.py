@@ -27,7 +27,7 @@ def unsloth_trains(config: AnyConfig) -> bool:
                 "unsloth needs a CUDA GPU, and none is here; set backend to peft or auto"
             )
         return False
-    if not _imported():
+    if not _import_unsloth():
         if config.backend == "unsloth":
             raise TrainingError("unsloth is not installed; it is the extra `sft-gpu`")
         return False
@@ -35,7 +35,7 @@ def unsloth_trains(config: AnyConfig) -> bool:
 
 
 @cache
-def _imported() -> bool:
+def _import_unsloth() -> bool:
     try:
         import unsloth  # noqa: F401
     except ImportError:

@@ -73,7 +73,7 @@ def _register_engines() -> None:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Answers as tensors, prompts padded on the left and responses on the right.
+    """Answers as tensors, prompts padded_tensors on the left and responses on the right.
 
     Attributes:
         prompts: token ids, (rows, longest prompt).
@@ -97,7 +97,7 @@ class Sampled:
         return len(self.prompts)
 
 
-def padded(
+def padded_tensors(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     logprobs: Sequence[Sequence[float]],
@@ -118,7 +118,7 @@ def padded(
     )
 
 
-class Engine:
+class TrainingEngine:
     """A model that verl's engine holds, with its optimizer.
 
     Args:
@@ -183,11 +183,11 @@ class Engine:
 
     def logprobs(self, sampled: Sampled) -> torch.Tensor:
         """Return the log-probabilities of responses, (rows, longest response)."""
-        return self._inferred(sampled, "log_probs")
+        return self._infer(sampled, "log_probs")
 
     def values(self, sampled: Sampled) -> torch.Tensor:
         """Return a critic's values, (rows, longest response)."""
-        return self._inferred(sampled, "values")
+        return self._infer(sampled, "values")
 
     def step(
         self, sampled: Sampled, tensors: dict[str, torch.Tensor], loss: Any
@@ -213,7 +213,7 @@ class Engine:
         )  # an adapter's own, not its base's
         return {name: tensor.detach().cpu().float().clone() for name, tensor in found}, adapter
 
-    def _inferred(self, sampled: Sampled, name: str) -> torch.Tensor:
+    def _infer(self, sampled: Sampled, name: str) -> torch.Tensor:
         from verl.workers.utils.padding import no_padding_2_padding
 
         data = self._batch(sampled, {})

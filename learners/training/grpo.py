@@ -12,15 +12,19 @@ from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
 from learners.datasets import PromptRow
-from learners.graders import NEED_LABELS, Answer, Grader, grader
+from learners.graders import NEED_LABELS, AnswerGrader, GradedAnswer, grader
 from learners.training.config import GrpoConfig
 from learners.training.errors import TrainingError
-from learners.training.progress import Report, callbacks, run, trainer_arguments
-from learners.training.weights import Loaded, rendered
+from learners.training.progress import ReportProgress, callbacks, run, trainer_arguments
+from learners.training.weights import Loaded, prompt_text
 
 
 def train(
-    loaded: Loaded, rows: Sequence[PromptRow], config: GrpoConfig, folder: Path, report: Report
+    loaded: Loaded,
+    rows: Sequence[PromptRow],
+    config: GrpoConfig,
+    folder: Path,
+    report: ReportProgress,
 ) -> dict[str, float]:
     """Train in place; return what was measured.
 
@@ -49,7 +53,7 @@ def train(
         )
     trainer = GRPOTrainer(
         model=loaded.model,
-        reward_funcs=[_graded(loaded.tokenizer, rows, name) for name in config.graders],
+        reward_funcs=[_trl_grader(loaded.tokenizer, rows, name) for name in config.graders],
         args=TrlConfig(
             **trainer_arguments(config, folder, evaluated=False),
             num_generations=config.generations,
@@ -73,18 +77,18 @@ def train(
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, index: int, row: PromptRow) -> dict[str, Any]:
-    return {"prompt": rendered(tokenizer, row.prompt, row.tools), "row": index}
+    return {"prompt": prompt_text(tokenizer, row.prompt, row.tools), "row": index}
 
 
-def _graded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], name: str) -> Any:
+def _trl_grader(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], name: str) -> Any:
     """Return a grader as TRL calls it."""
-    grade: Grader = grader(name)
+    grade: AnswerGrader = grader(name)
     ends = {token for token in (tokenizer.eos_token, tokenizer.pad_token) if token}
 
     def reward(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
         texts = [_text(tokenizer, ids, ends) for ids in completion_ids]
         return [
-            grade(Answer(text, rows[index].prompt, rows[index].tools, rows[index].expected))
+            grade(GradedAnswer(text, rows[index].prompt, rows[index].tools, rows[index].expected))
             for text, index in zip(texts, row, strict=True)
         ]
 

@@ -20,9 +20,15 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from learners.datasets import RlRow
 from learners.training import engine as verl_engine
 from learners.training.config import PpoConfig
-from learners.training.engine import Engine, Sampled, critic_loss, padded, policy_loss
+from learners.training.engine import (
+    Sampled,
+    TrainingEngine,
+    critic_loss,
+    padded_tensors,
+    policy_loss,
+)
 from learners.training.errors import TrainingError
-from learners.training.progress import Report
+from learners.training.progress import ReportProgress
 from learners.training.weights import Loaded, lora_config
 
 STATE = "state.json"
@@ -84,7 +90,7 @@ def train(
     rows: Sequence[RlRow],
     config: PpoConfig,
     folder: Path,
-    report: Report,
+    report: ReportProgress,
     adapter: Path | None = None,
 ) -> dict[str, float]:
     """Train in place; return what was measured.
@@ -109,11 +115,11 @@ def train(
     if not (source / "config.json").exists():
         loaded.model.save_pretrained(source)
         loaded.tokenizer.save_pretrained(source)
-    actor = Engine(source, "language_model", config, config.learning_rate, pad, adapter)
+    actor = TrainingEngine(source, "language_model", config, config.learning_rate, pad, adapter)
     critic = None
     if config.estimator == "gae":
-        critic = Engine(source, "value_model", config, config.critic_learning_rate, pad)
-    batch, measured = prepared(kept, actor, critic, config, pad)
+        critic = TrainingEngine(source, "value_model", config, config.critic_learning_rate, pad)
+    batch, measured = prepare(kept, actor, critic, config, pad)
     order = np.random.default_rng(config.seed)
     epochs = math.ceil(config.epochs)
     batches = [
@@ -145,8 +151,12 @@ def train(
     }
 
 
-def prepared(
-    rows: Sequence[RlRow], actor: Engine, critic: Engine | None, config: PpoConfig, pad: int
+def prepare(
+    rows: Sequence[RlRow],
+    actor: TrainingEngine,
+    critic: TrainingEngine | None,
+    config: PpoConfig,
+    pad: int,
 ) -> tuple[PreparedBatch, dict[str, float]]:
     """Return the batch with its advantages and weights, and what they measure."""
     from verl.trainer.ppo.core_algos import (
@@ -155,7 +165,7 @@ def prepared(
     )
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
 
-    sampled = padded(
+    sampled = padded_tensors(
         [row.prompt_token_ids for row in rows],
         [row.response_token_ids for row in rows],
         [row.response_logprobs for row in rows],
@@ -195,7 +205,7 @@ def _group(row: RlRow, config: PpoConfig) -> str:
     return row.group if config.compared == "prompt" else f"{row.origin.tenant}/{row.origin.task}"
 
 
-def _save(folder: Path, step: int, actor: Engine, critic: Engine | None) -> None:
+def _save(folder: Path, step: int, actor: TrainingEngine, critic: TrainingEngine | None) -> None:
     """Keep the state after a step; the note of it is written last, so that half a state is never
     gone on from.
     """
@@ -210,7 +220,7 @@ def _save(folder: Path, step: int, actor: Engine, critic: Engine | None) -> None
             shutil.rmtree(older)
 
 
-def _resume(folder: Path, actor: Engine, critic: Engine | None) -> int:
+def _resume(folder: Path, actor: TrainingEngine, critic: TrainingEngine | None) -> int:
     """Go on from the last state that was kept; return its step."""
     try:
         step = int(json.loads((folder / STATE).read_text())["step"])
@@ -224,7 +234,7 @@ def _resume(folder: Path, actor: Engine, critic: Engine | None) -> int:
     return step
 
 
-def _take(loaded: Loaded, actor: Engine, config: PpoConfig, continued: Path | None) -> None:
+def _take(loaded: Loaded, actor: TrainingEngine, config: PpoConfig, continued: Path | None) -> None:
     """Put verl's weights into the model; an adapter's are set up on it."""
     weights, adapter = actor.weights()
     if adapter is None:

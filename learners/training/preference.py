@@ -14,12 +14,16 @@ from trl import DPOTrainer
 from learners.datasets import PreferenceRow
 from learners.training.config import DpoConfig
 from learners.training.errors import TrainingError
-from learners.training.progress import Report, callbacks, run, trainer_arguments
-from learners.training.weights import Loaded, answered
+from learners.training.progress import ReportProgress, callbacks, run, trainer_arguments
+from learners.training.weights import Loaded, prompt_and_answer
 
 
 def train(
-    loaded: Loaded, rows: Sequence[PreferenceRow], config: DpoConfig, folder: Path, report: Report
+    loaded: Loaded,
+    rows: Sequence[PreferenceRow],
+    config: DpoConfig,
+    folder: Path,
+    report: ReportProgress,
 ) -> dict[str, float]:
     """Train in place; return what was measured, the divergence from the parent included.
 
@@ -68,8 +72,8 @@ def _pairs(
     for row in rows:
         if row.origin.held_out is not held_out:
             continue
-        prompt, chosen = answered(tokenizer, row.prompt, row.chosen, row.tools)
-        _, rejected = answered(tokenizer, row.prompt, row.rejected, row.tools)
+        prompt, chosen = prompt_and_answer(tokenizer, row.prompt, row.chosen, row.tools)
+        _, rejected = prompt_and_answer(tokenizer, row.prompt, row.rejected, row.tools)
         longest = max(len(tokenizer(prompt + answer)["input_ids"]) for answer in (chosen, rejected))
         if longest <= config.max_length:
             found.append(

@@ -19,14 +19,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from learners.training.config import TrainingConfig
 from learners.training.errors import TrainingError
 
-Report = Callable[[int, int, dict[str, float]], None]
+ReportProgress = Callable[[int, int, dict[str, float]], None]
 """Told the step, how many there will be, and metrics by name."""
 
 
 class Reporting(TrainerCallback):
     """Passes on what a trainer logs."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ReportProgress) -> None:
         self._report = report
 
     def on_log(
@@ -37,7 +37,7 @@ class Reporting(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Report numbers; a loss that is none would spoil all later weights."""
+        """ReportProgress numbers; a loss that is none would spoil all later weights."""
         metrics = {
             name: float(value)
             for name, value in (logs or {}).items()
@@ -103,7 +103,9 @@ def on_this_device() -> dict[str, Any]:
     }
 
 
-def callbacks(config: TrainingConfig, report: Report, evaluated: bool) -> list[TrainerCallback]:
+def callbacks(
+    config: TrainingConfig, report: ReportProgress, evaluated: bool
+) -> list[TrainerCallback]:
     """Return what listens to a trainer and stops it early."""
     stopping = (
         [EarlyStoppingCallback(config.patience)]

@@ -33,7 +33,7 @@ from learners.training.config import (
     PpoConfig,
     SftConfig,
 )
-from learners.training.progress import Report
+from learners.training.progress import ReportProgress
 from learners.training.weights import Loaded, is_adapter, load, make_repeatable, save
 from schemas.examples import ExampleEvent
 
@@ -46,7 +46,7 @@ def run(
     parent: Path | None,
     lineage: dict[str, Any],
     folder: Path,
-    report: Report,
+    report: ReportProgress,
 ) -> dict[str, float]:
     """Train, and leave in a folder: `rows.parquet`, what was learned from; `model/`, what a server
     loads.
@@ -68,8 +68,8 @@ def run(
     rows = rows_for(examples, config)
     folder.mkdir(parents=True, exist_ok=True)
     tables.write(rows, folder / ROWS)
-    loaded = _loaded(config, parent)
-    metrics = _trained(loaded, rows, config, parent, folder / STATES, report)
+    loaded = _load(config, parent)
+    metrics = _train(loaded, rows, config, parent, folder / STATES, report)
     model = folder / MODEL
     save(loaded, config, model)
     (model / LINEAGE).write_bytes(
@@ -123,11 +123,11 @@ Trained by Everloop with {config.method.upper()} on {rows} rows from events of i
 """
 
 
-def _loaded(config: AnyConfig, parent: Path | None) -> Loaded:
+def _load(config: AnyConfig, parent: Path | None) -> Loaded:
     if not isinstance(config, PpoConfig):
         return load(config, parent)
     whole = config.model_copy(update={"lora": None})  # verl adds adapters itself
-    if _continued(config, parent) is not None:
+    if _adapter_to_continue(config, parent) is not None:
         return load(whole, None)
     loaded = load(whole, parent)
     if isinstance(loaded.model, PeftModel):
@@ -135,15 +135,20 @@ def _loaded(config: AnyConfig, parent: Path | None) -> Loaded:
     return loaded
 
 
-def _continued(config: PpoConfig, parent: Path | None) -> Path | None:
+def _adapter_to_continue(config: PpoConfig, parent: Path | None) -> Path | None:
     """Return the adapter that verl goes on with."""
     return (
         parent if is_adapter(parent) and config.lora is not None and not config.lora.merge else None
     )
 
 
-def _trained(
-    loaded: Loaded, rows: Any, config: AnyConfig, parent: Path | None, states: Path, report: Report
+def _train(
+    loaded: Loaded,
+    rows: Any,
+    config: AnyConfig,
+    parent: Path | None,
+    states: Path,
+    report: ReportProgress,
 ) -> dict[str, float]:
     match config:
         case SftConfig():
@@ -153,4 +158,6 @@ def _trained(
         case GrpoConfig():
             return grpo.train(loaded, rows, config, states, report)
         case PpoConfig():
-            return ppo.train(loaded, rows, config, states, report, _continued(config, parent))
+            return ppo.train(
+                loaded, rows, config, states, report, _adapter_to_continue(config, parent)
+            )

@@ -9,16 +9,16 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from learners.datasets import SftRow, packed
+from learners.datasets import SftRow, pack_rows
 from learners.training.config import SftConfig
 from learners.training.errors import TrainingError
-from learners.training.progress import Report, callbacks, run, trainer_arguments
+from learners.training.progress import ReportProgress, callbacks, run, trainer_arguments
 from learners.training.vision import seen
 from learners.training.weights import Loaded, turns
 
 
 def train(
-    loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Path, report: Report
+    loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Path, report: ReportProgress
 ) -> dict[str, float]:
     """Train in place; return what was measured.
 
@@ -45,10 +45,10 @@ def train(
             if loaded.processor is None
             else None,  # images are not cut in two
             completion_only_loss=True,
-            packing=False,  # rows are packed already, by whole rows
+            packing=False,  # rows are pack_rows already, by whole rows
         ),
         train_dataset=Dataset.from_list(
-            taught if loaded.processor is not None else _packed(taught, config)
+            taught if loaded.processor is not None else _pack(taught, config)
         ),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=loaded.processor or loaded.tokenizer,
@@ -64,10 +64,10 @@ def _dataset(
 ) -> list[dict[str, Any]]:
     if loaded.processor is not None:
         return seen(rows, held_out)
-    return _tokenized(loaded.tokenizer, rows, held_out, config)
+    return _tokenize(loaded.tokenizer, rows, held_out, config)
 
 
-def _tokenized(
+def _tokenize(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow], held_out: bool, config: SftConfig
 ) -> list[dict[str, Any]]:
     """Return tokens and which of them the assistant said."""
@@ -86,11 +86,11 @@ def _tokenized(
     return found
 
 
-def _packed(rows: list[dict[str, Any]], config: SftConfig) -> list[dict[str, Any]]:
+def _pack(rows: list[dict[str, Any]], config: SftConfig) -> list[dict[str, Any]]:
     """Return rows joined into sequences of at most `max_length` tokens, where that is wanted."""
     if not config.packing:
         return rows
-    together = packed([len(row["input_ids"]) for row in rows], config.max_length)
+    together = pack_rows([len(row["input_ids"]) for row in rows], config.max_length)
     return [
         {name: [item for index in indices for item in rows[index][name]] for name in rows[0]}
         for indices in together

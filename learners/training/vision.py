@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from learners.datasets import SftRow
 
-Part = dict[str, Any]
+ContentPart = dict[str, Any]
 
 
 def seen(rows: Sequence[SftRow], held_out: bool) -> list[dict[str, Any]]:
@@ -44,10 +44,10 @@ class _UnreadableError(Exception):
     """A part of a message is nothing that can be shown to a model here."""
 
 
-def _parts(content: Any, images: list[Image.Image]) -> list[Part]:
+def _parts(content: Any, images: list[Image.Image]) -> list[ContentPart]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    parts: list[Part] = []
+    parts: list[ContentPart] = []
     for part in content or ():
         if part.get("type") == "text":
             parts.append({"type": "text", "text": part["text"]})

@@ -128,7 +128,7 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
     (loaded.processor or loaded.tokenizer).save_pretrained(folder)
 
 
-def rendered(
+def prompt_text(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> str:
     """Return a prompt as the model sees it, up to where it is to go on."""
@@ -139,7 +139,7 @@ def rendered(
     return text
 
 
-def answered(
+def prompt_and_answer(
     tokenizer: PreTrainedTokenizerBase,
     prompt: list[dict[str, Any]],
     answer: dict[str, Any],
@@ -148,9 +148,9 @@ def answered(
     """Return a prompt and an answer to it, as the model sees and writes them.
 
     Raises:
-        TrainingError: the chat template writes the prompt differently once it is answered.
+        TrainingError: the chat template writes the prompt differently once it is prompt_and_answer.
     """
-    before = rendered(tokenizer, prompt, tools)
+    before = prompt_text(tokenizer, prompt, tools)
     whole = tokenizer.apply_chat_template([*prompt, answer], tools=tools or None, tokenize=False)
     assert isinstance(whole, str)  # noqa: S101 - it was not asked for tokens
     if not whole.startswith(before):
@@ -173,14 +173,14 @@ def turns(
     Raises:
         TrainingError: the template changes the prompt of the last answer.
     """
-    whole = "".join(answered(tokenizer, messages[:-1], messages[-1], tools))
+    whole = "".join(prompt_and_answer(tokenizer, messages[:-1], messages[-1], tools))
     parts: list[tuple[str, bool]] = []
     done = ""
     for index, message in enumerate(messages):
         if message.get("role") != "assistant":
             continue
-        before = rendered(tokenizer, messages[:index], tools)
-        after = before + answered(tokenizer, messages[:index], message, tools)[1].rstrip()
+        before = prompt_text(tokenizer, messages[:index], tools)
+        after = before + prompt_and_answer(tokenizer, messages[:index], message, tools)[1].rstrip()
         if whole.startswith(after):
             parts += [(before.removeprefix(done), False), (after.removeprefix(before), True)]
             done = after

@@ -21,7 +21,7 @@ logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Change(Generic[S]):
+class StateChange(Generic[S]):
     """What a key's state becomes; a state of None forgets it."""
 
     state: S | None
@@ -29,7 +29,7 @@ class Change(Generic[S]):
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class BatchOutput:
     """An event to write.
 
     Attributes:
@@ -44,16 +44,16 @@ class Output:
 class Batch(Generic[S]):
     """What is to be written for a batch."""
 
-    outputs: list[Output] = field(default_factory=list)
-    changes: dict[Key, Change[S]] = field(default_factory=dict)
+    outputs: list[BatchOutput] = field(default_factory=list)
+    changes: dict[Key, StateChange[S]] = field(default_factory=dict)
 
     def apply(self, key: Key, outcome: Outcome[S]) -> None:
         """Add what became of one record or deadline."""
-        self.outputs.extend(Output(key[0], event) for event in outcome.records)
-        self.changes[key] = Change(outcome.state, outcome.deadline)
+        self.outputs.extend(BatchOutput(key[0], event) for event in outcome.records)
+        self.changes[key] = StateChange(outcome.state, outcome.deadline)
 
 
-class States(Protocol[Held]):
+class StateReader(Protocol[Held]):
     """The stored states of a processor's keys, kept as objects as long as memory allows."""
 
     def get(self, key: Key) -> Held | None:
@@ -65,9 +65,9 @@ class States(Protocol[Held]):
         ...
 
 
-def processed(
+def batch_outcome(
     processor: Processor[S],
-    states: States[S],
+    states: StateReader[S],
     records: Sequence[Record],
     due: Sequence[Key],
     time: datetime,
@@ -96,7 +96,7 @@ def processed(
 
 def _process_one(
     processor: Processor[S],
-    states: States[S],
+    states: StateReader[S],
     batch: Batch[S],
     record: Record,
     set_aside: dict[str, Outgoing],
@@ -104,7 +104,7 @@ def _process_one(
     if not processor.concerns(record):
         return
     if record.position in set_aside:
-        batch.outputs.append(Output(record.partition, set_aside[record.position]))
+        batch.outputs.append(BatchOutput(record.partition, set_aside[record.position]))
         return
     key = (record.partition, processor.state_key(record))
     change = batch.changes.get(key)

@@ -90,7 +90,9 @@ class Outgoing:
         return NewRecord(self.topic.name, self.key.encode(), self.value, self.headers)
 
 
-def batched(outgoing: Iterable[Outgoing], most_bytes: int = BATCH_MAX_BYTES) -> list[NewRecord]:
+def share_records(
+    outgoing: Iterable[Outgoing], most_bytes: int = BATCH_MAX_BYTES
+) -> list[NewRecord]:
     """Return records in order; neighbours of one key share a record where their topic allows it.
 
     Args:

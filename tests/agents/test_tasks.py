@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from research_society.tasks import ResearchTask, Section, TaskFileError, load_tasks
+from research_society.tasks import AbstractSection, ResearchTask, TaskFileError, load_tasks
 
 PUBMEDQA = Path(__file__).parents[2].parent / "shared" / "data" / "pubmedqa" / "ori_pqal.json"
 ENTRY = {
@@ -33,7 +33,7 @@ def test_the_built_in_tasks_have_all_three_parts_and_answers() -> None:
 
 
 def test_a_fifth_of_the_tasks_is_held_out_and_always_the_same() -> None:
-    section = (Section(label="RESULTS", text="It did."),)
+    section = (AbstractSection(label="RESULTS", text="It did."),)
     splits = [
         ResearchTask(
             id=f"t{number}", goal="Does it?", sections=section, expected_decision="yes"

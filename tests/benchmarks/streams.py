@@ -11,7 +11,7 @@ from streams.processors.router import ExampleRouter
 from streams.processors.trajectories import TrajectoryJoin
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.embedded.log import EmbeddedLog
-from streams.storage.records import NewRecord, Outgoing, batched
+from streams.storage.records import NewRecord, Outgoing, share_records
 from tests import events
 
 EVENTS = 28_000
@@ -71,7 +71,7 @@ def rollouts(count: int, spans: int, spans_a_record: int) -> list[NewRecord]:
         outgoing = [Outgoing.of(SPANS, name, call) for call in calls]
         made.append(events.new_record(events.started(name)))
         for start in range(0, spans, spans_a_record):
-            made += batched(outgoing[start : start + spans_a_record])
+            made += share_records(outgoing[start : start + spans_a_record])
         after = (
             events.decision(name, ["a", "b", "c"], 0),
             events.succeeded(name),

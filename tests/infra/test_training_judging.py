@@ -8,13 +8,13 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from infra.training.judge import Judge
+from infra.training.judge import GradingModel
 from infra.training.settings import GradingModelSettings
-from learners.graders import Answer
+from learners.graders import GradedAnswer
 from learners.training.errors import TrainingError
 from tests.conftest import serving
 
-ANSWER = Answer(
+ANSWER = GradedAnswer(
     "Rome.", prompt=[{"role": "user", "content": "The capital of Italy?"}], expected="Rome"
 )
 
@@ -46,18 +46,18 @@ def model() -> Model:
 
 
 @pytest.fixture
-def judge(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
+def judge(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[GradingModel]:
     monkeypatch.setenv("TEST_JUDGE_KEY", "k")
     with serving(model.app) as url:
         settings = GradingModelSettings(
             base_url=f"{url}/v1", model="m", api_key_env="TEST_JUDGE_KEY", rubric="Be strict."
         )
-        asking = Judge(settings)
+        asking = GradingModel(settings)
         yield asking
         asking.close()
 
 
-def test_the_score_is_the_reward(model: Model, judge: Judge) -> None:
+def test_the_score_is_the_reward(model: Model, judge: GradingModel) -> None:
     model.said = ['{"score": 0.75}']
     assert judge(ANSWER) == 0.75
     (asked,) = model.asked
@@ -71,13 +71,13 @@ def test_the_score_is_the_reward(model: Model, judge: Judge) -> None:
     assert model.keys == ["Bearer k"]
 
 
-def test_it_is_asked_again_where_it_says_nothing_of_use(model: Model, judge: Judge) -> None:
+def test_it_is_asked_again_where_it_says_nothing_of_use(model: Model, judge: GradingModel) -> None:
     model.said = [503, '{"score": 7}', '{"score": 1}']
     assert judge(ANSWER) == 1.0
     assert len(model.asked) == 3
 
 
-def test_a_judge_that_fails_gives_no_reward(model: Model, judge: Judge) -> None:
+def test_a_judge_that_fails_gives_no_reward(model: Model, judge: GradingModel) -> None:
     with pytest.raises(TrainingError, match=r"judge@1: m at http://.* gave no score"):
         judge(ANSWER)
     assert len(model.asked) == 3

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.datasets import DatasetConfig, packed, preference_rows, rl_rows, sft_rows
+from learners.datasets import DatasetConfig, pack_rows, preference_rows, rl_rows, sft_rows
 from schemas.examples import Example, ExampleEvent, RlExample, SftExample
 from schemas.identifiers import new_event_id
 from tests import events
@@ -175,7 +175,7 @@ def test_a_example_without_a_task_is_split_by_its_prompt() -> None:
 def test_packing_keeps_the_budget_and_every_row_that_fits_once(
     lengths: list[int], budget: int
 ) -> None:
-    bins = packed(lengths, budget)
+    bins = pack_rows(lengths, budget)
     assert sorted(index for rows in bins for index in rows) == [
         i for i, n in enumerate(lengths) if n <= budget
     ]

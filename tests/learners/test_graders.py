@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.graders import GRADERS, Answer, UnknownGraderError, grader, tool_call
+from learners.graders import GRADERS, GradedAnswer, UnknownGraderError, grader, tool_call
 
 SCHEMA = {
     "type": "object",
@@ -27,7 +27,7 @@ def call(document: Any, thought: str = "") -> str:
 
 
 def graded(text: str, expected: Any = WANTED) -> float:
-    return grader("tool-call@1")(Answer(text, tools=TOOLS, expected=expected))
+    return grader("tool-call@1")(GradedAnswer(text, tools=TOOLS, expected=expected))
 
 
 @pytest.mark.parametrize(
@@ -106,31 +106,32 @@ def test_no_call_that_the_schema_forbids_is_ever_read(document: Any) -> None:
 
 
 def test_answers_and_schemas() -> None:
-    assert grader("answer@1")(Answer("<think>hm</think> yes ", expected="yes")) == 1.0
+    assert grader("answer@1")(GradedAnswer("<think>hm</think> yes ", expected="yes")) == 1.0
     assert (
-        grader("answer@1")(Answer("yes", expected={"role": "assistant", "content": "yes"})) == 1.0
+        grader("answer@1")(GradedAnswer("yes", expected={"role": "assistant", "content": "yes"}))
+        == 1.0
     )
-    assert grader("answer@1")(Answer("yes and no", expected="yes")) == 0.0
-    assert grader("answer@1")(Answer("None", expected=None)) == 0.0
-    assert grader("schema@1")(Answer('{"city": "oslo", "seats": 1}', expected=SCHEMA)) == 1.0
-    assert grader("schema@1")(Answer('{"city": "oslo"}', expected=SCHEMA)) == 0.0
-    assert grader("schema@1")(Answer("oslo", expected=SCHEMA)) == 0.0
+    assert grader("answer@1")(GradedAnswer("yes and no", expected="yes")) == 0.0
+    assert grader("answer@1")(GradedAnswer("None", expected=None)) == 0.0
+    assert grader("schema@1")(GradedAnswer('{"city": "oslo", "seats": 1}', expected=SCHEMA)) == 1.0
+    assert grader("schema@1")(GradedAnswer('{"city": "oslo"}', expected=SCHEMA)) == 0.0
+    assert grader("schema@1")(GradedAnswer("oslo", expected=SCHEMA)) == 0.0
 
 
 def test_graders_of_ones_own_and_those_that_are_not_there() -> None:
-    assert grader("tests.learners.test_graders:half")(Answer("anything")) == 0.5
+    assert grader("tests.learners.test_graders:half")(GradedAnswer("anything")) == 0.5
     with pytest.raises(UnknownGraderError, match="tool-call@1"):
         grader("oracle@9")
     with pytest.raises(UnknownGraderError, match="nowhere"):
         grader("nowhere:half")
     with pytest.raises(ValueError, match="not a number from 0 to 1"):
-        grader("tests.learners.test_graders:generous")(Answer("anything"))
+        grader("tests.learners.test_graders:generous")(GradedAnswer("anything"))
     assert set(GRADERS) == {"answer@1", "schema@1", "tool-call@1", "code@1"}
 
 
-def half(_: Answer) -> float:
+def half(_: GradedAnswer) -> float:
     return 0.5
 
 
-def generous(_: Answer) -> float:
+def generous(_: GradedAnswer) -> float:
     return 10.0

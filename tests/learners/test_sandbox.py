@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from learners import sandbox
-from learners.graders import Answer, grader
-from learners.sandbox import MOST_OUTPUT, ran
+from learners.graders import GradedAnswer, grader
+from learners.sandbox import MOST_OUTPUT, run_program
 
 DOUBLE = {
     "function": "double",
@@ -43,29 +43,30 @@ def test_a_function_is_graded_by_its_results(
     text: str, reward: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "learners.graders.ran", lambda program, given: ran(program, given, timeout_s=2.0)
+        "learners.graders.run_program",
+        lambda program, given: run_program(program, given, timeout_s=2.0),
     )
-    assert grader("code@1")(Answer(text, expected=DOUBLE)) == reward
+    assert grader("code@1")(GradedAnswer(text, expected=DOUBLE)) == reward
 
 
 def test_a_program_is_graded_by_what_it_prints() -> None:
     cases = [{"stdin": "2 3\n", "stdout": "5\n"}, {"stdin": "4 4\n", "stdout": "8"}]
     program = "a, b = map(int, input().split())\nprint(a + b)\n"
-    assert grader("code@1")(Answer(program, expected={"cases": cases})) == 1.0
-    assert grader("code@1")(Answer("print(5)", expected={"cases": cases})) == 0.0
+    assert grader("code@1")(GradedAnswer(program, expected={"cases": cases})) == 1.0
+    assert grader("code@1")(GradedAnswer("print(5)", expected={"cases": cases})) == 0.0
 
 
 @pytest.mark.parametrize("expected", [None, "4", {}, {"function": "double", "cases": []}])
 def test_without_cases_nothing_is_earned(expected: Any) -> None:
-    assert grader("code@1")(Answer(RIGHT, expected=expected)) == 0.0
+    assert grader("code@1")(GradedAnswer(RIGHT, expected=expected)) == 0.0
 
 
 def test_time_memory_and_output_are_limited() -> None:
     begun = time.monotonic()
-    assert ran("import time\ntime.sleep(60)", timeout_s=0.5).status is None
+    assert run_program("import time\ntime.sleep(60)", timeout_s=0.5).status is None
     assert time.monotonic() - begun < 30
-    assert ran("x = bytearray(2**31)").status not in (0, None)
-    assert len(ran("print('x' * 10**8)").output) <= MOST_OUTPUT
+    assert run_program("x = bytearray(2**31)").status not in (0, None)
+    assert len(run_program("print('x' * 10**8)").output) <= MOST_OUTPUT
 
 
 def test_what_it_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_what_it_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     mark = tmp_path / "alive"
     child = f"import time; time.sleep(2); open({str(mark)!r}, 'w').close()"
     assert (
-        ran(
+        run_program(
             f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])",
             timeout_s=0.5,
         ).status
@@ -87,7 +88,7 @@ def test_what_it_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_environment_is_empty_and_the_folder_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "open sesame")
-    done = ran(
+    done = run_program(
         "import os\nprint(os.environ.get('SECRET'), os.listdir('.'))\nopen('left', 'w').write('x')"
     )
     assert (done.status, done.output) == (0, "None []\n")
@@ -100,5 +101,5 @@ def test_there_is_no_network() -> None:
         reach = (
             f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)\nprint('reached')"
         )
-        assert ran(reach).output == ""
+        assert run_program(reach).output == ""
         socket.create_connection(("127.0.0.1", port), 2).close()

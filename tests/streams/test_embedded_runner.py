@@ -15,7 +15,7 @@ from schemas.envelope import AnyEvent
 from schemas.rewards import RewardEvent
 from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS, DECISIONS, REWARDS, TRAJECTORIES, Topic
-from streams.processing.batch import processed
+from streams.processing.batch import batch_outcome
 from streams.processing.processor import Outcome, Processor, output_id
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.runners.embedded.worker import Worker
@@ -187,7 +187,7 @@ def test_a_dead_workers_partitions_are_taken_over_and_its_late_commit_is_refused
         slow.run_once()
         log.append(rewards([0.5, 1.0]))
         records = log.fetch({(REWARDS.name, p): 0 for p in range(8)}, 10)
-        batch = processed(slow.processor, slow._states, records, [], now())
+        batch = batch_outcome(slow.processor, slow._states, records, [], now())
         time.sleep(0.25)
         run(other, Doubler(), "heir")
         assert outputs(log) == [0.5, 1.0]

@@ -201,29 +201,29 @@ def change(offset: int) -> Record:
 async def test_what_faust_passed_over_is_read_again_before_what_follows() -> None:
     stage, reader = join_stage(Stored()), Reader()
     gaps = Gaps(reader, Cluster("127.0.0.1:9"), stage)
-    await stage.take(await gaps.admitted([change(0)]))
+    await stage.take(await gaps.admit([change(0)]))
     gaps.look_again()
-    assert await gaps.admitted([change(3), change(4)]) == []
+    assert await gaps.admit([change(3), change(4)]) == []
     assert reader.sought == [1]
-    assert await gaps.admitted([change(5)]) == [], (
+    assert await gaps.admit([change(5)]) == [], (
         "fetched before, it would make what is read again look old"
     )
     again = [change(offset) for offset in range(1, 6)]
-    assert await gaps.admitted(again) == again
+    assert await gaps.admit(again) == again
     await stage.take(again)
     after_a_mark = [change(8)]
-    assert await gaps.admitted(after_a_mark) == after_a_mark
+    assert await gaps.admit(after_a_mark) == after_a_mark
     assert reader.sought == [1]
 
 
 async def test_a_partition_that_comes_back_is_compared_anew() -> None:
     stage, reader = join_stage(Stored()), Reader()
     gaps = Gaps(reader, Cluster("127.0.0.1:9"), stage)
-    assert await gaps.admitted([change(3)]) == []
+    assert await gaps.admit([change(3)]) == []
     await stage.take([change(offset) for offset in range(9)])  # by another worker, meanwhile
     gaps.look_again()
     following = [change(9)]
-    assert await gaps.admitted(following) == following
+    assert await gaps.admit(following) == following
 
 
 @pytest.mark.parametrize("index", range(4))

@@ -26,7 +26,7 @@ from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.errors import RejectedRecordError
 from streams.storage.log import read_all
-from streams.storage.records import Outgoing, Record, batched
+from streams.storage.records import Outgoing, Record, share_records
 from tests import events
 
 
@@ -254,7 +254,7 @@ def test_a_rollout_that_grows_too_large_keeps_what_it_has_and_ends(log: Embedded
 def test_a_record_with_several_spans_changes_the_trajectory_once() -> None:
     state, _ = join(events.started("r"), events.succeeded("r"))
     spans = [events.model_span("r", "geneticist", "x", f"{number:016x}") for number in range(5)]
-    (record,) = batched(Outgoing.of(SPANS, "r", span) for span in spans)
+    (record,) = share_records(Outgoing.of(SPANS, "r", span) for span in spans)
     source = Record(record.topic, 0, 9, 0, record.key, record.value)
     outcome = process(TrajectoryJoin(), state, source)
     (trajectory,) = (output.event.payload for output in outcome.records)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from learners.datasets import Origin, RlRow
 from learners.training import engine, ppo
 from learners.training.config import ADAPTER_FILE, LoraSettings, PpoConfig
-from learners.training.engine import Engine, padded, policy_loss
+from learners.training.engine import TrainingEngine, padded_tensors, policy_loss
 from learners.training.errors import TrainingError
 from learners.training.weights import load, make_repeatable, save
 
@@ -60,14 +60,16 @@ def logprobs(model: Any, prompt: list[int], answer: list[int]) -> list[float]:
 
 def prepared(
     base: Path, folder: Path, off_by: float = 0.0, **more: Any
-) -> tuple[ppo.PreparedBatch, Engine]:
+) -> tuple[ppo.PreparedBatch, TrainingEngine]:
     settings = config(base, **more)
     engine.prepare()
-    actor = Engine(base, "language_model", settings, settings.learning_rate, pad=0)
+    actor = TrainingEngine(base, "language_model", settings, settings.learning_rate, pad=0)
     critic = (
-        Engine(base, "value_model", settings, 1e-3, pad=0) if settings.estimator == "gae" else None
+        TrainingEngine(base, "value_model", settings, 1e-3, pad=0)
+        if settings.estimator == "gae"
+        else None
     )
-    return ppo.prepared(rows(base, off_by), actor, critic, settings, pad=0)[0], actor
+    return ppo.prepare(rows(base, off_by), actor, critic, settings, pad=0)[0], actor
 
 
 def test_the_engines_logprobs_are_those_of_transformers(base: Path, tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_what_cannot_teach_is_said(base: Path, tmp_path: Path) -> None:
 
 
 def test_padding_goes_left_of_prompts_and_right_of_answers() -> None:
-    sampled = padded([[1, 2], [3]], [[4], [5, 6]], [[-0.1], [-0.2, -0.3]], pad=0)
+    sampled = padded_tensors([[1, 2], [3]], [[4], [5, 6]], [[-0.1], [-0.2, -0.3]], pad=0)
     assert sampled.prompts.tolist() == [[1, 2], [0, 3]]
     assert sampled.prompt_mask.tolist() == [[1, 1], [0, 1]]
     assert sampled.responses.tolist() == [[4, 0], [5, 6]]

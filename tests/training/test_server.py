@@ -14,7 +14,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infra.serving.huggingface.app import create_app
-from infra.serving.huggingface.generation import Engine, Generated, Sampling, UnloadableError
+from infra.serving.huggingface.generation import (
+    Generated,
+    GenerationEngine,
+    Sampling,
+    UnloadableError,
+)
 from infra.serving.servers import Servers, ServingError
 from infra.training.settings import ServingSettings
 from schemas.endpoints import Endpoint
@@ -25,14 +30,14 @@ MESSAGES = [{"role": "user", "content": "book two seats to rome"}]
 
 
 @pytest.fixture
-def engine(base: Path) -> Iterator[Engine]:
-    running = Engine(base, "tiny")
+def engine(base: Path) -> Iterator[GenerationEngine]:
+    running = GenerationEngine(base, "tiny")
     yield running
     running.close()
 
 
 @pytest.fixture
-def http(engine: Engine) -> Iterator[httpx.Client]:
+def http(engine: GenerationEngine) -> Iterator[httpx.Client]:
     with serving(create_app(engine)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
@@ -86,7 +91,7 @@ def test_every_token_has_the_probability_that_transformers_gives_it(
 
 
 def test_prompts_of_different_lengths_answered_together_are_answered_as_if_alone(
-    engine: Engine,
+    engine: GenerationEngine,
 ) -> None:
     prompts = [[5, 6, 7], [8] * 20, [9, 10], [11] * 7]
     sampling = Sampling(8, temperature=0.0)
@@ -99,7 +104,9 @@ def test_prompts_of_different_lengths_answered_together_are_answered_as_if_alone
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-def test_a_seed_draws_the_same_again_and_temperature_zero_the_likeliest(engine: Engine) -> None:
+def test_a_seed_draws_the_same_again_and_temperature_zero_the_likeliest(
+    engine: GenerationEngine,
+) -> None:
     def drawn(**more: Any) -> Generated:
         return engine.ask("tiny", [5, 6, 7], Sampling(10, **more)).result()
 
@@ -226,9 +233,9 @@ def test_adapters_come_and_go_while_the_base_answers_as_before(
 
 
 def test_a_valid_call_is_a_tool_call_and_any_other_is_text(base: Path) -> None:
-    from infra.serving.huggingface.app import CompletionRequest, _message
+    from infra.serving.huggingface.app import TextRequest, _message
 
-    asked = CompletionRequest(model="tiny", messages=MESSAGES, tools=TOOLS)
+    asked = TextRequest(model="tiny", messages=MESSAGES, tools=TOOLS)
     task = Task("book", "two", "rome", hypothetical=False)
     message = _message(task.answer, asked)
     assert message["content"] is None
@@ -249,7 +256,7 @@ def test_weights_that_are_no_numbers_are_not_served(base: Path, tmp_path: Path) 
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
     with pytest.raises(UnloadableError, match="not finite"):
-        Engine(tmp_path, "broken")
+        GenerationEngine(tmp_path, "broken")
 
 
 def test_servers_are_started_asked_and_stopped(base: Path, tmp_path: Path) -> None:

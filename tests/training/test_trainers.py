@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infra.training.jobs import Job
 from learners.datasets import Origin, PreferenceRow, PromptRow, RlRow, SftRow
-from learners.graders import Answer
+from learners.graders import GradedAnswer
 from learners.training import tables
 from learners.training.config import ADAPTER_FILE, HEADS, LINEAGE, MODEL, ROWS, AnyConfig, Method
 from learners.training.errors import TrainingError
 from learners.training.runs import run
-from learners.training.weights import answered, load, turns
+from learners.training.weights import load, prompt_and_answer, turns
 from schemas.checkpoints import OffsetRange
 from schemas.examples import Example, ExampleEvent, RlExample, SftExample
 from schemas.identifiers import derived_event_id
@@ -48,7 +48,7 @@ QUICK: dict[Method, dict[str, Any]] = {
 }
 
 
-def variety(answer: Answer) -> float:
+def variety(answer: GradedAnswer) -> float:
     """Grade what even an untrained model does more or less of."""
     return len(set(answer.text)) / max(1, len(answer.text))
 
@@ -166,7 +166,7 @@ def test_only_what_the_assistant_said_is_learned(base: Path) -> None:
     assert [text for text, said in parts if said] == ["which class?<|end|>", "done<|end|>"]
     whole = tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
     assert "".join(text for text, _ in parts) == whole.rstrip()
-    assert answered(tokenizer, messages[:3], messages[3], TOOLS)[1] == "done<|end|>"
+    assert prompt_and_answer(tokenizer, messages[:3], messages[3], TOOLS)[1] == "done<|end|>"
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused_and_one_that_drops_thoughts_is_not(

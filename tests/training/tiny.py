@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from learners.graders import Answer, right_tool_call
+from learners.graders import GradedAnswer, right_tool_call
 
 CITIES = ("oslo", "rome", "lima", "cairo", "paris", "delhi", "quito", "tokyo")
 COUNTS = ("one", "two", "three", "four", "five", "six")
@@ -105,7 +105,7 @@ class Task:
 
     def reward(self, text: str) -> float:
         """Return what an answer earns."""
-        return right_tool_call(Answer(text, self.messages, TOOLS, self.label))
+        return right_tool_call(GradedAnswer(text, self.messages, TOOLS, self.label))
 
 
 def tasks() -> list[Task]:

@@ -16,7 +16,7 @@ from schemas.topics import TOPICS
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.errors import LogUnavailableError, StreamError
 from streams.storage.log import Log
-from streams.storage.records import NewRecord, Outgoing, batched
+from streams.storage.records import NewRecord, Outgoing, share_records
 
 BATCH = 1000
 FORWARDER = "forwarder"
@@ -99,7 +99,7 @@ class Publisher:
                 what comes meanwhile: a transaction for each call would take the interpreter from
                 those being answered.
         """
-        records = batched(events)
+        records = share_records(events)
         self.status.accepted.update(record.topic for record in records)
         pending = _Pending(records, Future())
         self._handed_over.append(pending)

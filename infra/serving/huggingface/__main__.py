@@ -9,7 +9,7 @@ from pathlib import Path
 from infra.runtime.errors import ConfigError
 from infra.runtime.http import bound_socket, serve
 from infra.serving.huggingface.app import create_app
-from infra.serving.huggingface.generation import Engine, UnloadableError
+from infra.serving.huggingface.generation import GenerationEngine, UnloadableError
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     options = parser.parse_args()
     try:
-        engine = Engine(options.folder, options.name, threads=options.threads)
+        engine = GenerationEngine(options.folder, options.name, threads=options.threads)
         listener = bound_socket(options.host, options.port, "--port")
     except (UnloadableError, ConfigError) as error:
         sys.stderr.write(f"model server: {error}\n")

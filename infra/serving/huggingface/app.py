@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.serving.huggingface.generation import (
-    Engine,
     Generated,
+    GenerationEngine,
     Sampling,
     UnknownModelError,
     UnloadableError,
@@ -25,7 +25,7 @@ from infra.serving.huggingface.generation import (
 from learners.graders import TOOL_CALL, valid_call
 
 
-class CompletionRequest(BaseModel):
+class TextRequest(BaseModel):
     """What is read of a request; what is not known is passed over, as vLLM does."""
 
     model_config = ConfigDict(extra="ignore")
@@ -58,7 +58,7 @@ class UnanswerableError(Exception):
     """A request that cannot be answered; the message says why."""
 
 
-def create_app(engine: Engine) -> FastAPI:
+def create_app(engine: GenerationEngine) -> FastAPI:
     """Return a server of an engine."""
     app = FastAPI(title="Everloop model server", docs_url=None, redoc_url=None)
 
@@ -76,18 +76,18 @@ def create_app(engine: Engine) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await _completed(engine, await request.body(), chat=True)
+        return await _complete(engine, await request.body(), chat=True)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _completed(engine, await request.body(), chat=False)
+        return await _complete(engine, await request.body(), chat=False)
 
     @app.post("/v1/load_lora_adapter")
     async def load_adapter(asked: AdapterRequest) -> Response:
         if asked.lora_path is None:
-            return _refused(400, "lora_path is missing")
+            return _problem(400, "lora_path is missing")
         if asked.lora_name in engine.names:
-            return _refused(400, f"{asked.lora_name} is loaded already; unload it first")
+            return _problem(400, f"{asked.lora_name} is loaded already; unload it first")
         await asyncio.to_thread(engine.load_adapter, asked.lora_name, asked.lora_path)
         return Response(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
@@ -98,25 +98,25 @@ def create_app(engine: Engine) -> FastAPI:
 
     @app.exception_handler(UnknownModelError)
     async def unknown(_: Request, error: UnknownModelError) -> Response:
-        return _refused(404, str(error), "model_not_found")
+        return _problem(404, str(error), "model_not_found")
 
     @app.exception_handler(UnloadableError)
     async def unloadable(_: Request, error: UnloadableError) -> Response:
-        return _refused(400, str(error))
+        return _problem(400, str(error))
 
     @app.exception_handler(UnanswerableError)
     async def unanswerable(_: Request, error: UnanswerableError) -> Response:
-        return _refused(400, str(error))
+        return _problem(400, str(error))
 
     return app
 
 
-async def _completed(engine: Engine, content: bytes, chat: bool) -> Response:
+async def _complete(engine: GenerationEngine, content: bytes, chat: bool) -> Response:
     try:
-        asked = CompletionRequest.model_validate_json(content)
+        asked = TextRequest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        return _refused(400, f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}")
+        return _problem(400, f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}")
     prompt = _prompt(engine, asked, chat)
     left = engine.context - len(prompt)
     if left < 1:
@@ -135,14 +135,14 @@ async def _completed(engine: Engine, content: bytes, chat: bool) -> Response:
             for seed in seeds
         )
     )
-    answers = [_stopped(engine, answer, asked.stop) for answer in answers]
+    answers = [_cut_at_stop(engine, answer, asked.stop) for answer in answers]
     document = _document(engine, asked, prompt, answers, chat)
     if asked.stream:
         return StreamingResponse(_chunks(document, chat), media_type="text/event-stream")
     return Response(orjson.dumps(document), media_type="application/json")
 
 
-def _prompt(engine: Engine, asked: CompletionRequest, chat: bool) -> list[int]:
+def _prompt(engine: GenerationEngine, asked: TextRequest, chat: bool) -> list[int]:
     """Return the prompt's token ids."""
     tokenizer: Any = engine.tokenizer
     if not chat:
@@ -165,7 +165,7 @@ def _prompt(engine: Engine, asked: CompletionRequest, chat: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _stopped(engine: Engine, answer: Generated, stop: str | list[str]) -> Generated:
+def _cut_at_stop(engine: GenerationEngine, answer: Generated, stop: str | list[str]) -> Generated:
     """Return an answer up to the token that completes a stop sequence, which its text leaves
     out.
     """
@@ -183,8 +183,8 @@ def _stopped(engine: Engine, answer: Generated, stop: str | list[str]) -> Genera
 
 
 def _document(
-    engine: Engine,
-    asked: CompletionRequest,
+    engine: GenerationEngine,
+    asked: TextRequest,
     prompt: list[int],
     answers: list[Generated],
     chat: bool,
@@ -213,7 +213,7 @@ def _document(
 
 
 def _choice(
-    engine: Engine, asked: CompletionRequest, index: int, answer: Generated, chat: bool
+    engine: GenerationEngine, asked: TextRequest, index: int, answer: Generated, chat: bool
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": index,
@@ -246,7 +246,7 @@ def _choice(
     return choice
 
 
-def _message(text: str, asked: CompletionRequest) -> dict[str, Any]:
+def _message(text: str, asked: TextRequest) -> dict[str, Any]:
     """Return the assistant's message; one valid call of a tool is taken out of the text, as vLLM's
     parsers do.
     """
@@ -302,6 +302,6 @@ def _sent(chunk: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 
-def _refused(status: int, detail: str, code: str = "invalid_request") -> JSONResponse:
+def _problem(status: int, detail: str, code: str = "invalid_request") -> JSONResponse:
     error = {"message": detail, "type": "invalid_request_error", "param": None, "code": code}
     return JSONResponse({"error": error}, status_code=status)

@@ -70,7 +70,7 @@ class _Asked:
     answer: "Future[Generated]" = field(default_factory=Future)
 
 
-class Engine:
+class GenerationEngine:
     """A model in memory with its adapters, and a thread that answers.
 
     Args:
@@ -117,7 +117,7 @@ class Engine:
         Raises:
             UnknownModelError: there is no such model.
         """
-        self._known(model)
+        self._check_model(model)
         asked = _Asked(model, prompt, sampling)
         self._waiting.put(asked)
         return asked.answer
@@ -169,7 +169,7 @@ class Engine:
         self._waiting.put(None)
         self._thread.join()
 
-    def _known(self, model: str) -> None:
+    def _check_model(self, model: str) -> None:
         if model not in self.names:
             raise UnknownModelError(f"no model {model!r}; there are: {', '.join(self.names)}")
 
@@ -199,7 +199,7 @@ class Engine:
     def _answer(self, batch: Sequence[_Asked]) -> None:
         try:
             with self._lock:
-                self._known(batch[0].model)  # it may have been unloaded meanwhile
+                self._check_model(batch[0].model)  # it may have been unloaded meanwhile
                 with torch.inference_mode():
                     answers = self._decode(batch)
         # whoever asked is told, and the next ones are answered
@@ -216,11 +216,11 @@ class Engine:
             adapter = batch[0].model
             if adapter == self._base:
                 with self._model.disable_adapter():
-                    return self._sampled(batch)
+                    return self._decode_padded(batch)
             self._model.set_adapter(adapter)
-        return self._sampled(batch)
+        return self._decode_padded(batch)
 
-    def _sampled(self, batch: Sequence[_Asked]) -> list[Generated]:
+    def _decode_padded(self, batch: Sequence[_Asked]) -> list[Generated]:
         """Decode prompts of different lengths together, padded on the left."""
         longest = max(len(asked.prompt) for asked in batch)
         tokens = torch.tensor(
@@ -253,9 +253,9 @@ class Engine:
                     open_rows.remove(row)
             tokens = torch.tensor(drawn).unsqueeze(1)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        return [self._generated(ids, values) for ids, values in found]
+        return [self._generated_text(ids, values) for ids, values in found]
 
-    def _generated(self, ids: list[int], logprobs: list[float]) -> Generated:
+    def _generated_text(self, ids: list[int], logprobs: list[float]) -> Generated:
         ended = ids[-1] in self._ends
         return Generated(
             ids, logprobs, self.text(ids[:-1] if ended else ids), "stop" if ended else "length"

@@ -7,10 +7,10 @@ from typing import Generic, TypeVar
 import structlog
 
 from schemas.clock import now
-from streams.processing.batch import Batch, processed
+from streams.processing.batch import Batch, batch_outcome
 from streams.processing.processor import Processor
 from streams.runners.embedded.leases import DEFAULT_LEASE_S, Leases
-from streams.runners.embedded.states import States
+from streams.runners.embedded.states import CachedStates
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.errors import LeaseLostError
 
@@ -46,7 +46,7 @@ class EmbeddedRunner(Generic[S]):
         self._batch = batch or processor.batch
         self._topics = [topic.name for topic in processor.topics]
         self._leases = Leases(log, processor.group, member, counts.pop(), lease_s)
-        self._states: States[S] = States(log, processor)
+        self._states: CachedStates[S] = CachedStates(log, processor)
         self._positions: dict[tuple[str, int], int] = {}
 
     def run_once(self) -> int:
@@ -63,7 +63,7 @@ class EmbeddedRunner(Generic[S]):
         due = self._states.due(self._leases.held, time, self._batch)
         if not records and not due:
             return 0
-        batch = processed(self.processor, self._states, records, due, time)
+        batch = batch_outcome(self.processor, self._states, records, due, time)
         try:
             self._commit(
                 batch, {(record.topic, record.partition): record.offset + 1 for record in records}

@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from schemas.clock import to_milliseconds
-from streams.processing.batch import Change, Key
+from streams.processing.batch import Key, StateChange
 from streams.processing.processor import Processor
 from streams.storage.embedded.log import EmbeddedLog
 
 S = TypeVar("S")
 
 
-class States(Generic[S]):
+class CachedStates(Generic[S]):
     """Reads states through a bounded cache of the most recently used keys."""
 
     def __init__(self, log: EmbeddedLog, processor: Processor[S], capacity: int = 4096) -> None:
@@ -45,7 +45,7 @@ class States(Generic[S]):
         held = set(partitions)
         return [(partition, key) for partition, key in rows if partition in held]
 
-    def write_within(self, changes: dict[Key, Change[S]]) -> None:
+    def write_within(self, changes: dict[Key, StateChange[S]]) -> None:
         """Store changed states inside the caller's transaction."""
         kept = [(key, change) for key, change in changes.items() if change.state is not None]
         self._log.connection.executemany(
@@ -72,7 +72,7 @@ class States(Generic[S]):
             ],
         )
 
-    def remember(self, changes: dict[Key, Change[S]]) -> None:
+    def remember(self, changes: dict[Key, StateChange[S]]) -> None:
         """Take committed changes into the cache."""
         for key, change in changes.items():
             self._cache.pop(key, None)

@@ -46,13 +46,13 @@ class Worker:
         self._failure: BaseException | None = None
         self._threads = [
             threading.Thread(
-                target=self._guarded, args=(self._run_group, processor), name=processor.name
+                target=self._run_guarded, args=(self._run_group, processor), name=processor.name
             )
             for processor in processors
         ]
         self._threads.append(
             threading.Thread(
-                target=self._guarded, args=(self._enforce_retention,), name="retention"
+                target=self._run_guarded, args=(self._enforce_retention,), name="retention"
             )
         )
 
@@ -69,7 +69,7 @@ class Worker:
         """Finish the batches in hand, give up the leases and return from `run`."""
         self._stop.set()
 
-    def _guarded(self, target: Any, *arguments: Any) -> None:
+    def _run_guarded(self, target: Any, *arguments: Any) -> None:
         try:
             target(*arguments)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it

@@ -32,8 +32,8 @@ class TransactionalChangelog:
 
     def __init__(self, cluster: Cluster, group: str, partition: int) -> None:
         self._cluster = cluster
-        self._place = TopicPartition(cluster.named(changelog_of(group)), partition)
-        self._id = cluster.named(f"{group}-{partition}")
+        self._place = TopicPartition(cluster.prefixed(changelog_of(group)), partition)
+        self._id = cluster.prefixed(f"{group}-{partition}")
         self._producer: Any = None
 
     async def load(self) -> Sequence[Record]:
@@ -52,7 +52,7 @@ class TransactionalChangelog:
                         transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
                     )
                     await self._producer.start()  # ends what an earlier writer left open
-                return await self._stored()
+                return await self._read_states()
         raise AssertionError("unreachable: it is tried until it succeeds")
 
     async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
@@ -66,7 +66,7 @@ class TransactionalChangelog:
             async with asyncio.timeout(ACKNOWLEDGED_IN_S):
                 await self._producer.begin_transaction()
                 for output in outputs:
-                    await self._send(self._cluster.named(output.topic), output)
+                    await self._send(self._cluster.prefixed(output.topic), output)
                 for state in states:
                     await self._send(topic, state, partition)
                 await self._producer.commit_transaction()
@@ -79,7 +79,7 @@ class TransactionalChangelog:
         """
         if self._producer is not None:
             producer, self._producer = self._producer, None
-            await _stopped(producer)
+            await _stop(producer)
 
     async def _send(self, topic: str, record: NewRecord, partition: int | None = None) -> None:
         headers = list(record.headers)
@@ -87,7 +87,7 @@ class TransactionalChangelog:
             topic, record.value, record.key, partition=partition, headers=headers
         )
 
-    async def _stored(self) -> list[Record]:
+    async def _read_states(self) -> list[Record]:
         consumer = AIOKafkaConsumer(
             **self._cluster.client_options,
             isolation_level="read_committed",
@@ -111,7 +111,7 @@ class TransactionalChangelog:
             await consumer.stop()
 
 
-async def _stopped(producer: Any) -> None:
+async def _stop(producer: Any) -> None:
     """Stop a producer; one that still waits for the cluster is cut off."""
     try:
         async with asyncio.timeout(CLOSED_IN_S):

@@ -57,7 +57,7 @@ def create_app(
             session timeout.
     """
     session_s = max(LEAST_SESSION_S, lease_s)
-    name = cluster.named(processor.group)
+    name = cluster.prefixed(processor.group)
     folder = data_dir / "faust" / name
     folder.mkdir(parents=True, exist_ok=True)
     app = faust.App(
@@ -79,7 +79,7 @@ def create_app(
         processing_guarantee="at_least_once",
     )
     source = app.topic(
-        *(cluster.named(topic.name) for topic in processor.topics),
+        *(cluster.prefixed(topic.name) for topic in processor.topics),
         key_type=bytes,
         value_type=bytes,
         key_serializer="raw",
@@ -103,7 +103,7 @@ def create_app(
             while len(events) < processor.batch and not arrived.empty():
                 events.append(arrived.get_nowait())
             records = [_record(cluster, event.message) for event in events]
-            taken = await gaps.admitted(records)
+            taken = await gaps.admit(records)
             await stage.take(taken)
             done = {record.position for record in taken}
             for event, record in zip(events, records, strict=True):
@@ -125,7 +125,7 @@ def create_app(
     app.task(work)
     app.timer(HOLD_EVERY_S, name=f"{name}.hold")(hold)
     app.on_before_shutdown.connect(stop, weak=False)
-    topics = {cluster.named(topic.name) for topic in processor.topics}
+    topics = {cluster.prefixed(topic.name) for topic in processor.topics}
     stalls = StalledPartitions(app, topics, lambda: stage.idle and arrived.empty(), unread(cluster))
     app.timer(CHECK_EVERY_S, name=f"{name}.stalls")(stalls.mend)
     return app
@@ -151,7 +151,7 @@ class Gaps:
         self._looked.clear()
         self._awaited.clear()
 
-    async def admitted(self, records: Sequence[Record]) -> list[Record]:
+    async def admit(self, records: Sequence[Record]) -> list[Record]:
         """Return the records that may be taken now; the others are being read again, after what
         lies before them.
         """
@@ -161,7 +161,7 @@ class Gaps:
             return candidates
         self._looked |= places
         for (topic, partition), offset in (await self._stage.missing(candidates)).items():
-            place = TP(self._cluster.named(topic), partition)
+            place = TP(self._cluster.prefixed(topic), partition)
             if (topic, partition) in places and offset >= (
                 await self._app.consumer.earliest_offsets(place)
             )[place]:
@@ -221,15 +221,15 @@ def unread(cluster: Cluster) -> Callable[[TP, int], Awaitable[bool]]:
     cluster.
     """
 
-    def look(place: TP, offset: int) -> bool:
+    def is_unread(place: TP, offset: int) -> bool:
         position = (cluster.ours(place.topic), place.partition)
         with KafkaLog(cluster) as log:
             return log.unread({position: offset})[position] > 0
 
-    async def looked(place: TP, offset: int) -> bool:
-        return await asyncio.to_thread(look, place, offset)
+    async def look(place: TP, offset: int) -> bool:
+        return await asyncio.to_thread(is_unread, place, offset)
 
-    return looked
+    return look
 
 
 def _credentials(cluster: Cluster) -> Any:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from schemas.clock import now
-from streams.processing.batch import Batch, Change, Key, processed
+from streams.processing.batch import Batch, Key, StateChange, batch_outcome
 from streams.processing.processor import Processor
 from streams.runners.kafka.states import Changelog, OutdatedError, PartitionStates, Positions
 from streams.storage.records import NewRecord, Record
@@ -35,7 +35,7 @@ class KafkaStage(Generic[S]):
 
     @property
     def idle(self) -> bool:
-        """Whether no record and no deadline is being processed."""
+        """Whether no record and no deadline is being batch_outcome."""
         return not self._turn.locked()
 
     async def missing(self, records: Sequence[Record]) -> dict[tuple[str, int], int]:
@@ -88,7 +88,7 @@ class KafkaStage(Generic[S]):
     async def _open(self, partitions: Collection[int]) -> None:
         missing = sorted(set(partitions) - self._partitions.keys())
         opening = [
-            PartitionStates.opened(self.processor, self._changelog(partition))
+            PartitionStates.open_partition(self.processor, self._changelog(partition))
             for partition in missing
         ]
         self._partitions |= zip(missing, await asyncio.gather(*opening), strict=True)
@@ -102,12 +102,12 @@ class KafkaStage(Generic[S]):
         new = [record for record in records if positions[record.partition].take(record)]
         # In a thread: a judge may wait for a model, and the event loop must go on answering Kafka.
         batch = await asyncio.to_thread(
-            processed, self.processor, _Cached(self._partitions), new, due, now()
+            batch_outcome, self.processor, _Cached(self._partitions), new, due, now()
         )
         return await self._commit(batch, positions)
 
     async def _commit(self, batch: Batch[S], positions: dict[int, Positions]) -> set[int]:
-        changes: dict[int, dict[str, Change[S]]] = defaultdict(dict)
+        changes: dict[int, dict[str, StateChange[S]]] = defaultdict(dict)
         for (partition, key), change in batch.changes.items():
             changes[partition][key] = change
         outputs: dict[int, list[NewRecord]] = defaultdict(list)
@@ -124,7 +124,7 @@ class KafkaStage(Generic[S]):
     async def _commit_one(
         self,
         partition: int,
-        changes: dict[str, Change[S]],
+        changes: dict[str, StateChange[S]],
         reached: Positions,
         outputs: list[NewRecord],
     ) -> bool:
@@ -142,7 +142,7 @@ class KafkaStage(Generic[S]):
 
 
 class _Cached(Generic[S]):
-    """The states of several partitions, for `processed`."""
+    """The states of several partitions, for `batch_outcome`."""
 
     def __init__(self, partitions: dict[int, PartitionStates[S]]) -> None:
         self._partitions = partitions

@@ -22,7 +22,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import orjson
 
 from schemas.clock import to_milliseconds
-from streams.processing.batch import Change
+from streams.processing.batch import StateChange
 from streams.processing.processor import Processor
 from streams.storage.records import Headers, NewRecord, Record
 
@@ -111,7 +111,7 @@ class PartitionStates(Generic[S]):
             self._take_up(record)
 
     @classmethod
-    async def opened(cls, processor: Processor[S], changelog: Changelog) -> Self:
+    async def open_partition(cls, processor: Processor[S], changelog: Changelog) -> Self:
         """Shut out earlier writers of the partition and read its states."""
         return cls(processor, changelog, await changelog.load())
 
@@ -139,7 +139,10 @@ class PartitionStates(Generic[S]):
         return passed
 
     async def commit(
-        self, changes: Mapping[str, Change[S]], positions: Positions, outputs: Sequence[NewRecord]
+        self,
+        changes: Mapping[str, StateChange[S]],
+        positions: Positions,
+        outputs: Sequence[NewRecord],
     ) -> None:
         """Store changed states and positions, and write outputs, together.
 
@@ -147,7 +150,7 @@ class PartitionStates(Generic[S]):
             OutdatedError: see `Changelog.commit`.
         """
         records = [
-            _stored(self._processor, key, change)
+            _state_record(self._processor, key, change)
             for key, change in changes.items()
             if change.state is not None or key in self._values
         ]
@@ -192,7 +195,7 @@ def state_key(key: str) -> bytes:
     return STATE_PREFIX + key.encode()
 
 
-def _stored(processor: Processor[S], key: str, change: Change[S]) -> NewRecord:
+def _state_record(processor: Processor[S], key: str, change: StateChange[S]) -> NewRecord:
     if change.state is None:
         return NewRecord("", state_key(key), None)
     headers: Headers = ()

@@ -35,7 +35,7 @@ class Declared:
 
 
 @dataclass(frozen=True)
-class Change:
+class TopicChange:
     """What differs on one topic.
 
     Attributes:
@@ -55,16 +55,16 @@ def declared_topics(processors: Iterable[Processor[Any]]) -> list[Declared]:
     for topic in TOPICS.values():
         retention = -1 if topic.retention is None else int(topic.retention.total_seconds() * 1000)
         configs = {"cleanup.policy": topic.cleanup, "retention.ms": str(retention)}
-        topics.append(_declared(topic.name, topic.partitions, configs))
+        topics.append(_declaration(topic.name, topic.partitions, configs))
     for processor in processors:
         configs = {"cleanup.policy": "compact", "retention.ms": "-1"}
         topics.append(
-            _declared(changelog_of(processor.group), processor.topics[0].partitions, configs)
+            _declaration(changelog_of(processor.group), processor.topics[0].partitions, configs)
         )
     return topics
 
 
-def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[Change]:
+def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[TopicChange]:
     """Return how a cluster differs from what is declared, in the order declared.
 
     Raises:
@@ -78,10 +78,10 @@ def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[Change]:
             there = {
                 topic.name: described[name]
                 for topic in declared
-                if (name := cluster.named(topic.name)) in described
+                if (name := cluster.prefixed(topic.name)) in described
             }
             resources = [
-                ConfigResource(ConfigResourceType.TOPIC, cluster.named(name)) for name in there
+                ConfigResource(ConfigResourceType.TOPIC, cluster.prefixed(name)) for name in there
             ]
             found = (
                 admin.describe_configs(resources, config_filter="all")["topic"] if resources else {}
@@ -90,12 +90,14 @@ def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[Change]:
             raise LogUnavailableError(
                 f"cannot describe topics on {cluster.bootstrap}: {error}"
             ) from error
-    changes: list[Change] = []
+    changes: list[TopicChange] = []
     for topic in declared:
         if topic.name not in there:
             settings = ", ".join(f"{name}={value}" for name, value in topic.configs)
             changes.append(
-                Change(topic.name, "create", f"{topic.partitions} partitions, {settings}", topic)
+                TopicChange(
+                    topic.name, "create", f"{topic.partitions} partitions, {settings}", topic
+                )
             )
             continue
         if there[topic.name] != topic.partitions:
@@ -104,18 +106,18 @@ def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[Change]:
                 " it is, because keys"
                 " would move to other partitions than their states"
             )
-            changes.append(Change(topic.name, "keep", detail, topic))
+            changes.append(TopicChange(topic.name, "keep", detail, topic))
         different = [
-            f"{name}: {found[cluster.named(topic.name)][name]['value']} → {value}"
+            f"{name}: {found[cluster.prefixed(topic.name)][name]['value']} → {value}"
             for name, value in topic.configs
-            if found[cluster.named(topic.name)][name]["value"] != value
+            if found[cluster.prefixed(topic.name)][name]["value"] != value
         ]
         if different:
-            changes.append(Change(topic.name, "configure", ", ".join(different), topic))
+            changes.append(TopicChange(topic.name, "configure", ", ".join(different), topic))
     return changes
 
 
-def apply(cluster: Cluster, changes: Sequence[Change], replication: int = -1) -> None:
+def apply(cluster: Cluster, changes: Sequence[TopicChange], replication: int = -1) -> None:
     """Make the changes; those of kind `keep` are left. Brokers may take a moment to show new
     settings.
 
@@ -126,7 +128,7 @@ def apply(cluster: Cluster, changes: Sequence[Change], replication: int = -1) ->
         LogUnavailableError: the cluster does not answer or refuses.
     """
     created = {
-        cluster.named(change.topic): {
+        cluster.prefixed(change.topic): {
             "num_partitions": change.declared.partitions,
             "replication_factor": replication,
             "configs": dict(change.declared.configs),
@@ -137,7 +139,7 @@ def apply(cluster: Cluster, changes: Sequence[Change], replication: int = -1) ->
     configured = [
         ConfigResource(
             ConfigResourceType.TOPIC,
-            cluster.named(change.topic),
+            cluster.prefixed(change.topic),
             configs=dict(change.declared.configs),
         )
         for change in changes
@@ -157,7 +159,7 @@ def apply(cluster: Cluster, changes: Sequence[Change], replication: int = -1) ->
         raise LogUnavailableError(f"{cluster.bootstrap} refused to configure topics: {refused}")
 
 
-def _declared(name: str, partitions: int, configs: dict[str, str]) -> Declared:
+def _declaration(name: str, partitions: int, configs: dict[str, str]) -> Declared:
     most = MAX_RECORD_BYTES * (2 if name == DEAD_LETTERS.name else 1)
     return Declared(name, partitions, tuple({**configs, "max.message.bytes": str(most)}.items()))
 

@@ -69,7 +69,7 @@ class EmbeddedLog:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Run the block in one write transaction."""
-        with _translated(self.path), transaction(self.connection):
+        with _translate_errors(self.path), transaction(self.connection):
             yield
 
     def append(self, records: Sequence[NewRecord]) -> list[tuple[int, int]]:
@@ -100,7 +100,7 @@ class EmbeddedLog:
                     timestamp_ms,
                     record.key,
                     record.value,
-                    _packed(record.headers),
+                    _pack_headers(record.headers),
                 )
             )
         self.connection.executemany(
@@ -117,7 +117,7 @@ class EmbeddedLog:
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """Return up to `limit` records at or after `offset`, in order."""
-        with _translated(self.path):
+        with _translate_errors(self.path):
             return list(self._select(topic, partition, offset, limit))
 
     def fetch(
@@ -138,7 +138,7 @@ class EmbeddedLog:
         return records
 
     def _fetch(self, positions: Mapping[tuple[str, int], int], limit: int) -> list[Record]:
-        with _translated(self.path), snapshot(self.connection):
+        with _translate_errors(self.path), snapshot(self.connection):
             sources = [
                 self._select(topic, partition, offset, limit)
                 for (topic, partition), offset in positions.items()
@@ -153,7 +153,14 @@ class EmbeddedLog:
         )
         for found, timestamp_ms, key, value, headers, sequence in rows:
             yield Record(
-                topic, partition, found, timestamp_ms, key, value, _unpacked(headers), sequence
+                topic,
+                partition,
+                found,
+                timestamp_ms,
+                key,
+                value,
+                _unpack_headers(headers),
+                sequence,
             )
 
     def beginnings(self, topic: str) -> Mapping[int, int]:
@@ -322,7 +329,7 @@ class EmbeddedLog:
             return self.connection.execute(statement, parameters).rowcount
 
     def _rows(self, statement: str, *parameters: object) -> list[Any]:
-        with _translated(self.path):
+        with _translate_errors(self.path):
             return self.connection.execute(statement, parameters).fetchall()
 
     def _end(self, topic: int, partition: int) -> int:
@@ -343,7 +350,7 @@ class EmbeddedLog:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours: a locked, full or vanished disk may come back, a damaged file
     will not.
     """
@@ -355,13 +362,13 @@ def _translated(path: Path) -> Iterator[None]:
         raise LogUnreadableError(f"the log {path} is damaged: {error}") from error
 
 
-def _packed(headers: Headers) -> bytes | None:
+def _pack_headers(headers: Headers) -> bytes | None:
     if not headers:
         return None
     return orjson.dumps([[name, value.decode("latin-1")] for name, value in headers])
 
 
-def _unpacked(headers: bytes | None) -> Headers:
+def _unpack_headers(headers: bytes | None) -> Headers:
     if headers is None:
         return ()
     return tuple((name, value.encode("latin-1")) for name, value in orjson.loads(headers))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 
@@ -27,7 +27,7 @@ class Cluster:
 
     bootstrap: str
     prefix: str = ""
-    protocol: Protocol = "PLAINTEXT"
+    protocol: SecurityProtocol = "PLAINTEXT"
     mechanism: Mechanism = "PLAIN"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -41,7 +41,7 @@ class Cluster:
         """The brokers to ask first."""
         return self.bootstrap.split(",")
 
-    def named(self, name: str) -> str:
+    def prefixed(self, name: str) -> str:
         """Return what a topic, group or transaction of ours is called on the cluster."""
         return self.prefix + name
 

@@ -53,11 +53,11 @@ class KafkaLog:
         After an error some may be there: appending them again writes them twice, with the same
         event ids.
         """
-        with self._translated("write to"):
+        with self._translate_errors("write to"):
             producer = self._producer()
             sent = [
                 producer.send(
-                    self._cluster.named(record.topic),
+                    self._cluster.prefixed(record.topic),
                     key=record.key,
                     value=record.value,
                     headers=list(record.headers),
@@ -82,7 +82,7 @@ class KafkaLog:
         Returns none only when nothing lies after the offsets, and nothing has come for `wait_s`.
         """
         deadline = time.monotonic() + wait_s
-        with self._translated("read from"):
+        with self._translate_errors("read from"):
             consumer = self._consumer()
             wanted = {self._place(*place): offset for place, offset in positions.items()}
             if consumer.assignment() != wanted.keys():
@@ -105,18 +105,18 @@ class KafkaLog:
 
     def beginnings(self, topic: str) -> Mapping[int, int]:
         """Return the first offset still there, by partition."""
-        with self._translated("read from"):
+        with self._translate_errors("read from"):
             return _by_partition(self._bounds("beginning_offsets", self._partitions(topic)))
 
     def ends(self, topic: str) -> Mapping[int, int]:
         """Return the offset the next record will get, by partition."""
-        with self._translated("read from"):
+        with self._translate_errors("read from"):
             return _by_partition(self._bounds("end_offsets", self._partitions(topic)))
 
     def offset_at(self, topic: str, partition: int, time: datetime) -> int:
         """Return the offset of the first record appended at or after `time`, or the end."""
         place = self._place(topic, partition)
-        with self._translated("read from"):
+        with self._translate_errors("read from"):
             found = self._consumer().offsets_for_times({place: to_milliseconds(time)})[place]
         return self.ends(topic)[partition] if found is None else int(found.offset)
 
@@ -126,8 +126,8 @@ class KafkaLog:
         """Return the next offset a group will read, by topic and partition; 0 where it has read
         nothing.
         """
-        wanted, name = list(partitions), self._cluster.named(group)
-        with self._translated("read from"):
+        wanted, name = list(partitions), self._cluster.prefixed(group)
+        with self._translate_errors("read from"):
             found = self._patient(lambda admin: admin.list_group_offsets({name: None})[name])
         return {
             (topic, partition): known.offset
@@ -141,7 +141,7 @@ class KafkaLog:
         """Return how much lies at or after the given offsets: 0 for nothing, else records and
         transactions' marks.
         """
-        with self._translated("read from"):
+        with self._translate_errors("read from"):
             ends = self._bounds("end_offsets", [self._place(*place) for place in positions])
         lag = {
             place: max(ends[self._place(*place)] - offset, 0) for place, offset in positions.items()
@@ -161,9 +161,9 @@ class KafkaLog:
             self._place(*place): OffsetAndMetadata(offset, "", -1)
             for place, offset in positions.items()
         }
-        with self._translated("commit to"):
+        with self._translate_errors("commit to"):
             results = self._patient(
-                lambda admin: admin.alter_group_offsets(self._cluster.named(group), offsets)
+                lambda admin: admin.alter_group_offsets(self._cluster.prefixed(group), offsets)
             )
         for place, error in results.items():
             if error.errno:
@@ -196,7 +196,7 @@ class KafkaLog:
         self.close()
 
     def _partitions(self, topic: str) -> list[TopicPartition]:
-        known = self._consumer().partitions_for_topic(self._cluster.named(topic))
+        known = self._consumer().partitions_for_topic(self._cluster.prefixed(topic))
         if not known:
             raise LogUnavailableError(
                 f"Kafka has no topic {topic}; `everloop topics apply` declares it"
@@ -271,7 +271,7 @@ class KafkaLog:
         return self._clients[kind]
 
     @contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
+    def _translate_errors(self, doing: str) -> Iterator[None]:
         try:
             yield
         except KafkaError as error:
@@ -281,7 +281,7 @@ class KafkaLog:
             ) from error
 
     def _place(self, topic: str, partition: int) -> TopicPartition:
-        return TopicPartition(self._cluster.named(topic), partition)
+        return TopicPartition(self._cluster.prefixed(topic), partition)
 
     def _record(self, found: Any) -> Record:
         headers = tuple((str(name), bytes(value)) for name, value in found.headers)
