@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import orjson
-import pytest
 
 from infra.config.settings import Settings
 from learners.contract import Learner, NewCheckpoint
@@ -26,23 +25,12 @@ from tests.infra.conftest import model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def code(page: str, number: int) -> str:
     """Return the n-th Python block of a page."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     return str(blocks[number])
-
-
-def names(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=names)
-def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), target
 
 
 def test_readme_and_adopting_show_the_same_five_lines() -> None:

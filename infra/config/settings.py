@@ -469,13 +469,14 @@ def load_settings() -> Settings:
 def _check_environment() -> None:
     """Refuse EVERLOOP_ variables that name no setting, which pydantic-settings would pass over."""
     for name in os.environ:
-        if name.startswith(PREFIX) and not _is_known(name):
+        if name.startswith(PREFIX) and not is_known(name):
             raise ConfigError(
                 f"environment variable {name} names no setting; see `everloop config`"
             )
 
 
-def _is_known(variable: str) -> bool:
+def is_known(variable: str) -> bool:
+    """Return whether an environment variable names a setting, or is one that Everloop reads."""
     if variable in (
         CONFIG_VARIABLE,
         SECRETS_VARIABLE,
