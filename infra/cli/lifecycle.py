@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import httpx
 import typer
 
+from infra.analytics.settings import AnalyticsSettings
 from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
-from infra.config.settings import (
-    AnalyticsSettings,
-    GatewaySettings,
-    Settings,
-    SimulatorSettings,
-    load_settings,
-)
+from infra.config.settings import Settings, SimulatorSettings, load_settings
+from infra.gateway.settings import GatewaySettings
 from infra.installation.log import open_log
 from infra.processes.run_file import StartError, running
 from infra.runtime.errors import ConfigError

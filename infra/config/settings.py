@@ -5,16 +5,12 @@ with its source.
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    FilePath,
-    SecretStr,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -26,20 +22,24 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from infra.gateway.records.redaction import RedactionConfig
+from infra.analytics.settings import AnalyticsSettings
+from infra.gateway.settings import GatewaySettings, ModelSettings
+from infra.judges.settings import JudgeSettings
+from infra.kafka.settings import KafkaSettings
 from infra.pipeline.settings import PipelineSettings
 from infra.runtime.errors import ConfigError
+from infra.runtime.section import Section
 from infra.training.settings import TrainingSettings
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
-from schemas.endpoints import Endpoint
 from schemas.routes import Choice
 from schemas.serialization import readable
 from streams.processors.adapter import AdapterConfig
 from streams.processors.batcher import BatchConfig
 from streams.processors.implicit import ImplicitConfig
 from streams.processors.trajectories import JoinConfig
-from streams.storage.kafka.cluster import Cluster, Mechanism, SecurityProtocol
+from streams.runners.config import WorkerConfig
+from streams.storage.kafka.cluster import Cluster
 
 CONFIG_VARIABLE = "EVERLOOP_CONFIG"
 SECRETS_VARIABLE = "EVERLOOP_SECRETS_DIR"
@@ -64,103 +64,11 @@ ROLES: dict[str, str] = {
 """Role of the research society to the logical model it calls."""
 
 
-class Section(BaseModel):
-    """A group of settings; unknown names are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class UpstreamSettings(Section):
-    """How model servers are asked.
-
-    Attributes:
-        connect_timeout_s: longest wait for a connection.
-        retries: tries after the first one, on each server.
-        backoff_s, most_backoff_s: the wait before try n is random, up to `backoff_s` * 2^n and
-            `most_backoff_s` (full jitter,
-            https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). A server's
-            `retry-after` of up to 10 s counts where it is longer.
-        breaker_failures: so many failures in a row, and a server is left alone
-        breaker_open_s: for so long; then one call, or a health check, tries it.
-        health_interval_s: how often servers that were left alone are looked at.
-    """
-
-    connect_timeout_s: float = Field(default=5.0, gt=0)
-    retries: int = Field(default=2, ge=0, le=10)
-    backoff_s: float = Field(default=0.25, gt=0)
-    most_backoff_s: float = Field(default=4.0, gt=0)
-    breaker_failures: int = Field(default=5, ge=1)
-    breaker_open_s: float = Field(default=10.0, gt=0)
-    health_interval_s: float = Field(default=5.0, gt=0)
-
-
-class GatewaySettings(Section):
-    """The gateway.
-
-    Attributes:
-        port: 0 takes a free one.
-        keys: whether calls need an API key; `auto` asks for one unless `host` is loopback.
-        upstream_timeout_s: longest silence of a model server.
-        upstream: retries, backoff and circuit breakers.
-        max_body_bytes: larger requests are refused.
-        body_timeout_s: longest silence while a request is received.
-        conversation_idle_s: when calls that name no rollout have ended one.
-        tool_calls: what becomes of answers whose tool calls the caller's JSON Schemas do not allow:
-            they `pass`, the model is told and asked once more (`repair`; chat completions), or the
-            caller gets a 502 (`reject`). Streams pass, since they cannot be taken back. All are
-            counted.
-        redaction: what is taken out of events before they are written.
-        cors_origins: web pages that may call from browsers; none by default.
-        export_traces_to: OTLP/HTTP endpoint that gets all spans too, such as
-            `http://collector:4318/v1/traces`.
-        access_log: whether each request is a line of the log.
-        lightning_model: logical model behind Agent Lightning's proxy, where its trainer registered
-            none itself.
-        train_temperature, val_temperature: what that proxy sets in its two modes.
-        lightning_rewards: what its agents give as the worst and the best reward; mapped to 0 and 1.
-        spool: where events wait while the log cannot be written.
-        spool_max_bytes: when it holds more, events are refused rather than older ones dropped.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8700, ge=0, le=65_535)
-    keys: Literal["required", "optional", "auto"] = "auto"
-    upstream_timeout_s: float = Field(default=120.0, gt=0)
-    upstream: UpstreamSettings = UpstreamSettings()
-    max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
-    body_timeout_s: float = Field(default=30.0, gt=0)
-    conversation_idle_s: float = Field(default=300.0, gt=0)
-    tool_calls: Literal["pass", "repair", "reject"] = "pass"
-    redaction: RedactionConfig = RedactionConfig()
-    cors_origins: tuple[str, ...] = ()
-    export_traces_to: str | None = None
-    access_log: bool = False
-    lightning_model: str | None = None
-    train_temperature: float = Field(default=1.0, ge=0)
-    val_temperature: float = Field(default=0.7, ge=0)
-    lightning_rewards: tuple[float, float] = (0.0, 1.0)
-    spool: Path = Path("spool.db")
-    spool_max_bytes: int = Field(default=2**30, gt=0)
-
-
 class SimulatorSettings(Section):
     """The simulator that plays the research society's models where none is configured."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8701, ge=0, le=65_535)
-
-
-class JudgeSettings(Section):
-    """The judge.
-
-    Attributes:
-        model: logical model that scores the six criteria; None measures instead (see
-            `research_society.rewards`).
-        api_key: of the gateway, where it asks for one; needs the scope `agent`.
-    """
-
-    model: str | None = None
-    api_key: SecretStr | None = None
 
 
 class BanditSettings(BanditConfig):
@@ -175,80 +83,6 @@ class BanditSettings(BanditConfig):
     def learner_config(self) -> BanditConfig:
         """Return what the learner itself is configured by."""
         return BanditConfig(**{name: getattr(self, name) for name in BanditConfig.model_fields})
-
-
-class AnalyticsSettings(Section):
-    """ClickHouse, embedded (`chdb:///path`) or a server
-    (`clickhouse://user:password@host:8123/database`).
-
-    Attributes:
-        dsn: None is the embedded engine in the data folder.
-        port: where the process that owns the embedded store answers reports; 0 takes a free one.
-    """
-
-    dsn: SecretStr | None = None
-    host: str = "127.0.0.1"
-    port: int = Field(default=8702, ge=0, le=65_535)
-
-
-class KafkaSettings(Section):
-    """How to log in to the Kafka cluster that `log` names.
-
-    Attributes:
-        topic_prefix: put before every topic, group and transactional id, for installations that
-            share a cluster.
-        protocol: `SSL` and `SASL_SSL` are encrypted.
-        mechanism: how user and password are shown, with SASL.
-        ca_file: certificates of the authorities that may sign the brokers'; None is the system's.
-        cert_file, key_file, key_password: this client's own certificate, where brokers ask for one.
-    """
-
-    topic_prefix: Annotated[
-        str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,60}[._-])?$")
-    ] = ""
-    protocol: SecurityProtocol = "PLAINTEXT"
-    mechanism: Mechanism = "PLAIN"
-    username: str | None = None
-    password: SecretStr | None = None
-    ca_file: FilePath | None = None
-    cert_file: FilePath | None = None
-    key_file: FilePath | None = None
-    key_password: SecretStr | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.protocol.startswith("SASL") and (self.username is None or self.password is None):
-            raise ValueError(f"{self.protocol} needs username and password")
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together")
-        return self
-
-
-class ModelSettings(Endpoint):
-    """The server behind a logical model.
-
-    Attributes:
-        fallbacks: asked in this order where it does not answer.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    fallbacks: tuple[Endpoint, ...] = ()
-
-    def endpoint(self) -> Endpoint:
-        """Return the server alone."""
-        return Endpoint.model_validate(self.model_dump(exclude={"fallbacks"}))
-
-
-class WorkerSettings(Section):
-    """Stream workers.
-
-    Attributes:
-        lease_s: how long a dead worker's partitions stay taken; on Kafka at least 6, its own least
-            session timeout.
-    """
-
-    lease_s: float = Field(default=10.0, gt=0.1)
 
 
 def _with_other_roles(given: Any) -> Any:
@@ -287,7 +121,7 @@ class Settings(BaseSettings):
     judge: JudgeSettings = JudgeSettings()
     implicit: ImplicitConfig = ImplicitConfig()
     kafka: KafkaSettings = KafkaSettings()
-    worker: WorkerSettings = WorkerSettings()
+    worker: WorkerConfig = WorkerConfig()
     analytics: AnalyticsSettings = AnalyticsSettings()
     bandit: BanditSettings = BanditSettings()
     batches: BatchConfig = BatchConfig()
@@ -365,13 +199,6 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def keys_required(self) -> bool:
-        """Whether the gateway asks for API keys."""
-        if self.gateway.keys == "auto":
-            return self.gateway.host not in ("127.0.0.1", "::1", "localhost")
-        return self.gateway.keys == "required"
-
-    @property
     def log_kind(self) -> str:
         """`sqlite` or `kafka`."""
         return "sqlite" if self.log is None else self.log.partition("://")[0]
@@ -379,19 +206,7 @@ class Settings(BaseSettings):
     @property
     def cluster(self) -> Cluster:
         """The cluster of the Kafka log."""
-        kafka = self.kafka
-        return Cluster(
-            bootstrap=str(self.log).removeprefix("kafka://"),
-            prefix=kafka.topic_prefix,
-            protocol=kafka.protocol,
-            mechanism=kafka.mechanism,
-            username=kafka.username,
-            password=_revealed(kafka.password),
-            ca_file=_path(kafka.ca_file),
-            cert_file=_path(kafka.cert_file),
-            key_file=_path(kafka.key_file),
-            key_password=_revealed(kafka.key_password),
-        )
+        return self.kafka.cluster(str(self.log).removeprefix("kafka://"))
 
     @property
     def log_path(self) -> Path:
@@ -413,23 +228,13 @@ class Settings(BaseSettings):
     @property
     def analytics_dsn(self) -> str:
         """Where analytics are kept."""
-        if self.analytics.dsn is not None:
-            return self.analytics.dsn.get_secret_value()
-        return f"chdb://{(self.data_dir / 'analytics').absolute()}"
+        return self.analytics.location(self.data_dir)
 
     @property
     def simulated_models(self) -> list[str]:
         """Logical models that some role or the judge calls and that have no endpoint."""
         called = set(self.roles.values()) | ({self.judge.model} if self.judge.model else set())
         return sorted(called - set(self.models) - set(self.choices))
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def config_file() -> Path | None:

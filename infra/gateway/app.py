@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
     publisher = Publisher(open_for_writing, open_spool, gateway.spool_max_bytes)
     table = RoutingTable(ArtifactStore(settings.artifacts_dir))
-    keys = KeyRing(settings.keys_required)
+    keys = KeyRing(settings.gateway.keys_required)
     limits = Limits()
     conversations = Conversations(gateway.conversation_idle_s)
     lightning_state = LightningState()

@@ -6,7 +6,8 @@ from hashlib import sha256
 
 from research_society.simulator.app import MODEL
 
-from infra.config.settings import ModelSettings, Settings
+from infra.config.settings import Settings
+from infra.gateway.settings import ModelSettings
 from infra.installation.log import open_log
 from infra.runtime.errors import ConfigError
 from schemas.endpoints import Endpoint

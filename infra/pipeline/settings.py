@@ -2,13 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from infra.runtime.section import Section
 from learners.training.config import Method
 from schemas.envelope import Name
 
 
-class PhaseSettings(BaseModel):
+class PhaseSettings(Section):
     """One phase: rollouts with what serves, then one learner's turn.
 
     Attributes:
@@ -20,8 +21,6 @@ class PhaseSettings(BaseModel):
         trial: most rollouts that are run for the gate to decide whether what was learned takes
             over.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
     rollouts: int = Field(ge=1)
@@ -37,7 +36,7 @@ class PhaseSettings(BaseModel):
         return self
 
 
-class PipelineSettings(BaseModel):
+class PipelineSettings(Section):
     """The phases, in their order; by default those of the research society.
 
     Attributes:
@@ -45,8 +44,6 @@ class PipelineSettings(BaseModel):
             learns from them.
         training_s: most seconds that a run may take, waiting for others included.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     phases: tuple[PhaseSettings, ...] = Field(
         default=(

@@ -16,7 +16,7 @@ import psutil
 import structlog
 from pydantic import BaseModel
 
-from infra.training.settings import ServingSettings
+from infra.serving.settings import ServingSettings
 from schemas.endpoints import Endpoint
 
 STOP_TIMEOUT_S = 30.0

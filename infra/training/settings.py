@@ -1,14 +1,15 @@
-"""Which models are trained, how, and what serves them."""
+"""Which models are trained, how, and how they are checked."""
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from infra.runtime.section import Section
+from infra.serving.settings import ServingSettings
 from learners.training.config import AnyConfig
 
 
-class CheckSettings(BaseModel):
+class CheckSettings(Section):
     """What a trained model must do before it is announced.
 
     Attributes:
@@ -24,8 +25,6 @@ class CheckSettings(BaseModel):
             grows.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     prompts: int = Field(default=50, ge=0)
     earlier: int = Field(default=50, ge=0)
     tolerance: float = Field(default=0.05, ge=0.0, le=1.0)
@@ -35,37 +34,7 @@ class CheckSettings(BaseModel):
     most_length: float = Field(default=3.0, gt=0.0)
 
 
-class ServingSettings(BaseModel):
-    """What serves trained weights.
-
-    Attributes:
-        engine: `vllm`, or the light server for processors and small models.
-        python: interpreter that has it; None is the trainer's own.
-        host: where servers listen.
-        advertised_host: by which the gateway reaches them; None is `host`.
-        start_timeout_s: until one must answer.
-        timeout_s: for one answer of the check.
-        drain_s: how long one that no route leads to any more is kept, for calls in flight.
-        gpu_memory: share of a GPU's memory that one vLLM may take.
-        lora_rank: highest rank of adapters that vLLM takes.
-        arguments: more of them, for vLLM's command line.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    engine: Literal["huggingface", "vllm"] = "huggingface"
-    python: Path | None = None
-    host: str = "127.0.0.1"
-    advertised_host: str | None = None
-    start_timeout_s: float = Field(default=600.0, gt=0.0)
-    timeout_s: float = Field(default=60.0, gt=0.0)
-    drain_s: float = Field(default=60.0, ge=0.0)
-    gpu_memory: float = Field(default=0.7, gt=0.0, le=1.0)
-    lora_rank: int = Field(default=64, ge=1)
-    arguments: tuple[str, ...] = ()
-
-
-class GradingModelSettings(BaseModel):
+class GradingModelSettings(Section):
     """The model behind the grader `judge@1`.
 
     Attributes:
@@ -75,8 +44,6 @@ class GradingModelSettings(BaseModel):
         rubric: what it is told to look for.
         timeout_s: for one answer.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_url: str
     model: str
@@ -88,7 +55,7 @@ class GradingModelSettings(BaseModel):
     timeout_s: float = Field(default=60.0, gt=0.0)
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(Section):
     """Models that are trained.
 
     Attributes:
@@ -103,8 +70,6 @@ class TrainingSettings(BaseModel):
         attempts: how often a run is begun that ends without saying why; it goes on from its last
             saved state.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: dict[str, tuple[AnyConfig, ...]] = {}
     python: Path | None = None

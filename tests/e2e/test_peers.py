@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
-from infra.config.settings import GatewaySettings, Settings
+from infra.config.settings import Settings
 from infra.control.routes import create_key
+from infra.gateway.settings import GatewaySettings
 from schemas.envelope import AnyEvent
 from schemas.keys import Scope
 from schemas.rewards import RewardEvent

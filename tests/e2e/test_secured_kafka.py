@@ -27,9 +27,10 @@ from kafka.admin import (
 )
 from pydantic import SecretStr
 
-from infra.config.settings import KafkaSettings, Settings
+from infra.config.settings import Settings
 from infra.installation.processors import learning_processors, stream_processors
 from infra.kafka.local import HOST, Broker
+from infra.kafka.settings import KafkaSettings
 from schemas.topics import ROLLOUTS
 from streams.runners.lag import wait_until_drained
 from streams.runners.replay import live_state

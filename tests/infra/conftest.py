@@ -10,8 +10,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.config.settings import GatewaySettings, Settings, UpstreamSettings
+from infra.config.settings import Settings
 from infra.gateway.app import create_app
+from infra.gateway.settings import GatewaySettings, UpstreamSettings
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent, RouteTarget

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.config.settings import GatewaySettings, Settings
+from infra.config.settings import Settings
 from infra.control.routes import create_key, revoke_key
+from infra.gateway.settings import GatewaySettings
 from schemas.keys import Scope
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
@@ -298,7 +299,7 @@ def test_without_keys_required_any_dummy_is_anybody_but_a_wrong_key_of_ours_is_r
 def test_keys_are_asked_for_where_others_can_reach_the_gateway(
     host: str, keys: Any, required: bool
 ) -> None:
-    assert Settings(gateway=GatewaySettings(host=host, keys=keys)).keys_required is required
+    assert GatewaySettings(host=host, keys=keys).keys_required is required
 
 
 def test_a_body_may_not_be_sent_too_slowly(settings: Settings) -> None:

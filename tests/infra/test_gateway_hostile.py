@@ -21,7 +21,8 @@ from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 from schemathesis import GenerationMode
 
-from infra.config.settings import GatewaySettings, Settings, UpstreamSettings
+from infra.config.settings import Settings
+from infra.gateway.settings import GatewaySettings, UpstreamSettings
 from schemas.rewards import RewardEvent
 from schemas.spans import SpanEvent
 from schemas.topics import REWARDS, SPANS

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from infra.config.settings import GatewaySettings, Settings, UpstreamSettings
+from infra.config.settings import Settings
 from infra.gateway.models.servers import Breaker
+from infra.gateway.settings import GatewaySettings, UpstreamSettings
 from schemas.endpoints import Endpoint
 from schemas.rollouts import RolloutEvent
 from schemas.routes import RouteTarget

@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from research_society.rewards import JUDGE_WEIGHTS
 
-from infra.config.settings import JudgeSettings, ModelSettings, Settings
+from infra.config.settings import Settings
+from infra.gateway.settings import ModelSettings
 from infra.judges.graders import (
     JudgeModel,
     MeasuredGrader,
@@ -21,6 +22,7 @@ from infra.judges.graders import (
     configured_grader,
     configured_reader,
 )
+from infra.judges.settings import JudgeSettings
 from schemas.rewards import RewardSource
 from schemas.trajectories import Trajectory
 from streams.processors.implicit import ImplicitConfig

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from infra.config.settings import GatewaySettings, Settings, load_settings
+from infra.config.settings import Settings, load_settings
 from infra.gateway.records.redaction import RedactionConfig, Redactor, Rule
+from infra.gateway.settings import GatewaySettings
 from infra.runtime.errors import ConfigError
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import SPANS

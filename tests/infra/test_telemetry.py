@@ -8,7 +8,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from infra.config.settings import GatewaySettings, Settings
+from infra.config.settings import Settings
+from infra.gateway.settings import GatewaySettings
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import SPANS
 from tests.conftest import serving

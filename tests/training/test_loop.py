@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from infra.config.settings import GatewaySettings, Settings, load_settings
+from infra.config.settings import Settings, load_settings
+from infra.gateway.settings import GatewaySettings
 from infra.serving.servers import Servers
 from infra.training.jobs import CASES, RESULT, Job, JobFolder, Result
 from learners.training.config import MODEL

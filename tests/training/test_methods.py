@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from infra.config.settings import GatewaySettings, Settings, load_settings
+from infra.config.settings import Settings, load_settings
+from infra.gateway.settings import GatewaySettings
 from infra.serving.servers import Servers
 from schemas.endpoints import Endpoint
 from streams.storage.embedded.log import EmbeddedLog

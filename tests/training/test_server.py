@@ -21,7 +21,7 @@ from infra.serving.huggingface.generation import (
     UnloadableError,
 )
 from infra.serving.servers import Servers, ServingError
-from infra.training.settings import ServingSettings
+from infra.serving.settings import ServingSettings
 from schemas.endpoints import Endpoint
 from tests.conftest import serving
 from tests.training.tiny import TOOLS, Task

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 from infra.config.settings import Settings
 from infra.runtime.errors import ConfigError
 from infra.serving.servers import Servers
-from infra.training.settings import CheckSettings, ServingSettings, TrainingSettings
+from infra.serving.settings import ServingSettings
+from infra.training.settings import CheckSettings, TrainingSettings
 from infra.training.trackers import trackers
 from infra.training.trainer import Trainer
 from learners.training.config import AnyConfig

@@ -19,10 +19,10 @@ import aiohttp
 import orjson
 import structlog
 
-from infra.config.settings import UpstreamSettings
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.routes.table import Target
+from infra.gateway.settings import UpstreamSettings
 from schemas.endpoints import Endpoint
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})

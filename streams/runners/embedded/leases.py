@@ -9,10 +9,9 @@ transaction, so a worker that lost a partition while it was busy writes nothing.
 from collections.abc import Iterable
 
 from schemas.clock import now, to_milliseconds
+from streams.runners.config import DEFAULT_LEASE_S
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.errors import LeaseLostError
-
-DEFAULT_LEASE_S = 10.0
 
 
 class Leases:

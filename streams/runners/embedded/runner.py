@@ -9,7 +9,8 @@ import structlog
 from schemas.clock import now
 from streams.processing.batch import Batch, batch_outcome
 from streams.processing.processor import Processor
-from streams.runners.embedded.leases import DEFAULT_LEASE_S, Leases
+from streams.runners.config import DEFAULT_LEASE_S
+from streams.runners.embedded.leases import Leases
 from streams.runners.embedded.states import CachedStates
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.errors import LeaseLostError

@@ -11,7 +11,7 @@ import structlog
 
 from schemas.clock import now
 from streams.processing.processor import Processor
-from streams.runners.embedded.leases import DEFAULT_LEASE_S
+from streams.runners.config import DEFAULT_LEASE_S
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.embedded.log import EmbeddedLog
 

@@ -31,6 +31,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
 from streams.processing.processor import Processor
+from streams.runners.config import DEFAULT_LEASE_S
 from streams.runners.kafka.changelog import TransactionalChangelog
 from streams.runners.kafka.stage import KafkaStage
 from streams.runners.kafka.stalls import CHECK_EVERY_S, StalledPartitions
@@ -41,7 +42,6 @@ from streams.storage.records import MAX_RECORD_BYTES, Record
 S = TypeVar("S")
 HOLD_EVERY_S = 1.0
 COMMIT_EVERY_S = 1.0
-DEFAULT_LEASE_S = 10.0
 LEAST_SESSION_S = 6.0
 logger = structlog.get_logger(__name__)
 

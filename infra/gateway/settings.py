@@ -1,0 +1,106 @@
+"""Settings of the gateway, and of the model servers behind it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from infra.gateway.records.redaction import RedactionConfig
+from infra.runtime.section import Section
+from schemas.endpoints import Endpoint
+
+
+class UpstreamSettings(Section):
+    """How model servers are asked.
+
+    Attributes:
+        connect_timeout_s: longest wait for a connection.
+        retries: tries after the first one, on each server.
+        backoff_s, most_backoff_s: the wait before try n is random, up to `backoff_s` * 2^n and
+            `most_backoff_s` (full jitter,
+            https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). A server's
+            `retry-after` of up to 10 s counts where it is longer.
+        breaker_failures: so many failures in a row, and a server is left alone
+        breaker_open_s: for so long; then one call, or a health check, tries it.
+        health_interval_s: how often servers that were left alone are looked at.
+    """
+
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    retries: int = Field(default=2, ge=0, le=10)
+    backoff_s: float = Field(default=0.25, gt=0)
+    most_backoff_s: float = Field(default=4.0, gt=0)
+    breaker_failures: int = Field(default=5, ge=1)
+    breaker_open_s: float = Field(default=10.0, gt=0)
+    health_interval_s: float = Field(default=5.0, gt=0)
+
+
+class GatewaySettings(Section):
+    """The gateway.
+
+    Attributes:
+        port: 0 takes a free one.
+        keys: whether calls need an API key; `auto` asks for one unless `host` is loopback.
+        upstream_timeout_s: longest silence of a model server.
+        upstream: retries, backoff and circuit breakers.
+        max_body_bytes: larger requests are refused.
+        body_timeout_s: longest silence while a request is received.
+        conversation_idle_s: when calls that name no rollout have ended one.
+        tool_calls: what becomes of answers whose tool calls the caller's JSON Schemas do not allow:
+            they `pass`, the model is told and asked once more (`repair`; chat completions), or the
+            caller gets a 502 (`reject`). Streams pass, since they cannot be taken back. All are
+            counted.
+        redaction: what is taken out of events before they are written.
+        cors_origins: web pages that may call from browsers; none by default.
+        export_traces_to: OTLP/HTTP endpoint that gets all spans too, such as
+            `http://collector:4318/v1/traces`.
+        access_log: whether each request is a line of the log.
+        lightning_model: logical model behind Agent Lightning's proxy, where its trainer registered
+            none itself.
+        train_temperature, val_temperature: what that proxy sets in its two modes.
+        lightning_rewards: what its agents give as the worst and the best reward; mapped to 0 and 1.
+        spool: where events wait while the log cannot be written.
+        spool_max_bytes: when it holds more, events are refused rather than older ones dropped.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65_535)
+    keys: Literal["required", "optional", "auto"] = "auto"
+    upstream_timeout_s: float = Field(default=120.0, gt=0)
+    upstream: UpstreamSettings = UpstreamSettings()
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    conversation_idle_s: float = Field(default=300.0, gt=0)
+    tool_calls: Literal["pass", "repair", "reject"] = "pass"
+    redaction: RedactionConfig = RedactionConfig()
+    cors_origins: tuple[str, ...] = ()
+    export_traces_to: str | None = None
+    access_log: bool = False
+    lightning_model: str | None = None
+    train_temperature: float = Field(default=1.0, ge=0)
+    val_temperature: float = Field(default=0.7, ge=0)
+    lightning_rewards: tuple[float, float] = (0.0, 1.0)
+    spool: Path = Path("spool.db")
+    spool_max_bytes: int = Field(default=2**30, gt=0)
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether calls need an API key."""
+        if self.keys == "auto":
+            return self.host not in ("127.0.0.1", "::1", "localhost")
+        return self.keys == "required"
+
+
+class ModelSettings(Endpoint):
+    """The server behind a logical model.
+
+    Attributes:
+        fallbacks: asked in this order where it does not answer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    fallbacks: tuple[Endpoint, ...] = ()
+
+    def endpoint(self) -> Endpoint:
+        """Return the server alone."""
+        return Endpoint.model_validate(self.model_dump(exclude={"fallbacks"}))

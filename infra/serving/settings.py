@@ -1,0 +1,36 @@
+"""Settings of the servers of trained weights."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from infra.runtime.section import Section
+
+
+class ServingSettings(Section):
+    """What serves trained weights.
+
+    Attributes:
+        engine: `vllm`, or the light server for processors and small models.
+        python: interpreter that has it; None is the trainer's own.
+        host: where servers listen.
+        advertised_host: by which the gateway reaches them; None is `host`.
+        start_timeout_s: until one must answer.
+        timeout_s: for one answer of the check.
+        drain_s: how long one that no route leads to any more is kept, for calls in flight.
+        gpu_memory: share of a GPU's memory that one vLLM may take.
+        lora_rank: highest rank of adapters that vLLM takes.
+        arguments: more of them, for vLLM's command line.
+    """
+
+    engine: Literal["huggingface", "vllm"] = "huggingface"
+    python: Path | None = None
+    host: str = "127.0.0.1"
+    advertised_host: str | None = None
+    start_timeout_s: float = Field(default=600.0, gt=0.0)
+    timeout_s: float = Field(default=60.0, gt=0.0)
+    drain_s: float = Field(default=60.0, ge=0.0)
+    gpu_memory: float = Field(default=0.7, gt=0.0, le=1.0)
+    lora_rank: int = Field(default=64, ge=1)
+    arguments: tuple[str, ...] = ()
