@@ -1,5 +1,5 @@
-"""Learners that train models: each reads rows and a parent's weights, and leaves new weights in a
-folder.
+"""Learners that train models.
 
-Only `config` may be imported without the extra `learn`; everything else needs torch.
+Each one reads rows and the weights of a parent, and writes new weights to a folder. `config` needs
+no extra; every other module needs torch, which the extra `learn` installs.
 """

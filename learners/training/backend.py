@@ -1,7 +1,7 @@
-"""Whether unsloth trains: asked before trl, transformers or peft are imported, which it changes
-when it is imported.
+"""The choice between unsloth and peft.
 
-Only torch may be imported here.
+Ask it before you import trl, transformers or peft: unsloth changes them when it is imported. This
+module may import only torch.
 """
 
 from functools import cache
@@ -13,23 +13,24 @@ from learners.training.errors import TrainingError
 
 
 def unsloth_trains(config: AnyConfig) -> bool:
-    """Return whether unsloth is to load and save the weights; it is imported then.
+    """Return whether unsloth loads and saves the weights. Imports unsloth if so.
 
     Raises:
-        TrainingError: it is asked for and cannot run here.
+        TrainingError: the configuration asks for unsloth, and it cannot run here.
     """
     if config.method == "ppo" or config.backend == "peft":
-        return False  # verl loads the weights itself
-    # It raises when it is imported where there is no GPU.
+        # verl loads the weights itself.
+        return False
+    # unsloth raises when it is imported on a machine without a GPU.
     if not torch.cuda.is_available():
         if config.backend == "unsloth":
             raise TrainingError(
-                "unsloth needs a CUDA GPU, and none is here; set backend to peft or auto"
+                "unsloth needs a CUDA GPU, and this machine has none; set backend to peft or auto"
             )
         return False
     if not _import_unsloth():
         if config.backend == "unsloth":
-            raise TrainingError("unsloth is not installed; it is the extra `sft-gpu`")
+            raise TrainingError("unsloth is not installed; install the extra `sft-gpu`")
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""What a training run is told: method, parent weights and hyper-parameters. Needs no torch."""
+"""Configuration of a training run: method, parent weights and hyper-parameters. Needs no torch."""
 
 from hashlib import sha256
 from typing import Annotated, Literal
@@ -10,25 +10,29 @@ from learners.datasets import DatasetConfig
 Method = Literal["sft", "dpo", "grpo", "ppo"]
 
 HEADS: dict[Method, Literal["sft", "rl"]] = {"sft": "sft", "dpo": "rl", "grpo": "rl", "ppo": "rl"}
-"""Which examples each method learns from."""
+"""The kind of example that each method learns from."""
 
 
 ROWS = "rows.parquet"
 MODEL = "model"
 LINEAGE = "everloop.json"
 STATES = "states"
-"""What a run leaves in its folder; the states are gone when it has succeeded."""
+"""Files and folders that a run writes. It removes the states when it has succeeded."""
 
 ADAPTER_FILE = "adapter_config.json"
-"""What peft writes beside an adapter's weights; whole weights have none."""
+"""peft writes this file beside the weights of an adapter. A folder of whole weights has none."""
 
 
 class LoraSettings(BaseModel):
     """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685).
 
     Attributes:
-        modules: names of the linear layers that get one.
-        merge: whether the result is whole weights; an adapter else, to be loaded beside its base.
+        rank: of the two factors of a weight update.
+        alpha: scale of the update, which is multiplied by `alpha / rank`.
+        dropout: share of an adapter's inputs that is set to 0 in training, in [0, 1).
+        modules: names of the linear layers that get an adapter.
+        merge: true writes whole weights; false writes an adapter, which a server loads beside its
+            base.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,25 +45,26 @@ class LoraSettings(BaseModel):
 
 
 class TrainingConfig(BaseModel):
-    """What all methods have in common.
+    """Settings that all methods share.
 
     Attributes:
         base: folder, or name on the Hugging Face hub, of the weights before the first training.
-        backend: what loads the weights; `auto` is unsloth where CUDA and unsloth are, else
-            transformers with peft.
-        lora: false trains all weights.
+        backend: library that loads the weights. `auto` takes unsloth where CUDA and unsloth are
+            present, else transformers with peft.
+        lora: settings of the adapter; false trains all weights.
         dataset: which examples become rows.
-        max_length: tokens of a row; longer ones are left out.
-        steps: most optimizer steps; None goes by epochs.
-        batch: rows of one optimizer step, of which `micro_batch` are in memory at once.
-        warmup: share of the steps in which the learning rate rises.
+        max_length: most tokens of a row; longer rows are left out.
+        steps: most optimizer steps; None counts by `epochs`.
+        batch: rows of one optimizer step.
+        micro_batch: rows that are in memory at once; divides `batch`.
+        warmup: share of the steps in which the learning rate rises, in [0, 1).
         weight_decay: of AdamW.
-        gradient_clip: norm above which gradients are scaled down.
-        save_every: steps between two states that a crashed run goes on from.
-        evaluate_every: steps between two evaluations on what is held out.
-        patience: evaluations without improvement after which training stops; the best weights are
-            kept.
-        threads: of the processor; part of what makes two runs equal, since sums depend on it.
+        gradient_clip: gradients with a greater norm are scaled down to it.
+        save_every: steps between two saved states. A run that crashed continues from the last one.
+        evaluate_every: steps between two evaluations on held-out rows.
+        patience: training stops after this many evaluations without improvement; the best weights
+            are kept. None never stops early.
+        threads: CPU threads. Sums depend on their number, so equal runs need equal numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,16 +100,16 @@ class TrainingConfig(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Its name: the hash of what it says, in hexadecimal."""
+        """SHA-256 of the configuration, in hexadecimal. It names the configuration."""
         return sha256(self.model_dump_json().encode()).hexdigest()
 
 
 class SftConfig(TrainingConfig):
-    """Supervised fine-tuning on conversations that earned enough.
+    """Supervised fine-tuning on conversations with a high enough reward.
 
     Attributes:
-        special_tokens: added to the tokenizer where it lacks them, as single tokens; not for
-            adapters.
+        special_tokens: single tokens that the tokenizer must have; missing ones are added. An
+            adapter that is not merged cannot have any.
         packing: whether several rows share a sequence of `max_length` tokens.
     """
 
@@ -122,8 +127,9 @@ class SftConfig(TrainingConfig):
 
 
 class DpoConfig(TrainingConfig):
-    """Direct preference optimization (Rafailov et al., 2023, arXiv:2305.18290) from the parent's
-    weights.
+    """Direct preference optimization (Rafailov et al., 2023, arXiv:2305.18290).
+
+    Training starts from the weights of the parent, which is also the reference.
 
     Attributes:
         beta: how strongly the policy is held to its parent.
@@ -137,15 +143,17 @@ class DpoConfig(TrainingConfig):
 
 
 class GrpoConfig(TrainingConfig):
-    """Group relative policy optimization (Shao et al., 2024, arXiv:2402.03300) against registered
+    """Group relative policy optimization (Shao et al., 2024, arXiv:2402.03300) with registered
     graders.
 
     Attributes:
         graders: names with versions, such as `tool-call@1`; see `learners.graders`.
-        generations: answers sampled to each prompt; `batch` must be a multiple of it.
-        beta: weight of the divergence from the parent; 0 does without.
-        clip: how far a token's probability may move in one step, as a ratio.
-        prompt_tokens, response_tokens: most of each.
+        generations: answers sampled for each prompt; divides `batch`.
+        beta: weight of the divergence from the parent; 0 leaves the divergence out.
+        clip: how far the probability of a token may move in one step, as a ratio.
+        temperature: of the sampled answers.
+        prompt_tokens: most tokens of a prompt; longer prompts are left out.
+        response_tokens: most tokens of a sampled answer.
     """
 
     method: Literal["grpo"] = "grpo"
@@ -168,23 +176,24 @@ class GrpoConfig(TrainingConfig):
 
 
 class PpoConfig(TrainingConfig):
-    """Proximal policy optimization (Schulman et al., 2017, arXiv:1707.06347) by verl, on answers
-    that were served.
+    """Proximal policy optimization (Schulman et al., 2017, arXiv:1707.06347) by verl, on served
+    answers.
 
     Attributes:
-        estimator: of advantages: `grpo` compares answers to one another, `gae` needs a critic.
-        compared: which answers `grpo` compares: those to one `prompt`, or all that were given while
-            working on one `task`, as in agents of several steps, whose prompts are never twice the
-            same.
+        estimator: of advantages. `grpo` compares answers with one another; `gae` trains a critic.
+        compared: which answers `grpo` compares. `prompt`: the answers to one prompt. `task`: all
+            answers of the rollouts of one task. An agent of several steps needs `task`, because its
+            prompts hardly ever repeat.
         batch: rows of one update; verl calls it the mini-batch.
-        clip: how far a token's probability may move, as a ratio.
+        clip: how far the probability of a token may move, as a ratio.
         kl: weight of the divergence from the parent in the loss.
-        importance: whether weights correct for what served being older than the parent, and for
-            another engine.
-        importance_limit: what a token's weight is cut off at.
-        discount, trace_decay: gamma and lambda of generalized advantage estimation.
+        importance: whether importance weights correct for answers that an older version, or another
+            inference engine, sampled.
+        importance_limit: the greatest weight of a token, > 1.
+        discount: gamma of generalized advantage estimation, in (0, 1].
+        trace_decay: lambda of generalized advantage estimation, in [0, 1].
         critic_learning_rate: of the value model, which `gae` trains.
-        prompt_tokens, response_tokens: most of each; longer rows are left out.
+        prompt_tokens, response_tokens: rows with more are left out.
     """
 
     method: Literal["ppo"] = "ppo"

@@ -1,7 +1,7 @@
-"""verl's own engine in one process: on the CPU through its plugin interface, on a GPU as it is.
+"""verl's own engine in one process: as it is on a GPU, through verl's plugin interface on a CPU.
 
-verl's configuration knows many devices and shapes of clusters; here one process holds the whole
-model. Its Ray workers make the same calls, one process a GPU.
+verl can be configured for many devices and clusters. Here one process holds the whole model. verl's
+Ray workers make the same calls, in one process for each GPU.
 """
 
 import os
@@ -20,22 +20,24 @@ PLATFORM = "learners.training.verl_platform"
 
 
 def prepare() -> None:
-    """Make verl run on this machine's device, in a process group of one. Must come before verl is
-    imported.
+    """Make verl run on the device of this machine, in a process group of one.
+
+    Call it before verl is imported.
 
     Raises:
-        RuntimeError: verl has chosen another platform already.
+        RuntimeError: verl was imported before, for another device.
     """
     if not torch.cuda.is_available():
         if "verl" in sys.modules and os.environ.get("VERL_PLATFORM") != "cpu":
-            raise RuntimeError("verl was imported before it was told to use the CPU")
+            raise RuntimeError(
+                "verl was imported for a GPU; call prepare() before verl is imported"
+            )
         os.environ.update(VERL_USE_EXTERNAL_MODULES=PLATFORM, VERL_PLATFORM="cpu")
         _register_engines()
     from verl.models.transformers import monkey_patch
 
-    monkey_patch.is_trl_available = lambda: (
-        False
-    )  # it patches a class that TRL has dropped, and that is not used here
+    # verl patches a class that TRL has removed. Nothing here uses that class.
+    monkey_patch.is_trl_available = lambda: False
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -43,7 +45,7 @@ def prepare() -> None:
 
 
 def _register_engines() -> None:
-    """Let verl's FSDP engines be made for the CPU."""
+    """Register verl's FSDP engines for the CPU."""
     from transformers import AutoModelForTokenClassification
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import (
@@ -52,9 +54,7 @@ def _register_engines() -> None:
     )
 
     class ValueEngine(FSDPEngineWithValueHead):
-        """verl's critic, without the flash attention that its loader asks for whatever the
-        device.
-        """
+        """verl's critic without flash attention, which verl's loader asks for on every device."""
 
         def _build_module(self) -> Any:
             config = self.model_config.hf_config
@@ -73,13 +73,14 @@ def _register_engines() -> None:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Answers as tensors, prompts padded_tensors on the left and responses on the right.
+    """Answers as tensors: prompts are padded on the left, responses on the right.
 
     Attributes:
         prompts: token ids, (rows, longest prompt).
         responses: token ids, (rows, longest response).
-        prompt_mask, response_mask: 1 where a token is, 0 where there is padding; as their tokens.
-        served_logprobs: of the response's tokens when they were sampled, (rows, longest response).
+        prompt_mask, response_mask: 1 for a token, 0 for padding; shaped as their tokens.
+        served_logprobs: log-probabilities of the response tokens when they were sampled, (rows,
+            longest response).
     """
 
     prompts: torch.Tensor
@@ -89,7 +90,7 @@ class Sampled:
     served_logprobs: torch.Tensor
 
     def __getitem__(self, rows: Sequence[int]) -> "Sampled":
-        """Return some of the rows."""
+        """Return the answers at these row indices."""
         picked = torch.tensor(list(rows), dtype=torch.long)
         return Sampled(*(getattr(self, name)[picked] for name in self.__dataclass_fields__))
 
@@ -103,7 +104,7 @@ def padded_tensors(
     logprobs: Sequence[Sequence[float]],
     pad: int,
 ) -> Sampled:
-    """Return token lists as tensors."""
+    """Return lists of tokens as tensors, filled up with the token `pad`."""
     before, after = max(map(len, prompts)), max(map(len, responses))
     left = [[pad] * (before - len(p)) + list(p) for p in prompts]
     right = [list(r) + [pad] * (after - len(r)) for r in responses]
@@ -119,14 +120,14 @@ def padded_tensors(
 
 
 class TrainingEngine:
-    """A model that verl's engine holds, with its optimizer.
+    """A model in verl's engine, with its optimizer.
 
     Args:
         source: folder of whole weights.
-        kind: a language model's log-probabilities, or a critic's values.
+        kind: `language_model` for log-probabilities, `value_model` for the values of a critic.
         pad: id of the padding token.
-        adapter: folder of an adapter to go on with; None begins one anew, where the configuration
-            asks for one.
+        adapter: folder of an adapter to continue; None starts a new one if the configuration asks
+            for an adapter.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class TrainingEngine:
         return self._infer(sampled, "log_probs")
 
     def values(self, sampled: Sampled) -> torch.Tensor:
-        """Return a critic's values, (rows, longest response)."""
+        """Return the critic's values, (rows, longest response)."""
         return self._infer(sampled, "values")
 
     def step(
@@ -195,8 +196,8 @@ class TrainingEngine:
         """Take one optimizer step on a batch; return verl's metrics.
 
         Args:
-            tensors: what the loss reads, each (rows, longest response).
-            loss: of verl's, with its configuration bound.
+            tensors: inputs of the loss, each (rows, longest response).
+            loss: one of verl's losses, with its configuration bound.
         """
         data = self._batch(sampled, tensors)
         with self.engine.train_mode():
@@ -205,13 +206,14 @@ class TrainingEngine:
         return {name: _number(value) for name, value in output["metrics"].items()}
 
     def weights(self) -> tuple[dict[str, torch.Tensor], Any]:
-        """Return the trained weights by name, an adapter's alone where there is one, and peft's
-        configuration of it.
+        """Return the trained weights by name, and peft's configuration of the adapter.
+
+        With an adapter these are the adapter's weights alone. Without one the configuration is
+        None.
         """
-        found, adapter = self.engine.get_per_tensor_param(
-            base_sync_done=True
-        )  # an adapter's own, not its base's
-        return {name: tensor.detach().cpu().float().clone() for name, tensor in found}, adapter
+        # base_sync_done leaves out the weights of an adapter's base.
+        tensors, adapter = self.engine.get_per_tensor_param(base_sync_done=True)
+        return {name: tensor.detach().cpu().float().clone() for name, tensor in tensors}, adapter
 
     def _infer(self, sampled: Sampled, name: str) -> torch.Tensor:
         from verl.workers.utils.padding import no_padding_2_padding
@@ -222,7 +224,7 @@ class TrainingEngine:
         return no_padding_2_padding(output["model_output"][name], data).detach().float()
 
     def _batch(self, sampled: Sampled, tensors: dict[str, torch.Tensor]) -> Any:
-        """Return rows as verl's engine takes them."""
+        """Return rows in the form that verl's engine takes."""
         from tensordict import TensorDict
         from verl.utils import tensordict_utils as tu
         from verl.workers.utils.padding import left_right_2_no_padding
@@ -242,6 +244,7 @@ class TrainingEngine:
         )
         data = left_right_2_no_padding(data)
         rows = len(sampled)
+        # verl splits a batch only into equal parts, so take the largest size that divides the rows.
         micro_batch = max(
             size for size in range(1, self._config.micro_batch + 1) if rows % size == 0
         )
@@ -260,7 +263,7 @@ class TrainingEngine:
 
 
 def policy_loss(config: PpoConfig) -> Any:
-    """Return verl's clipped loss (`ppo_loss`) with this configuration."""
+    """Return verl's clipped loss (`ppo_loss`), bound to this configuration."""
     from verl.workers.config import FSDPActorConfig
     from verl.workers.utils.losses import ppo_loss
 
@@ -283,7 +286,7 @@ def policy_loss(config: PpoConfig) -> Any:
 
 
 def critic_loss(config: PpoConfig) -> Any:
-    """Return verl's clipped value loss with this configuration."""
+    """Return verl's clipped value loss, bound to this configuration."""
     from verl.workers.config import FSDPCriticConfig
     from verl.workers.utils.losses import value_loss
 
@@ -299,6 +302,7 @@ def critic_loss(config: PpoConfig) -> Any:
 
 
 def _number(value: Any) -> float:
+    # verl reports a number, a list with one number for each micro-batch, or its own `Metric`.
     if hasattr(value, "aggregate"):
         value = value.aggregate()
     if isinstance(value, list | tuple):

@@ -1,5 +1,5 @@
-"""What ends a training run for a reason that a person can mend."""
+"""Errors of training that a person can fix."""
 
 
 class TrainingError(Exception):
-    """A run cannot give weights that may be served; the message says why."""
+    """A run cannot produce weights that may be served. The message says why."""

@@ -1,5 +1,6 @@
-"""Group relative policy optimization by TRL: sample several answers to a prompt, grade them, prefer
-the better ones.
+"""Group relative policy optimization by TRL.
+
+It samples several answers to each prompt, grades them, and makes the better ones more likely.
 """
 
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ def train(
     folder: Path,
     report: ReportProgress,
 ) -> dict[str, float]:
-    """Train in place; return what was measured.
+    """Train `loaded` in place; return the metrics.
 
-    Groups whose answers all earned the same teach nothing: their advantages are 0. Prompts of which
-    nobody knows what is expected are left to graders that need no label.
+    A group whose answers all have the same reward teaches nothing, because its advantages are 0. A
+    prompt without an expected answer is used only if no grader needs labels.
 
     Raises:
         TrainingError: no prompt is left to train on.
@@ -47,9 +48,8 @@ def train(
     ]
     if not prompts:
         raise TrainingError(
-            f"none of {len(rows)} prompts can be trained on: held out, longer than"
-            f" {config.prompt_tokens},"
-            " or without an expected answer"
+            f"none of {len(rows)} prompts can be trained on: each is held out, longer than"
+            f" prompt_tokens = {config.prompt_tokens}, or has no expected answer"
         )
     trainer = GRPOTrainer(
         model=loaded.model,
@@ -66,10 +66,10 @@ def train(
         processing_class=loaded.tokenizer,
         callbacks=callbacks(config, report, evaluated=False),
     )
-    measured = run(trainer, folder)
+    metrics = run(trainer, folder)
     loaded.model = trainer.model
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    return measured | {
+    return metrics | {
         "rows": float(len(prompts)),
         "first_reward": rewards[0],
         "last_reward": rewards[-1],
@@ -81,7 +81,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, index: int, row: PromptRow) -> d
 
 
 def _trl_grader(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], name: str) -> Any:
-    """Return a grader as TRL calls it."""
+    """Return a grader with the signature that TRL calls."""
     grade: AnswerGrader = grader(name)
     ends = {token for token in (tokenizer.eos_token, tokenizer.pad_token) if token}
 
@@ -97,8 +97,9 @@ def _trl_grader(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], n
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[str]) -> str:
-    """Return what was said, with the marks of tool calls, which TRL would strip as special
-    tokens.
+    """Return the decoded answer, without padding and end marks.
+
+    Special tokens are kept: TRL would strip the marks of tool calls, which graders read.
     """
     text = str(tokenizer.decode(ids, skip_special_tokens=False))
     for end in ends:

@@ -1,9 +1,9 @@
 """Proximal policy optimization by verl, on answers that were served and rewarded.
 
-What verl does: advantages (`core_algos`), importance weights between the server's log-probabilities
-and the trainer's (`rollout_corr_helper`), the clipped loss with its divergence from the parent
-(`ppo_loss`), and the update itself by its FSDP engine. What is ours: which answers, in which
-batches, and where the weights go.
+verl computes the advantages (`core_algos`), the importance weights between the log-probabilities of
+the server and those of the trainer (`rollout_corr_helper`), and the clipped loss with its
+divergence from the parent (`ppo_loss`). Its FSDP engine makes the update. This module chooses the
+answers, divides them into batches, and says where the weights go.
 """
 
 import json
@@ -36,12 +36,15 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """A batch with everything the losses need.
+    """A batch with everything that the losses need.
 
     Attributes:
-        advantages, returns, weights: (rows, longest response).
-        logprobs: of the parent, which the update starts from and is held to; as the weights.
-        values: a critic's before the update; None without a critic.
+        advantages, returns: (rows, longest response).
+        weights: importance weights, (rows, longest response); None without importance weighting.
+        logprobs: log-probabilities under the parent, (rows, longest response). The update starts
+            from the parent and is held to it.
+        values: the critic's values before the update, (rows, longest response); None without a
+            critic.
     """
 
     sampled: Sampled
@@ -52,21 +55,22 @@ class PreparedBatch:
     values: torch.Tensor | None
 
     def of_policy(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return what the policy's loss reads of some rows."""
+        """Return the inputs of the policy's loss for these rows."""
         tensors = {"old_log_probs": self.logprobs[rows], "advantages": self.advantages[rows]}
         if self.weights is not None:
             tensors["rollout_is_weights"] = self.weights[rows]
         return tensors | {"ref_log_prob": self.logprobs[rows]}
 
     def of_critic(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return what the critic's loss reads of some rows."""
-        assert self.values is not None  # noqa: S101 - asked for only where there is a critic
+        """Return the inputs of the critic's loss for these rows."""
+        assert self.values is not None  # noqa: S101 - only a critic's step calls this
         return {"values": self.values[rows], "returns": self.returns[rows]}
 
 
 def usable(rows: Sequence[RlRow], config: PpoConfig) -> list[RlRow]:
-    """Return the rows that can teach: short enough, not held out, and with others to compare them
-    with.
+    """Return the rows that can teach.
+
+    They are short enough, are not held out, and, for `grpo`, are in a group with different rewards.
     """
     kept = [
         row
@@ -80,9 +84,8 @@ def usable(rows: Sequence[RlRow], config: PpoConfig) -> list[RlRow]:
     rewards: dict[str, set[float]] = {}
     for row in kept:
         rewards.setdefault(_group(row, config), set()).add(row.reward)
-    return [
-        row for row in kept if len(rewards[_group(row, config)]) > 1
-    ]  # else every advantage of the group is 0
+    # Where all rewards of a group are equal, every advantage is 0.
+    return [row for row in kept if len(rewards[_group(row, config)]) > 1]
 
 
 def train(
@@ -93,21 +96,21 @@ def train(
     report: ReportProgress,
     adapter: Path | None = None,
 ) -> dict[str, float]:
-    """Train in place; return what was measured.
+    """Train `loaded` in place; return the metrics.
 
     Args:
-        loaded: whole weights; an adapter, where one is wanted, is verl's own.
-        adapter: folder of one to go on with; None begins anew.
-        folder: for states that a crashed run goes on from.
+        loaded: whole weights; verl adds the adapter itself if there is to be one.
+        folder: for saved states; a run that crashed continues from them.
+        adapter: folder of an adapter to continue; None starts a new one.
 
     Raises:
-        TrainingError: no row is left to train on, or a loss is no number any more.
+        TrainingError: no row is left to train on, or a loss is not a finite number.
     """
     kept = usable(rows, config)
     if not kept:
         raise TrainingError(
-            f"none of {len(rows)} answers can be trained on: held out, too long,"
-            " or all that are compared earned the same"
+            f"none of {len(rows)} answers can be trained on: each is held out, too long,"
+            " or in a group whose rewards are all equal"
         )
     verl_engine.prepare()
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,7 @@ def train(
     batch, measured = prepare(kept, actor, critic, config, pad)
     order = np.random.default_rng(config.seed)
     epochs = math.ceil(config.epochs)
+    # The order depends on the seed alone, so a run that continues skips exactly what it had done.
     batches = [
         list(map(int, part))
         for _ in range(epochs)
@@ -158,7 +162,7 @@ def prepare(
     config: PpoConfig,
     pad: int,
 ) -> tuple[PreparedBatch, dict[str, float]]:
-    """Return the batch with its advantages and weights, and what they measure."""
+    """Return the batch with its advantages and importance weights, and metrics by name."""
     from verl.trainer.ppo.core_algos import (
         compute_gae_advantage_return,
         compute_grpo_outcome_advantage,
@@ -172,6 +176,7 @@ def prepare(
         pad,
     )
     mask = sampled.response_mask.float()
+    # The reward is for the whole answer, so its last token gets it.
     last = sampled.response_mask.sum(dim=1) - 1
     rewards = torch.zeros_like(mask)
     rewards[torch.arange(len(rows)), last] = torch.tensor(
@@ -186,9 +191,9 @@ def prepare(
     else:
         groups = np.array([_group(row, config) for row in rows])
         advantages, returns = compute_grpo_outcome_advantage(rewards, mask, groups)
-    weights, found = None, {}
+    weights, corrections = None, {}
     if config.importance:
-        proto, _, found = compute_rollout_correction_and_rejection_mask(
+        proto, _, corrections = compute_rollout_correction_and_rejection_mask(
             logprobs,
             sampled.served_logprobs,
             mask,
@@ -197,8 +202,8 @@ def prepare(
         )
         weights = proto.batch["rollout_is_weights"]
     batch = PreparedBatch(sampled, advantages, returns, weights, logprobs, values)
-    measured = {name: float(value) for name, value in found.items()}
-    return batch, measured | {"mean_reward": float(np.mean([row.reward for row in rows]))}
+    metrics = {name: float(value) for name, value in corrections.items()}
+    return batch, metrics | {"mean_reward": float(np.mean([row.reward for row in rows]))}
 
 
 def _group(row: RlRow, config: PpoConfig) -> str:
@@ -206,8 +211,9 @@ def _group(row: RlRow, config: PpoConfig) -> str:
 
 
 def _save(folder: Path, step: int, actor: TrainingEngine, critic: TrainingEngine | None) -> None:
-    """Keep the state after a step; the note of it is written last, so that half a state is never
-    gone on from.
+    """Save the state after a step, and remove older states.
+
+    The note with the step is written last, so that no run continues from half a state.
     """
     for name, engine in (("actor", actor), ("critic", critic)):
         if engine is not None:
@@ -221,7 +227,7 @@ def _save(folder: Path, step: int, actor: TrainingEngine, critic: TrainingEngine
 
 
 def _resume(folder: Path, actor: TrainingEngine, critic: TrainingEngine | None) -> int:
-    """Go on from the last state that was kept; return its step."""
+    """Load the last saved state; return its step, or 0 if there is none."""
     try:
         step = int(json.loads((folder / STATE).read_text())["step"])
     except FileNotFoundError:
@@ -235,13 +241,13 @@ def _resume(folder: Path, actor: TrainingEngine, critic: TrainingEngine | None) 
 
 
 def _take(loaded: Loaded, actor: TrainingEngine, config: PpoConfig, continued: Path | None) -> None:
-    """Put verl's weights into the model; an adapter's are set up on it."""
+    """Copy verl's weights into the model. An adapter is added to the model first."""
     weights, adapter = actor.weights()
     if adapter is None:
         missing = loaded.model.load_state_dict(weights, strict=False).unexpected_keys
         if missing:
             raise TrainingError(
-                f"verl gave weights that the model does not have: {', '.join(missing[:3])}"
+                f"verl returned weights that the model does not have: {', '.join(missing[:3])}"
             )
         return
     lora = (

@@ -1,4 +1,4 @@
-"""Direct preference optimization by TRL: answers that earned more against answers that earned
+"""Direct preference optimization by TRL: makes an answer with more reward likelier than one with
 less.
 """
 
@@ -25,9 +25,9 @@ def train(
     folder: Path,
     report: ReportProgress,
 ) -> dict[str, float]:
-    """Train in place; return what was measured, the divergence from the parent included.
+    """Train `loaded` in place; return the metrics, which include the divergence from the parent.
 
-    The reference is the parent: the base below an adapter, else a copy that stays as it was.
+    The reference is the parent: the base of an adapter, else an unchanged copy of the model.
 
     Raises:
         TrainingError: no pair is left to train on.
@@ -37,8 +37,8 @@ def train(
     }
     if not pairs[False]:
         raise TrainingError(
-            f"none of {len(rows)} pairs can be trained on: held out, or longer than"
-            f" {config.max_length}"
+            f"none of {len(rows)} pairs can be trained on: each is held out, or longer than"
+            f" max_length = {config.max_length}"
         )
     evaluated = bool(pairs[True])
     trainer = DPOTrainer(
@@ -55,11 +55,12 @@ def train(
         processing_class=loaded.tokenizer,
         callbacks=callbacks(config, report, evaluated),
     )
-    measured = run(trainer, folder)
+    metrics = run(trainer, folder)
     loaded.model = trainer.model
     if not isinstance(loaded.model, PeftModel):
-        trainer.ref_model = None  # a copy as large as the model, needed no more
-    return measured | {"rows": float(len(pairs[False])), "held_out_rows": float(len(pairs[True]))}
+        # Free the reference, which is as large as the model.
+        trainer.ref_model = None
+    return metrics | {"rows": float(len(pairs[False])), "held_out_rows": float(len(pairs[True]))}
 
 
 def _pairs(
@@ -68,7 +69,7 @@ def _pairs(
     held_out: bool,
     config: DpoConfig,
 ) -> list[dict[str, str]]:
-    found = []
+    pairs = []
     for row in rows:
         if row.origin.held_out is not held_out:
             continue
@@ -76,7 +77,7 @@ def _pairs(
         _, rejected = prompt_and_answer(tokenizer, row.prompt, row.rejected, row.tools)
         longest = max(len(tokenizer(prompt + answer)["input_ids"]) for answer in (chosen, rejected))
         if longest <= config.max_length:
-            found.append(
+            pairs.append(
                 {"prompt": prompt, "chosen": chosen.rstrip(), "rejected": rejected.rstrip()}
             )
-    return found
+    return pairs

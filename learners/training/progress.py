@@ -1,6 +1,4 @@
-"""Progress of a run: what TRL's trainers log goes to whoever listens, and what is no number ends
-the run.
-"""
+"""Progress of a run: reports what TRL's trainers log, and ends a run whose loss is not finite."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from learners.training.config import TrainingConfig
 from learners.training.errors import TrainingError
 
 ReportProgress = Callable[[int, int, dict[str, float]], None]
-"""Told the step, how many there will be, and metrics by name."""
+"""Called with the step, the number of all steps, and metrics by name."""
 
 
 class Reporting(TrainerCallback):
@@ -37,7 +35,12 @@ class Reporting(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """ReportProgress numbers; a loss that is none would spoil all later weights."""
+        """Report the metrics.
+
+        Raises:
+            TrainingError: the loss or the gradient's norm is not finite, which would spoil all
+                later weights.
+        """
         metrics = {
             name: float(value)
             for name, value in (logs or {}).items()
@@ -53,7 +56,7 @@ class Reporting(TrainerCallback):
 
 
 def trainer_arguments(config: TrainingConfig, folder: Path, evaluated: bool) -> dict[str, Any]:
-    """Return what all of TRL's trainers are told.
+    """Return the arguments that all of TRL's trainers get.
 
     Args:
         evaluated: whether there are held-out rows; only then can the best weights be kept.
@@ -82,7 +85,8 @@ def trainer_arguments(config: TrainingConfig, folder: Path, evaluated: bool) -> 
         arguments |= {
             "eval_strategy": "steps",
             "eval_steps": config.evaluate_every,
-            "save_steps": config.evaluate_every,  # the best weights must have been saved
+            # Save at each evaluation: the best weights can be loaded only if they were saved.
+            "save_steps": config.evaluate_every,
             "load_best_model_at_end": True,
             "metric_for_best_model": "eval_loss",
         }
@@ -106,7 +110,7 @@ def on_this_device() -> dict[str, Any]:
 def callbacks(
     config: TrainingConfig, report: ReportProgress, evaluated: bool
 ) -> list[TrainerCallback]:
-    """Return what listens to a trainer and stops it early."""
+    """Return the callbacks that report progress and stop a training early."""
     stopping = (
         [EarlyStoppingCallback(config.patience)]
         if evaluated and config.patience is not None
@@ -116,17 +120,16 @@ def callbacks(
 
 
 def run(trainer: Any, folder: Path) -> dict[str, float]:
-    """Train to the end, from the last saved state where a run was cut short; return what was
-    measured last.
+    """Train to the end; return the metrics of the best evaluation.
+
+    A run that was interrupted continues from its last saved state.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best: dict[str, Any] = min(history, key=lambda entry: float(entry["eval_loss"]), default={})
-    measured = {
+    metrics = {
         "train_loss": trained.training_loss,
         "steps": float(trainer.state.global_step),
     } | best
-    return {
-        name: float(value) for name, value in measured.items() if isinstance(value, int | float)
-    }
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

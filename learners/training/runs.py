@@ -1,6 +1,4 @@
-"""One training run: examples and a parent in, a folder with weights, rows, model card and lineage
-out.
-"""
+"""A training run: reads examples and a parent; writes a folder of weights, rows and lineage."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -48,21 +46,20 @@ def run(
     folder: Path,
     report: ReportProgress,
 ) -> dict[str, float]:
-    """Train, and leave in a folder: `rows.parquet`, what was learned from; `model/`, what a server
-    loads.
+    """Train, and write `rows.parquet` (the rows) and `model/` (the weights for a server).
 
-    On a CPU the same arguments give the same weights, bit for bit. A folder that holds states of a
-    run that was cut short is gone on from.
+    On a CPU the same arguments give the same weights, bit for bit. If the folder holds saved states
+    of an interrupted run, training continues from them.
 
     Args:
-        parent: folder of the weights to begin with; None for the configuration's base.
+        parent: folder of the weights to start from; None for the base of the configuration.
         lineage: written beside the weights, with the configuration and the metrics.
 
     Returns:
         Metrics by name.
 
     Raises:
-        TrainingError: the run cannot give weights that may be served.
+        TrainingError: the run cannot produce weights that may be served.
     """
     make_repeatable(config)
     rows = rows_for(examples, config)
@@ -85,14 +82,13 @@ def run(
         )
     )
     (model / "README.md").write_text(card(config, lineage, metrics, len(rows)))
-    shutil.rmtree(
-        folder / STATES
-    )  # as large as the weights and more, and nothing goes on from here
+    # The states are larger than the weights, and a run that has ended needs them no more.
+    shutil.rmtree(folder / STATES)
     return metrics
 
 
 def rows_for(examples: Iterable[ExampleEvent], config: AnyConfig) -> Rows:
-    """Return what a method learns from examples."""
+    """Return the rows that a method learns from."""
     match config:
         case SftConfig():
             return sft_rows(examples, config.dataset)
@@ -105,7 +101,7 @@ def rows_for(examples: Iterable[ExampleEvent], config: AnyConfig) -> Rows:
 
 
 def card(config: AnyConfig, lineage: dict[str, Any], metrics: dict[str, float], rows: int) -> str:
-    """Return a model card in the hub's format."""
+    """Return a model card in the format of the Hugging Face hub."""
     parent = lineage.get("parent") or "none: the base"
     measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
     return f"""---
@@ -126,7 +122,8 @@ Trained by Everloop with {config.method.upper()} on {rows} rows from events of i
 def _load(config: AnyConfig, parent: Path | None) -> Loaded:
     if not isinstance(config, PpoConfig):
         return load(config, parent)
-    whole = config.model_copy(update={"lora": None})  # verl adds adapters itself
+    # verl adds adapters itself.
+    whole = config.model_copy(update={"lora": None})
     if _adapter_to_continue(config, parent) is not None:
         return load(whole, None)
     loaded = load(whole, parent)
@@ -136,7 +133,7 @@ def _load(config: AnyConfig, parent: Path | None) -> Loaded:
 
 
 def _adapter_to_continue(config: PpoConfig, parent: Path | None) -> Path | None:
-    """Return the adapter that verl goes on with."""
+    """Return the folder of the adapter that verl continues; None if verl starts a new one."""
     return (
         parent if is_adapter(parent) and config.lora is not None and not config.lora.merge else None
     )

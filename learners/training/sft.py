@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by TRL: imitate the answers that earned enough."""
+"""Supervised fine-tuning by TRL: imitates the answers with a high enough reward."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +13,20 @@ from learners.datasets import SftRow, pack_rows
 from learners.training.config import SftConfig
 from learners.training.errors import TrainingError
 from learners.training.progress import ReportProgress, callbacks, run, trainer_arguments
-from learners.training.vision import seen
+from learners.training.vision import vision_rows
 from learners.training.weights import Loaded, turns
 
 
 def train(
     loaded: Loaded, rows: Sequence[SftRow], config: SftConfig, folder: Path, report: ReportProgress
 ) -> dict[str, float]:
-    """Train in place; return what was measured.
+    """Train `loaded` in place; return the metrics.
 
-    The loss is on what the assistant said, in all its turns; of a model that sees, in the last.
+    The loss covers the words of the assistant in all its turns. For a vision model it covers the
+    last turn only.
 
     Args:
-        folder: for states that a crashed run goes on from.
+        folder: for saved states; a run that crashed continues from them.
 
     Raises:
         TrainingError: no row is left to train on.
@@ -33,19 +34,18 @@ def train(
     taught, held_out = (_dataset(loaded, rows, which, config) for which in (False, True))
     if not taught:
         raise TrainingError(
-            f"none of {len(rows)} rows can be trained on: held out, longer than"
-            f" {config.max_length},"
-            " or, for a model that sees, without an image that is in the row"
+            f"none of {len(rows)} rows can be trained on: each is held out, longer than"
+            f" max_length = {config.max_length}, or, for a vision model, has no image in the row"
         )
     trainer = SFTTrainer(
         model=loaded.model,
         args=TrlConfig(
             **trainer_arguments(config, folder, bool(held_out)),
-            max_length=config.max_length
-            if loaded.processor is None
-            else None,  # images are not cut in two
+            # With a length limit TRL would cut through the tokens of an image.
+            max_length=config.max_length if loaded.processor is None else None,
             completion_only_loss=True,
-            packing=False,  # rows are pack_rows already, by whole rows
+            # `_pack` has packed whole rows already; TRL would cut rows in two.
+            packing=False,
         ),
         train_dataset=Dataset.from_list(
             taught if loaded.processor is not None else _pack(taught, config)
@@ -54,24 +54,24 @@ def train(
         processing_class=loaded.processor or loaded.tokenizer,
         callbacks=callbacks(config, report, bool(held_out)),
     )
-    measured = run(trainer, folder)
+    metrics = run(trainer, folder)
     loaded.model = trainer.model
-    return measured | {"rows": float(len(taught)), "held_out_rows": float(len(held_out))}
+    return metrics | {"rows": float(len(taught)), "held_out_rows": float(len(held_out))}
 
 
 def _dataset(
     loaded: Loaded, rows: Sequence[SftRow], held_out: bool, config: SftConfig
 ) -> list[dict[str, Any]]:
     if loaded.processor is not None:
-        return seen(rows, held_out)
+        return vision_rows(rows, held_out)
     return _tokenize(loaded.tokenizer, rows, held_out, config)
 
 
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow], held_out: bool, config: SftConfig
 ) -> list[dict[str, Any]]:
-    """Return tokens and which of them the assistant said."""
-    found = []
+    """Return the tokens of each row, and a mask of those that the assistant wrote."""
+    tokenized = []
     for row in rows:
         if row.origin.held_out is not held_out:
             continue
@@ -82,12 +82,12 @@ def _tokenize(
             tokens += part
             mask += [int(said)] * len(part)
         if len(tokens) <= config.max_length:
-            found.append({"input_ids": tokens, "completion_mask": mask})
-    return found
+            tokenized.append({"input_ids": tokens, "completion_mask": mask})
+    return tokenized
 
 
 def _pack(rows: list[dict[str, Any]], config: SftConfig) -> list[dict[str, Any]]:
-    """Return rows joined into sequences of at most `max_length` tokens, where that is wanted."""
+    """Return rows joined into sequences of at most `max_length` tokens, if `packing` is set."""
     if not config.packing:
         return rows
     together = pack_rows([len(row["input_ids"]) for row in rows], config.max_length)

@@ -1,4 +1,4 @@
-"""Rows as Parquet: what a run learned from, to be read by people and read again by the run."""
+"""Rows as Parquet files, for people to read and for a run to read again."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from learners.datasets import Origin, PreferenceRow, PromptRow, RlRow, SftRow
 Row = TypeVar("Row", SftRow, PreferenceRow, PromptRow, RlRow)
 
 JSON_COLUMNS = frozenset({"messages", "prompt", "chosen", "rejected", "tools", "expected"})
-"""Columns that hold JSON: messages have whatever fields their API gives them."""
+"""Columns that hold JSON, because the fields of a message depend on the API it came from."""
 
 _TYPES: dict[str, pa.DataType] = {
     "reward": pa.float64(),
@@ -28,7 +28,7 @@ _TYPES: dict[str, pa.DataType] = {
 
 
 def write(rows: Sequence[SftRow | PreferenceRow | PromptRow | RlRow], path: Path) -> None:
-    """Write rows of one kind, in their order; the same rows give the same bytes."""
+    """Write rows of one kind, in their order. The same rows give the same bytes."""
     documents = [_flat(row) for row in rows]
     names = list(documents[0]) if documents else []
     schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])
@@ -41,7 +41,7 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def origins(rows: Iterable[SftRow | PreferenceRow | PromptRow | RlRow]) -> list[str]:
-    """Return the ids of all events that rows came from, each once, sorted."""
+    """Return the ids of all events that the rows came from, sorted, each once."""
     return sorted({event_id for row in rows for event_id in row.origin.event_ids})
 
 

@@ -1,4 +1,4 @@
-"""Conversations with images, for models that see: as TRL's trainer takes them."""
+"""Conversations with images, in the form that TRL's trainer takes for vision models."""
 
 import base64
 import binascii
@@ -13,17 +13,18 @@ from learners.datasets import SftRow
 ContentPart = dict[str, Any]
 
 
-def seen(rows: Sequence[SftRow], held_out: bool) -> list[dict[str, Any]]:
-    """Return the rows that a vision model can learn from: the last answer is the label.
+def vision_rows(rows: Sequence[SftRow], held_out: bool) -> list[dict[str, Any]]:
+    """Return the rows that a vision model can learn from; the last answer is the label.
 
-    Left out are rows without images, rows with tools (the collator knows none), and those whose
-    images lie elsewhere: a run reads its manifest and nothing else, so only `data:` URLs count
-    (base64, any format that Pillow reads).
+    Rows without images are left out, and rows with tools, which TRL's collator cannot take. A run
+    reads nothing but its manifest, so an image must be in the row as a `data:` URL (base64, any
+    format that Pillow reads). Rows with other images are left out too.
 
     Returns:
-        `prompt` and `completion` in parts, and `images`, one for each part of type `image`.
+        Dictionaries with `prompt` and `completion` in parts, and `images`, one for each part of
+            type `image`.
     """
-    found = []
+    usable = []
     for row in rows:
         if row.origin.held_out is not held_out or row.tools:
             continue
@@ -36,12 +37,12 @@ def seen(rows: Sequence[SftRow], held_out: bool) -> list[dict[str, Any]]:
         except _UnreadableError:
             continue
         if images:
-            found.append({"prompt": messages[:-1], "completion": messages[-1:], "images": images})
-    return found
+            usable.append({"prompt": messages[:-1], "completion": messages[-1:], "images": images})
+    return usable
 
 
 class _UnreadableError(Exception):
-    """A part of a message is nothing that can be shown to a model here."""
+    """A part of a message is neither a text nor an image in the row."""
 
 
 def _parts(content: Any, images: list[Image.Image]) -> list[ContentPart]:
@@ -59,8 +60,8 @@ def _parts(content: Any, images: list[Image.Image]) -> list[ContentPart]:
     return parts
 
 
-def _image(given: Any) -> Image.Image:
-    url = given.get("url") if isinstance(given, dict) else given
+def _image(reference: Any) -> Image.Image:
+    url = reference.get("url") if isinstance(reference, dict) else reference
     head, comma, data = str(url).partition(",")
     if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
         raise _UnreadableError

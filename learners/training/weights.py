@@ -1,6 +1,4 @@
-"""Weights: loaded from a folder or the hub, given adapters and tokens, checked, and written for a
-server to load.
-"""
+"""Weights: loads them, adds adapters and tokens, checks them, and saves them for a server."""
 
 import random
 from dataclasses import dataclass
@@ -26,12 +24,12 @@ from learners.training.errors import TrainingError
 
 @dataclass
 class Loaded:
-    """A model to be trained.
+    """A model that is to be trained.
 
     Attributes:
-        unsloth: whether unsloth loaded it, which then must write it too: its base may be held in 4
-            bits.
-        processor: of a model that sees, for its images and its tokens; None for others.
+        unsloth: whether unsloth loaded it. Then unsloth must save it too, because it may hold the
+            base in 4 bits.
+        processor: reads the images and text of a vision model; None for other models.
     """
 
     model: Any
@@ -41,8 +39,8 @@ class Loaded:
 
 
 def make_repeatable(config: TrainingConfig) -> None:
-    """Seed everything that draws, and fix the order of sums: the same run on a CPU then gives the
-    same bits.
+    """Seed all random numbers and fix the order of sums, so that a run on a CPU repeats bit for
+    bit.
     """
     random.seed(config.seed)
     np.random.seed(config.seed)
@@ -53,13 +51,14 @@ def make_repeatable(config: TrainingConfig) -> None:
 
 
 def load(config: AnyConfig, parent: Path | None) -> Loaded:
-    """Load what is to be trained: the parent's weights if there are any, else the base's.
+    """Load the parent's weights, or the base's if there is no parent.
 
     Args:
         parent: folder of whole weights, or of an adapter to the base.
 
     Raises:
-        TrainingError: there are no weights, or unsloth is asked for and cannot run here.
+        TrainingError: the weights cannot be loaded, or the configuration asks for unsloth, which
+            cannot run here.
     """
     if unsloth_trains(config):
         return _load_with_unsloth(config, parent)
@@ -72,10 +71,10 @@ def load(config: AnyConfig, parent: Path | None) -> Loaded:
         kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         model = kind.from_pretrained(source, dtype=_dtype())
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{source} has no weights that can be loaded: {error}") from error
+        raise TrainingError(f"the weights of {source} cannot be loaded: {error}") from error
     if sees and config.method != "sft":
         raise TrainingError(
-            f"{source} sees images; such models learn by sft only, not by {config.method}"
+            f"{source} is a vision model, which only sft can train; the method is {config.method}"
         )
     _add_tokens(config, model, tokenizer)
     if adapter is not None:
@@ -86,13 +85,13 @@ def load(config: AnyConfig, parent: Path | None) -> Loaded:
 
 
 def is_adapter(folder: Path | None) -> bool:
-    """Return whether a folder holds an adapter, which needs its base."""
+    """Return whether the folder holds an adapter, which needs its base."""
     return folder is not None and (folder / ADAPTER_FILE).exists()
 
 
 def lora_config(config: TrainingConfig) -> LoraConfig:
-    """Return the adapter that a configuration asks for, as peft takes it."""
-    assert config.lora is not None  # noqa: S101 - asked for only where there is one
+    """Return peft's configuration of the adapter."""
+    assert config.lora is not None  # noqa: S101 - callers have checked it
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.rank,
@@ -103,7 +102,7 @@ def lora_config(config: TrainingConfig) -> LoraConfig:
 
 
 def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
-    """Write weights and tokenizer as Hugging Face's loaders read them.
+    """Write weights and tokenizer in the format that Hugging Face's loaders read.
 
     Raises:
         TrainingError: a weight is not a finite number.
@@ -112,7 +111,7 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise TrainingError(
-                f"the weights are not finite numbers any more ({name}); try a lower learning_rate"
+                f"{name} has weights that are not finite numbers; try a lower learning_rate"
             )
     merged = isinstance(model, PeftModel) and (config.lora is None or config.lora.merge)
     if merged and loaded.unsloth:
@@ -121,8 +120,10 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
     if merged:
         model = model.merge_and_unload()
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder, selected_adapters=["default"])  # not TRL's copy of the parent
+        # TRL keeps a copy of the parent as a second adapter, which must not be saved.
+        model.save_pretrained(folder, selected_adapters=["default"])
     else:
+        # Training switches the cache off; a server needs it.
         model.config.use_cache = True
         model.save_pretrained(folder)
     (loaded.processor or loaded.tokenizer).save_pretrained(folder)
@@ -131,7 +132,7 @@ def save(loaded: Loaded, config: TrainingConfig, folder: Path) -> None:
 def prompt_text(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> str:
-    """Return a prompt as the model sees it, up to where it is to go on."""
+    """Return the prompt as the model reads it, up to the place where its answer begins."""
     text = tokenizer.apply_chat_template(
         messages, tools=tools or None, tokenize=False, add_generation_prompt=True
     )
@@ -145,17 +146,17 @@ def prompt_and_answer(
     answer: dict[str, Any],
     tools: list[dict[str, Any]],
 ) -> tuple[str, str]:
-    """Return a prompt and an answer to it, as the model sees and writes them.
+    """Return a prompt as the model reads it, and the answer as the model writes it.
 
     Raises:
-        TrainingError: the chat template writes the prompt differently once it is prompt_and_answer.
+        TrainingError: the chat template writes the prompt differently when an answer follows.
     """
     before = prompt_text(tokenizer, prompt, tools)
     whole = tokenizer.apply_chat_template([*prompt, answer], tools=tools or None, tokenize=False)
     assert isinstance(whole, str)  # noqa: S101 - it was not asked for tokens
     if not whole.startswith(before):
         raise TrainingError(
-            "the chat template changes the prompt when it adds the answer; use one that does not"
+            "the chat template changes the prompt when an answer follows; use one that does not"
         )
     return before, whole.removeprefix(before)
 
@@ -163,12 +164,11 @@ def prompt_and_answer(
 def turns(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> list[tuple[str, bool]]:
-    """Return a conversation in parts, each with whether the assistant said it; the last part is its
-    last answer.
+    """Return the parts of a conversation, each with whether the assistant wrote it.
 
-    Where the template writes an earlier answer differently once the conversation goes on (some
-    leave out what was thought), that answer is no part of its own: the model never sees its own
-    words so.
+    The last part is the last answer. Some templates change an earlier answer once the conversation
+    continues; for example, they leave out thoughts. Such an answer gets no part of its own, because
+    the model never sees its words in that form.
 
     Raises:
         TrainingError: the template changes the prompt of the last answer.
@@ -192,7 +192,7 @@ def _dtype() -> torch.dtype:
 
 
 def _add_tokens(config: TrainingConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the special tokens that are missing, each as one token that survives decoding."""
+    """Add the special tokens that the tokenizer lacks, each as one token that decoding keeps."""
     wanted = config.special_tokens if isinstance(config, SftConfig) else ()
     missing = [token for token in wanted if token not in tokenizer.get_vocab()]
     if missing and tokenizer.add_tokens(missing):

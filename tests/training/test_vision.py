@@ -24,7 +24,7 @@ from learners.datasets import Origin, SftRow
 from learners.training.config import MODEL
 from learners.training.errors import TrainingError
 from learners.training.runs import run
-from learners.training.vision import seen
+from learners.training.vision import vision_rows
 from schemas.examples import Example, ExampleEvent, SftExample
 from schemas.identifiers import derived_event_id
 from tests import events
@@ -170,7 +170,7 @@ def test_what_is_not_in_the_row_is_left_out(url: str) -> None:
         ),
         SftRow([*asked(picture("red")), {"role": "assistant", "content": "red"}], [], 1.0, origin),
     ]
-    (row,) = seen(rows, held_out=False)
+    (row,) = vision_rows(rows, held_out=False)
     assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
     assert row["images"][0].getpixel((0, 0)) == COLOURS["red"]
-    assert seen(rows, held_out=True) == []
+    assert vision_rows(rows, held_out=True) == []
