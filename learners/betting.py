@@ -1,9 +1,9 @@
-"""Tests by betting: sure of a mean at any time, however often one looks (Waudby-Smith & Ramdas,
-JRSS B 2024).
+"""Tests by betting: bounds on a mean that hold at every moment (Waudby-Smith & Ramdas, JRSS B
+2024).
 
-A gambler bets on each value being above m, in a game that is fair if m is the mean. Then his stake
-reaches 1/error at some time with probability `error` at most (Ville, 1939): where it does, the mean
-is surely greater than m.
+A gambler bets that each value is above m. The game is fair if m is the mean. Then the stake reaches
+1/error at any time with probability at most `error` (Ville, 1939). So when the stake reaches it,
+the mean is greater than m.
 """
 
 from math import exp, log, log1p
@@ -11,20 +11,20 @@ from math import exp, log, log1p
 from pydantic import BaseModel, Field
 
 FRACTIONS = tuple(0.002 * (0.95 / 0.002) ** (number / 31) for number in range(32))
-"""How boldly is bet: shares of what could be lost. The mixture over them does nearly as well as the
+"""Shares of the possible loss that the gamblers bet. A mixture over them does nearly as well as the
 best one.
 """
 
 
 class Wager(BaseModel):
-    """A gambler's stakes, value by value; small enough to lie in a processor's state.
+    """The stakes of one wager, value by value; small enough to lie in the state of a processor.
 
     Attributes:
-        mean: what the mean of the values is surely above, once the wager is won.
+        mean: the wager is won when the values' mean is greater than this.
         least: no value is below it; below `mean`.
         stakes: natural logarithms, one for each of `FRACTIONS`.
-        most: the largest logarithm that their mixture has reached.
-        values: how many there were.
+        most: greatest logarithm that the mixture of the stakes has reached.
+        values: how many values there were.
     """
 
     mean: float
@@ -34,18 +34,20 @@ class Wager(BaseModel):
     values: int = 0
 
     def take(self, value: float) -> None:
-        """Play one round."""
+        """Play one round with a value."""
         odds = (value - self.mean) / (self.mean - self.least)
         self.stakes = [
             stake + log1p(share * odds) for stake, share in zip(self.stakes, FRACTIONS, strict=True)
         ]
+        # Take the greatest out of the sum, so that exp() cannot overflow.
         highest = max(self.stakes)
         mixed = highest + log(sum(exp(stake - highest) for stake in self.stakes) / len(self.stakes))
         self.most = max(self.most, mixed)
         self.values += 1
 
     def won(self, error: float) -> bool:
-        """Return whether the mean is surely greater, wrongly so with probability `error` at most,
-        whenever one asks.
+        """Return whether the mean is greater than `mean`.
+
+        The answer is wrong with probability at most `error`, however often it is asked.
         """
         return self.most >= log(1.0 / error)

@@ -1,4 +1,4 @@
-"""Datasets: from examples to the rows that trainers read, each with the events it came from.
+"""Datasets: the rows that trainers read, made from examples, each with the events it came from.
 
 Everything here is a pure function of the examples, in the order of the log: the same manifest gives
 the same rows. Rows of two tenants are never mixed.
@@ -22,27 +22,31 @@ TENANTS_TO_TELL, EXAMPLES_TO_TELL = 4, 20
 MEDIAN_OF_NORMAL = 0.6745
 """The median distance from the mean of a normal distribution, in standard deviations."""
 
+# Without a floor, a chance difference would look like an outlier where all tenants are alike.
 LEAST_DEVIATION = 0.01
-"""Of tenants' mean rewards: where all are alike, chance alone is no outlier."""
+"""Least standard deviation of the tenants' mean rewards, in units of reward."""
 
 
 class DatasetConfig(BaseModel):
     """Which examples become rows.
 
     Attributes:
-        nodes: of the agent; None for all.
-        tenants: None for all.
-        least_reward: of a conversation to be imitated.
-        valid_calls: whether conversations are left out in which a tool is called that is not there,
-            or with arguments that its schema does not allow.
-        margin: least difference of two rewards that says that one answer is better than another.
+        nodes: nodes of the agent whose examples are used; None for all.
+        tenants: tenants whose examples are used; None for all.
+        least_reward: least reward of a conversation that is imitated, in [0, 1].
+        valid_calls: whether to leave out a conversation that calls a missing tool, or a tool with
+            arguments that its schema does not allow.
+        margin: least difference of two rewards that makes one answer better than another, in (0,
+            1].
         pairs: most preference pairs of one prompt.
-        stale_after: examples older than the newest by more are left out; None keeps all.
-        outliers: tenants are left out whose mean reward is further from the median of all tenants'
-            than so many standard deviations, estimated from the median deviation (the modified
-            z-score of Iglewicz & Hoaglin, 1993, who take 3.5): their feedback is poisoned, or of
-            another kind. Told from 4 tenants on with 20 examples each; None keeps all.
-        held_out: share of tasks that is never trained on, in [0, 1).
+        stale_after: an example is left out if it is older than the newest one by more than this;
+            None keeps all.
+        outliers: a tenant is left out if its mean reward is further from the median of all tenants
+            than this many standard deviations. The standard deviation is estimated from the median
+            deviation (the modified z-score of Iglewicz & Hoaglin, 1993, who take 3.5). The feedback
+            of such a tenant is poisoned, or means something else. Needs at least 4 tenants with 20
+            examples each; None keeps all.
+        held_out: share of tasks that are never trained on, in [0, 1).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,10 +67,10 @@ class Origin:
     """Where a row comes from.
 
     Attributes:
-        task: id of the task, or a hash of the prompt where the rollout had none; what is held out
-            is so by task.
+        task: id of the task, or a hash of the prompt if the rollout had none. All rows of a task
+            are held out, or none.
         held_out: whether the row is for evaluation only.
-        event_ids: of the examples and what they were made from.
+        event_ids: ids of the examples, and of the events they were made from.
     """
 
     tenant: str
@@ -78,7 +82,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class SftRow:
-    """A conversation to be imitated, in OpenAI's chat format; it ends with the assistant."""
+    """A conversation to imitate, in OpenAI's chat format. It ends with the assistant."""
 
     messages: Messages
     tools: list[dict[str, Any]]
@@ -88,7 +92,7 @@ class SftRow:
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """Two answers to one prompt, of which one earned more."""
+    """Two answers to one prompt; `chosen` has the greater reward."""
 
     prompt: Messages
     chosen: dict[str, Any]
@@ -104,9 +108,9 @@ class RlRow:
 
     Attributes:
         prompt_token_ids, response_token_ids: as the server counted them.
-        response_logprobs: natural logarithms, one a response token.
+        response_logprobs: natural logarithms, one for each response token.
         group: the same for all answers to one prompt.
-        checkpoint: version that sampled.
+        checkpoint: version that sampled the answer.
     """
 
     prompt_token_ids: list[int]
@@ -120,11 +124,11 @@ class RlRow:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt to be answered anew and graded.
+    """A prompt for new answers that will be graded.
 
     Attributes:
-        expected: the task's label, or else the answer that earned most, where one earned enough;
-            None without either.
+        expected: the label of the task; without one, the answer with the greatest reward, if that
+            is at least `least_reward`; else None.
     """
 
     prompt: Messages
@@ -135,7 +139,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What an example says of an answer, whichever head it is of."""
+    """An answer in an example, the same for every kind of example."""
 
     event: ExampleEvent
     prompt: Messages
@@ -145,8 +149,9 @@ class _Answer:
 
 
 def sft_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[SftRow]:
-    """Return the conversations that earned enough; one that came several times once, with all its
-    events.
+    """Return the conversations with a high enough reward.
+
+    A conversation that occurs several times becomes one row, with the events of all.
     """
     rows: dict[str, SftRow] = {}
     for answer in _answers(examples, config):
@@ -172,8 +177,9 @@ def sft_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[Sf
 
 
 def preference_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[PreferenceRow]:
-    """Return pairs of different answers to the same prompt whose rewards differ enough, the
-    clearest first.
+    """Return pairs of different answers to one prompt whose rewards differ enough.
+
+    The pairs of a prompt are sorted by their difference, the greatest first.
     """
     by_prompt: dict[str, list[_Answer]] = {}
     for answer in _answers(examples, config):
@@ -194,8 +200,9 @@ def preference_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> 
 
 
 def rl_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[RlRow]:
-    """Return the sampled answers whose server said tokens and log-probabilities; importance weights
-    need them.
+    """Return the sampled answers that have tokens and log-probabilities.
+
+    Importance weights need both. Some servers do not report them.
     """
     rows = []
     for answer in _answers(examples, config):
@@ -247,15 +254,15 @@ def prompt_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list
 
 
 def pack_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return which rows share a sequence of at most `budget` tokens, by first fit decreasing
-    (Johnson, 1973).
+    """Return which rows share a sequence of at most `budget` tokens: first fit decreasing (Johnson,
+    1973).
 
     Args:
-        lengths: tokens of each row; rows longer than the budget are left out.
+        lengths: tokens of each row; a row longer than the budget is left out.
 
     Returns:
-        Indices of rows, a list a sequence; no more than 11/9 of the fewest sequences possible, and
-        one.
+        Indices of rows, one list for each sequence. There are at most 11/9 times as many lists as
+            the fewest possible, plus one.
     """
     bins: list[tuple[int, list[int]]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -271,12 +278,14 @@ def pack_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_Answer]:
-    """Return what the examples say after all corrections, in order, without what the
-    configuration leaves out.
+    """Return the answers in the examples after all corrections, in order, as the configuration
+    selects.
     """
     newest: dict[tuple[str, str], ExampleEvent] = {}
     for event in examples:
         if isinstance(event.payload.body, SftExample | RlExample):
+            # A correction repeats an example with the same last source, and replaces the earlier
+            # one.
             newest[event.payload.body.head, event.payload.source_event_ids[-1]] = event
     latest = max((event.time for event in newest.values()), default=None)
     found = []
@@ -288,8 +297,8 @@ def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_A
         )
         node = getattr(event.payload.body, "node", "")
         wanted = config.nodes is None or node in config.nodes
-        ours = config.tenants is None or event.tenant in config.tenants
-        if wanted and ours and not stale:
+        tenant_wanted = config.tenants is None or event.tenant in config.tenants
+        if wanted and tenant_wanted and not stale:
             found.append(_answer(event, node, config))
     if config.outliers is None:
         return found
@@ -298,7 +307,7 @@ def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_A
 
 
 def _outlying(answers: Iterable[_Answer], limit: float) -> set[str]:
-    """Return the tenants whose rewards are unlike all others'."""
+    """Return the tenants whose rewards are unlike those of all others."""
     rewards: dict[str, list[float]] = {}
     for answer in answers:
         rewards.setdefault(answer.origin.tenant, []).append(answer.event.payload.reward)
@@ -357,6 +366,6 @@ def _hash(of: Any) -> str:
 
 
 def _unit(task: str) -> float:
-    """Return a number in [0, 1) that a task always has."""
+    """Return a number in [0, 1) that depends on the task alone."""
     digest = blake2b(task.encode(), digest_size=8, person=b"everloop-rows").digest()
     return int.from_bytes(digest) / 2**64

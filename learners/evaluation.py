@@ -1,14 +1,14 @@
-"""Off-policy evaluation: what a policy would have earned on decisions that another one made.
+"""Off-policy evaluation: the reward a policy would have had on decisions that another policy made.
 
 Point estimates: inverse propensity scoring (Horvitz & Thompson, 1952), its self-normalised form
-    (Swaminathan &
-Joachims, NIPS 2015), the direct method, the doubly robust estimator (Dudík, Langford & Li, ICML
-2011) and its switching form (Wang, Agarwal & Dudík, ICML 2017). Bounds: confidence sequences by
-betting (Waudby-Smith & Ramdas, JRSS B 2024; for weighted rewards Waudby-Smith, Wu, Ramdas,
-Karampatziakis & Mineiro, 2022). They hold at every number of decisions at once, so one may look as
-often as one likes, and they need no bound on the weights from above.
+(Swaminathan & Joachims, NIPS 2015), the direct method, the doubly robust estimator (Dudík, Langford
+& Li, ICML 2011), and its switching form (Wang, Agarwal & Dudík, ICML 2017).
 
-Rewards are in [0, 1]. The decisions must not have taught the policy that is evaluated.
+Bounds: confidence sequences by betting (Waudby-Smith & Ramdas, JRSS B 2024; for weighted rewards
+Waudby-Smith, Wu, Ramdas, Karampatziakis & Mineiro, 2022). They hold at every number of decisions at
+once, so one may look at any time. They need no upper bound on the weights.
+
+Rewards are in [0, 1]. The evaluated policy must not have learned from these decisions.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ from schemas.decisions import Decision
 
 Floats = NDArray[np.float64]
 
+# 50 halvings bring the bound to 1e-15 of the range, the precision of a float.
 BISECTIONS = 50
 FOLDS = 5
 SWITCH_ABOVE = 20.0
 MODEL = RegressorConfig(prior_variance=0.5, forgetting=(1e-5,), dense=0)
-"""The regression of the direct method: without covariances, because it is fitted once for each
-fold.
+"""The regression of the direct method. It has no covariances, because each fold fits it once more.
 """
 
 
@@ -56,7 +56,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a value is, with the stated confidence, however often one looks."""
+    """The range of a value, with the stated confidence at every moment."""
 
     low: float
     high: float
@@ -64,17 +64,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Whether the log can say anything of the policy.
+    """Whether the log can say anything about the policy.
 
     Attributes:
-        decisions: how many there are.
+        decisions: number of decisions.
         effective: effective sample size, (sum of weights)^2 / sum of squared weights (Kish, 1965).
-        largest_weight: of one decision.
-        mean_weight: 1 in expectation when the propensities are true.
-        mean_weight_error: its standard error; a mean weight many of them from 1 says that the
-            propensities are wrong.
-        unsupported: share of the policy's own choices, on average, on candidates with a propensity
-            below 0.001.
+        largest_weight: greatest weight of one decision.
+        mean_weight: its expectation is 1 if the propensities are true.
+        mean_weight_error: standard error of `mean_weight`. If the mean is many of these away from
+            1, the propensities are wrong.
+        unsupported: mean probability that the policy gives to candidates with a propensity below
+            0.001, in [0, 1].
     """
 
     decisions: int
@@ -87,10 +87,10 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a policy would have earned.
+    """The estimated reward of a policy.
 
     Attributes:
-        logged: what was earned.
+        logged: mean reward of the logged decisions.
         ips, snips, direct, doubly_robust, switch: point estimates of the policy's mean reward.
         interval: confidence sequence of its mean reward.
     """
@@ -107,11 +107,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One policy beside another on the same decisions.
+    """The difference of two policies on the same decisions.
 
     Attributes:
-        difference: doubly robust estimate of the first one's mean reward minus the second one's.
-        interval: confidence sequence of that difference.
+        difference: doubly robust estimate of the mean reward of the first minus that of the second.
+        interval: confidence sequence of the difference.
     """
 
     difference: float
@@ -119,7 +119,7 @@ class Comparison:
 
 
 def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) -> Evaluation:
-    """Return what a policy would have earned on logged decisions.
+    """Return the estimated reward of a policy on logged decisions.
 
     Args:
         log: at least two decisions, in the order they were made.
@@ -129,7 +129,7 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
         ValueError: there are fewer than two decisions.
     """
     if len(log) < 2:
-        raise ValueError(f"{len(log)} decisions; an evaluation needs at least two")
+        raise ValueError(f"an evaluation needs at least two decisions, got {len(log)}")
     rewards = _rewards(log)
     chosen, distributions = _chances(policy, log)
     weights = chosen / _propensities(log)
@@ -157,13 +157,14 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
 def compare(
     policy: Policy, against: Policy, log: Sequence[Logged], confidence: float = 0.95
 ) -> Comparison:
-    """Return how much more a policy would have earned than another, on the same logged decisions.
+    """Return how much more reward a policy would have had than another on the same logged
+    decisions.
 
     Raises:
         ValueError: there are fewer than two decisions.
     """
     if len(log) < 2:
-        raise ValueError(f"{len(log)} decisions; a comparison needs at least two")
+        raise ValueError(f"a comparison needs at least two decisions, got {len(log)}")
     rewards = _rewards(log)
     (new, new_all), (old, old_all) = _chances(policy, log), _chances(against, log)
     new, old = new / _propensities(log), old / _propensities(log)
@@ -181,12 +182,12 @@ def compare(
 
 @dataclass(frozen=True)
 class Arm:
-    """What always choosing one candidate would have earned, of those it stands among.
+    """Mean reward of always choosing one candidate, over the decisions that offered it.
 
     Attributes:
-        offered, chosen: decisions.
-        value: self-normalised estimate of the mean reward where it is offered; None where it was
-            never chosen.
+        offered: decisions that offered it.
+        chosen: decisions that chose it.
+        value: self-normalised estimate of the mean reward, in [0, 1]; None if it was never chosen.
     """
 
     offered: int
@@ -195,7 +196,7 @@ class Arm:
 
 
 def arms(log: Sequence[Logged]) -> dict[str, Arm]:
-    """Return the value of each candidate by its id, or by its text where it has no id."""
+    """Return the value of each candidate by its id, or by its text if it has no id."""
     found: dict[str, list[tuple[Logged, bool]]] = {}
     for item in log:
         for index, candidate in enumerate(item.decision.candidates):
@@ -217,11 +218,11 @@ def _arm(of: Sequence[tuple[Logged, bool]]) -> Arm:
 
 
 def regrets(log: Sequence[Logged]) -> Floats:
-    """Return how much more the best candidate of each decision would have earned, as the direct
-    method tells.
+    """Return how much more the best candidate of each decision would have earned, by the direct
+    method.
 
-    Each decision's rewards are modelled from the others; the best of several noisy estimates
-    flatters, so this is rather too much than too little.
+    The rewards of a decision are modelled from the other decisions. The greatest of several noisy
+    estimates is too high on average, so regrets are rather too great than too small.
 
     Returns:
         Shape (n,), in [0, 1].
@@ -232,9 +233,10 @@ def regrets(log: Sequence[Logged]) -> Floats:
 def gain_is_sure(
     policy: Policy, against: Policy, log: Sequence[Logged], error: float, tolerance: float = 0.0
 ) -> bool:
-    """Return whether a policy surely earns more than another, less a tolerance.
+    """Return whether the mean reward of a policy is above that of another minus a tolerance.
 
-    Asked again and again as the log grows, it says so wrongly with probability `error` at most.
+    The answer is wrong with probability at most `error`, however often it is asked as the log
+    grows.
     """
     return (
         difference_bound(weights_of(policy, log), weights_of(against, log), log, error) > -tolerance
@@ -247,28 +249,29 @@ def weights_of(policy: Policy, log: Sequence[Logged]) -> Floats:
 
 
 def difference_bound(new: Floats, old: Floats, log: Sequence[Logged], error: float) -> float:
-    """Return what a policy surely earns more than another; wrong at some length of the log with
-    probability `error`.
+    """Return a lower bound of the mean reward of the new policy minus that of the old one.
+
+    With probability at least 1 - error the bound holds at every length of the log.
 
     Args:
-        new, old: the two policies' weights on the log.
+        new, old: weights of the two policies on the log, shape (n,).
     """
     return lower_bound(*_bets(new, old, log), error)
 
 
 def lower_bound(values: Floats, least: Floats | float, error: float) -> float:
-    """Return a lower bound of the mean of `values` that holds, with probability 1 - error, for all
-    their prefixes.
+    """Return a lower bound of the mean of `values`.
 
-    The means are ruled out against which a gambler has won at some time (`learners.betting`).
+    With probability at least 1 - error the bounds of all prefixes hold. A mean is ruled out if a
+    gambler who bets against it has won at any time (`learners.betting`).
 
     Args:
         values: shape (n,), in order, each with the same mean given those before it.
-        least: no value is below it; one for all, or shape (n,), each known before its value.
+        least: no value is below it; one number for all, or shape (n,), each known before its value.
         error: in (0, 1).
 
     Returns:
-        The bound; at least the greatest of `least`.
+        The bound, at least the greatest of `least`.
     """
     low = float(np.max(least))
     high = max(float(np.max(values)), low + 1.0)
@@ -284,28 +287,32 @@ def lower_bound(values: Floats, least: Floats | float, error: float) -> float:
 def decisions_needed(
     difference: float, deviation: float, error: float = 0.05, power: float = 0.8
 ) -> int:
-    """Return about how many decisions a bound by betting needs to tell a difference from nothing.
+    """Return about how many decisions a bound by betting needs to tell a difference from zero.
 
-    The logarithm of the gambler's stake grows by difference^2 / (2 deviation^2) a decision at best,
-    and must reach log(1/error), with what the mixture over `FRACTIONS` costs; more for the power
-    that is asked for.
+    At best the logarithm of the stake grows by difference^2 / (2 deviation^2) with each decision.
+    It must reach log(1/error), plus the cost of the mixture over `FRACTIONS`. Greater power needs
+    more.
 
     Args:
         difference: of mean rewards, > 0.
-        deviation: standard deviation of a decision's weighted difference, > 0; see
+        deviation: standard deviation of the weighted difference of one decision, > 0; see
             `difference_deviation`.
-        error: of the bound, one-sided.
-        power: chance to tell the difference, in (0, 1).
+        error: of the one-sided bound, in (0, 1).
+        power: probability to tell the difference, in (0, 1).
+
+    Raises:
+        ValueError: the difference or the deviation is not positive.
     """
-    from scipy.special import ndtri  # takes a third of a second to import
+    # Imported here because it takes a third of a second.
+    from scipy.special import ndtri
 
     if difference <= 0 or deviation <= 0:
         raise ValueError(
             f"difference and deviation must be positive, got {difference} and {deviation}"
         )
     growth = difference / deviation
-    # log of the stake after n decisions is about normal with mean n growth^2/2 and variance n
-    # growth^2
+    # After n decisions the logarithm of the stake is about normal, with mean n growth^2 / 2 and
+    # variance n growth^2. Solve for the n at which it exceeds the target with this power.
     target = ln(1.0 / error) + ln(len(FRACTIONS)) / 2
     root = (float(ndtri(power)) + (float(ndtri(power)) ** 2 + 2.0 * target) ** 0.5) / growth
     needed: int = ceil(root * root)
@@ -313,19 +320,19 @@ def decisions_needed(
 
 
 def difference_deviation(policy: Policy, against: Policy, log: Sequence[Logged]) -> float:
-    """Return the standard deviation of what one decision says of the difference of two policies."""
+    """Return the deviation of one decision's estimate of the difference of two policies."""
     new, old = weights_of(policy, log), weights_of(against, log)
     return float(_bets(new, old, log)[0].std())
 
 
 def _bets(new: Floats, old: Floats, log: Sequence[Logged]) -> tuple[Floats, Floats]:
-    """Return what each decision says of the difference of two policies, and how little it could
-    have said.
+    """Return each decision's estimate of the difference of two policies, and its least possible
+    value.
 
-    All have the difference as their mean. With weights w and v and reward r, it is w r + v (1 - r)
-    - 1 >= -1, whatever the weights. Where the uniform baseline chose among K at most, weights are
-    known to be at most K, so that a constant can be taken from the reward that its mean before
-    suggests, which makes it vary far less: (w - v) (r - mean).
+    Every estimate has the difference as its mean. With weights w and v and reward r it is w r + v
+    (1 - r) - 1, which is at least -1 for all weights. If the uniform baseline chose among at most K
+    candidates, the weights are at most K. Then the estimate is (w - v) (r - m), where m is the mean
+    of the earlier rewards; it varies far less.
     """
     rewards = _rewards(log)
     before = (0.5 + np.concatenate([[0.0], np.cumsum(rewards)[:-1]])) / np.arange(
@@ -341,9 +348,7 @@ def _bets(new: Floats, old: Floats, log: Sequence[Logged]) -> tuple[Floats, Floa
 
 
 def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float) -> bool:
-    """Return whether the gambler's stake has reached 1/error at some time, had the mean been
-    this.
-    """
+    """Return whether the stake would have reached 1/error at any time if `mean` were the mean."""
     if mean <= np.max(least):
         return True
     odds = (values - mean) / (mean - least)
@@ -354,20 +359,19 @@ def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float)
 
 
 class _ModelledRewards:
-    """Rewards as a regression tells them, each decision's from a regression that has not seen it
-    (cross-fitting).
+    """Rewards by a regression. That of a decision has not seen the decision (cross-fitting).
 
     Attributes:
-        chosen: shape (n,), of the candidates that were chosen.
-        regrets: shape (n,), how much better the best candidate is.
+        chosen: shape (n,), modelled rewards of the chosen candidates.
+        regrets: shape (n,), modelled reward of the best candidate minus `chosen`.
     """
 
     def __init__(self, log: Sequence[Logged]) -> None:
-        found = [features(item.decision.context, item.decision.candidates) for item in log]
-        models = [_fit(found, log, fold) for fold in range(FOLDS)]
+        slates = [features(item.decision.context, item.decision.candidates) for item in log]
+        models = [_fit(slates, log, fold) for fold in range(FOLDS)]
         self._all = [
             np.clip(models[number % FOLDS].predict_many(candidates), 0.0, 1.0)
-            for number, candidates in enumerate(found)
+            for number, candidates in enumerate(slates)
         ]
         self.chosen: Floats = np.array(
             [modelled[item.decision.choice] for modelled, item in zip(self._all, log, strict=True)]
@@ -375,24 +379,22 @@ class _ModelledRewards:
         self.regrets: Floats = np.array([np.max(modelled) for modelled in self._all]) - self.chosen
 
     def values(self, distributions: Sequence[Floats]) -> Floats:
-        """Return what each decision would earn in expectation."""
+        """Return the expected reward of each decision, shape (n,)."""
         return np.array([float(p @ q) for p, q in zip(distributions, self._all, strict=True)])
 
 
 def _fit(
-    found: list[list[Features]], log: Sequence[Logged], left_out: int
+    slates: list[list[Features]], log: Sequence[Logged], left_out: int
 ) -> BlockBayesianRegressor:
     model = BlockBayesianRegressor(MODEL)
-    for number, (candidates, item) in enumerate(zip(found, log, strict=True)):
+    for number, (candidates, item) in enumerate(zip(slates, log, strict=True)):
         if number % FOLDS != left_out:
             model.learn_one(candidates[item.decision.choice], item.reward)
     return model
 
 
 def _chances(policy: Policy, log: Sequence[Logged]) -> tuple[Floats, list[Floats]]:
-    """Return the policy's probability of each logged choice, shape (n,), and its whole
-    distributions.
-    """
+    """Return the policy's probability of each logged choice, shape (n,), and its distributions."""
     distributions = [np.array(distribution(policy, item.decision)) for item in log]
     chosen = [p[item.decision.choice] for p, item in zip(distributions, log, strict=True)]
     return np.array(chosen), distributions

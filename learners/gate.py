@@ -1,6 +1,4 @@
-"""The gate: is a candidate surely no worse than what serves, before it serves, on trial, and
-after?
-"""
+"""The gate: decides whether a checkpoint may serve, during its trial, and after its promotion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +17,17 @@ class GateConfig(BaseModel):
 
     Attributes:
         least_evidence: held-out decisions needed for a verdict.
-        most_evidence: held-out decisions remembered, the newest.
-        confidence: one-sided, of each verdict on its own: of the lower bound, of a trial, and of a
-            drop.
-        tolerance: a candidate passes when it is surely no more than this worse than the champion.
-        canary_share: of new rollouts on trial with a candidate that passed; 0 promotes without a
+        most_evidence: most held-out decisions that are kept; the newest are.
+        confidence: of each verdict, one-sided: of the lower bound, of a trial, and of a drop; in
+            (0.5, 1).
+        tolerance: a candidate passes if it is surely worse than the champion by no more than this,
+            in units of reward.
+        canary_share: share of new rollouts that go to a candidate on trial; 0 promotes without a
             trial.
-        canary_pairs: a trial that has not convinced after so many rewards of the candidate is given
-            up.
-        drop: what is promoted is rolled back when it surely earns less, by more than this, than
-            what it replaced.
+        canary_pairs: a trial without a verdict ends after this many pairs of rewards; the candidate
+            is rolled back.
+        drop: a promoted version is rolled back if it surely earns less, by more than this, than the
+            version it replaced.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,19 +42,21 @@ class GateConfig(BaseModel):
 
     @property
     def error(self) -> float:
-        """Chance that a verdict is wrong."""
+        """Probability that a verdict is wrong, in (0, 0.5)."""
         return 1.0 - self.confidence
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found.
+    """The verdict of the gate.
 
     Attributes:
-        difference: estimated reward of the candidate minus that of the champion.
-        lower_bound: one-sided confidence bound of the difference, valid however the log grows.
-        value: estimated reward of the candidate.
-        evidence: held-out decisions it rests on.
+        passed: whether the candidate may go on to its trial.
+        reason: the verdict in words, with its numbers.
+        evidence: number of held-out decisions.
+        difference: estimated mean reward of the candidate minus that of the champion.
+        lower_bound: one-sided confidence bound of the difference, valid at every length of the log.
+        value: estimated mean reward of the candidate.
     """
 
     passed: bool
@@ -67,7 +68,7 @@ class Verdict:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers, as they are logged with the checkpoint."""
+        """The numbers of the verdict, by the names under which the checkpoint records them."""
         return {
             "gate_evidence": float(self.evidence),
             "gate_difference": self.difference,
@@ -82,9 +83,9 @@ def judge(
     """Compare two policies on the same held-out decisions, off-policy.
 
     The bound is by betting (`learners.evaluation.difference_bound`). The estimate is by inverse
-    propensity, each decision contributing (w_candidate - w_champion) * (reward - mean reward),
-    where w is the policy's probability of the logged choice over its logged propensity; the
-    weights' difference has mean zero, so that a constant may be subtracted.
+    propensity: each decision contributes (w_candidate - w_champion) * (reward - mean reward), where
+    w is the policy's probability of the logged choice divided by its logged propensity. The
+    difference of the weights has mean zero, so a constant may be subtracted from the reward.
     """
     count = len(evidence)
     if count < config.least_evidence:
@@ -96,10 +97,10 @@ def judge(
     bound = difference_bound(new, old, evidence, config.error)
     passed = bound > -config.tolerance
     relation = "above" if passed else "not above"
-    found = f"difference {difference:+.3f}, {config.confidence:.0%} lower bound {bound:+.3f}"
+    numbers = f"difference {difference:+.3f}, {config.confidence:.0%} lower bound {bound:+.3f}"
     return Verdict(
         passed,
-        f"{found} {relation} -{config.tolerance}, from {count} held-out decisions",
+        f"{numbers} {relation} -{config.tolerance}, from {count} held-out decisions",
         count,
         difference,
         bound,
@@ -108,18 +109,14 @@ def judge(
 
 
 class Tally(BaseModel):
-    """Rewards of one version.
-
-    Attributes:
-        total: their sum.
-    """
+    """The rewards of one version, counted and summed."""
 
     count: int = 0
     total: float = 0.0
 
     @property
     def mean(self) -> float:
-        """Their mean; 0 where there is none."""
+        """Mean reward; 0 if there is none."""
         return self.total / self.count if self.count else 0.0
 
     def take(self, reward: float) -> None:
@@ -128,23 +125,27 @@ class Tally(BaseModel):
         self.total += reward
 
     def surely_above(self, error: float) -> float:
-        """Return a lower bound of the expected reward, by Hoeffding's inequality (JASA, 1963)."""
+        """Return a lower bound of the expected reward, by Hoeffding's inequality (JASA, 1963).
+
+        The bound is wrong with probability at most `error`. Without rewards it is 0.
+        """
         return self.mean - sqrt(log(1.0 / error) / (2 * self.count)) if self.count else 0.0
 
 
 class Trial(BaseModel):
-    """A canary: a candidate beside the champion, on rewards of rollouts that were drawn for either.
+    """A canary: a candidate and the champion serve at the same time, and their rewards are
+    compared.
 
-    Each reward of the candidate is paired with the mean of the champion's since the last:
-    differences in [-1, 1] whose mean is that of the two versions' rewards. Two wagers run on them,
-    one for each verdict; neither minds how often it is asked.
+    Each reward of the candidate is paired with the mean of the champion's rewards since the last
+    pair. The differences lie in [-1, 1]; their mean is the difference of the mean rewards. Two
+    wagers run on them, one for each verdict. Both may be asked at any time.
 
     Attributes:
         candidate, champion: their versions.
-        no_worse: won when the candidate is surely no more than the tolerance worse.
-        worse: won when it surely is worse.
+        no_worse: won when the candidate is surely worse by no more than the tolerance.
+        worse: won when the candidate is surely worse by more than the tolerance.
         fresh: rewards of the champion since the last pair.
-        waiting: rewards of the candidate without a partner.
+        waiting: rewards of the candidate that have no partner yet.
     """
 
     candidate: str
@@ -156,7 +157,7 @@ class Trial(BaseModel):
 
     @classmethod
     def of(cls, candidate: str, champion: str, config: GateConfig) -> "Trial":
-        """Return the trial before its first reward."""
+        """Return a trial without rewards."""
         no_worse = Wager(mean=-config.tolerance, least=-1.0)
         return cls(
             candidate=candidate,
@@ -166,7 +167,7 @@ class Trial(BaseModel):
         )
 
     def take(self, version: str, reward: float) -> None:
-        """Take in a reward in [0, 1] of one of the two."""
+        """Add a reward in [0, 1] of one of the two versions."""
         if version == self.champion:
             self.fresh.take(reward)
         elif version == self.candidate:
@@ -178,7 +179,7 @@ class Trial(BaseModel):
             self.fresh = Tally()
 
     def verdict(self, config: GateConfig) -> tuple[bool, str] | None:
-        """Return whether the candidate passes, and why; None while that is open."""
+        """Return whether the candidate passes, and why; None if there is no verdict yet."""
         pairs = self.no_worse.values
         if self.worse.won(config.error):
             return (
@@ -202,11 +203,12 @@ class Trial(BaseModel):
 
 
 class Watch(BaseModel):
-    """Over what was promoted: has its reward dropped below that of what it replaced?
+    """The watch over a promoted version: has its reward dropped below that of the version it
+    replaced?
 
     Attributes:
         replaced: the version before.
-        drop: won when the reward is surely lower.
+        drop: won when the mean reward is surely too low.
     """
 
     version: str
@@ -215,17 +217,17 @@ class Watch(BaseModel):
 
     @classmethod
     def of(cls, version: str, replaced: str, before: Tally, config: GateConfig) -> "Watch | None":
-        """Return the watch over a version; None where too little is known of what it replaced to
-        tell a drop.
+        """Return the watch over a version; None if the replaced version has too few rewards to tell
+        a drop.
         """
+        # Half of the error is spent on this bound, half on the wager, so that both hold together.
         bar = before.surely_above(config.error / 2) - config.drop
         if bar <= 0.0:
             return None
         return cls(version=version, replaced=replaced, drop=Wager(mean=-bar, least=-1.0))
 
     def dropped(self, reward: float, config: GateConfig) -> bool:
-        """Take in a reward in [0, 1]; return whether it is sure by now that too little is
-        earned.
-        """
+        """Add a reward in [0, 1]; return whether the version surely earns too little."""
+        # A wager shows that a mean is high. Negated rewards make it show that rewards are low.
         self.drop.take(-reward)
         return self.drop.won(config.error / 2)

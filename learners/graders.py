@@ -1,9 +1,7 @@
-"""Registered graders: named, versioned functions from an answer to a reward, for answers whose
-worth can be verified.
+"""Graders: named, versioned functions from an answer to a reward, for answers that can be checked.
 
-A grader is deterministic and never lenient: what it cannot read earns nothing. A new version gets a
-new name, since a model that was trained against the old one is not comparable with one trained
-against the new.
+A grader is deterministic and strict: an answer that it cannot read gets 0. A changed grader gets a
+new version, because models trained with two versions cannot be compared.
 """
 
 import json
@@ -23,7 +21,7 @@ TOOL_CALL = re.compile(
     r"\A\s*(?:<think>(?:(?!</?think>|</?tool_call>).)*</think>)?\s*<tool_call>(.*?)</tool_call>\s*\Z",
     re.S,
 )
-"""A thought, if any, then one call and nothing else."""
+"""An optional thought, then exactly one call."""
 
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.S)
 
@@ -33,7 +31,7 @@ HARNESS = """
 import json, os, sys
 task = json.load(sys.stdin)
 said = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what the code prints is nobody's concern
+os.dup2(2, 1)  # the code must not write into the results
 space = {"__name__": "answer"}
 exec(compile(task["code"], "answer", "exec"), space)
 found = []
@@ -45,23 +43,23 @@ for args in task["args"]:
 json.dump(found, said)
 said.close()
 """
-"""Calls the function that an answer defines, and says what it returned."""
+"""Calls the function that an answer defines, and writes the results to standard output."""
 
 
 class UnknownGraderError(ValueError):
-    """There is no grader of this name and version; the message lists those there are."""
+    """No grader has this name and version. The message lists those that exist."""
 
 
 @dataclass(frozen=True)
 class GradedAnswer:
-    """What is graded.
+    """An answer for a grader.
 
     Attributes:
-        text: as the model wrote it, marks of thoughts and tool calls included.
+        text: the model's text, with its marks of thoughts and tool calls.
         prompt: in OpenAI's chat format.
-        tools: that could be called, in OpenAI's format.
-        expected: the task's label, or an answer that is known to be good: a text, or a message of
-            the assistant.
+        tools: tools that the model could call, in OpenAI's format.
+        expected: the label of the task, or a known good answer: a text, or a message of the
+            assistant.
     """
 
     text: str
@@ -72,38 +70,38 @@ class GradedAnswer:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool, its arguments read."""
+    """A tool call with decoded arguments."""
 
     name: str
     arguments: dict[str, Any]
 
 
 def grader(name: str) -> AnswerGrader:
-    """Return a grader by name and version, such as `tool-call@1`, or a function of yours as
+    """Return a grader by name and version, such as `tool-call@1`, or your function as
     `module:function`.
 
     Raises:
-        UnknownGraderError: there is none.
+        UnknownGraderError: no grader has this name.
     """
     if name in GRADERS:
         return GRADERS[name]
     module, _, function = name.partition(":")
     try:
-        found = getattr(import_module(module), function) if function else None
+        grade = getattr(import_module(module), function) if function else None
     except (ImportError, AttributeError) as error:
-        raise UnknownGraderError(f"no grader {name}: {error}") from error
-    if not callable(found):
+        raise UnknownGraderError(f"cannot load grader {name!r}: {error}") from error
+    if not callable(grade):
         raise UnknownGraderError(
-            f"no grader {name!r}; there are {', '.join(GRADERS)}, and yours as module:function"
+            f"no grader {name!r}; use one of {', '.join(GRADERS)}, or your own as module:function"
         )
-    return lambda answer: check_reward(found(answer), name)
+    return lambda answer: check_reward(grade(answer), name)
 
 
 def check_reward(reward: Any, name: str) -> float:
-    """Return a reward in [0, 1].
+    """Return the reward as a float.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number in [0, 1].
     """
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
         raise ValueError(f"grader {name} returned {reward!r}, which is not a number from 0 to 1")
@@ -111,8 +109,9 @@ def check_reward(reward: Any, name: str) -> float:
 
 
 def same_answer(answer: GradedAnswer) -> float:
-    """Return 1 where the answer, without thoughts and outer white space, is the expected text; else
-    0.
+    """Return 1 if the answer equals the expected text, else 0.
+
+    Thoughts and outer white space do not count.
     """
     expected = (
         answer.expected.get("content") if isinstance(answer.expected, dict) else answer.expected
@@ -122,7 +121,7 @@ def same_answer(answer: GradedAnswer) -> float:
 
 
 def fits_schema(answer: GradedAnswer) -> float:
-    """Return 1 where the answer is JSON that `expected`, a JSON Schema, allows; else 0."""
+    """Return 1 if the answer is JSON that fits `expected`, a JSON Schema, else 0."""
     if not isinstance(answer.expected, dict):
         return 0.0
     try:
@@ -132,12 +131,11 @@ def fits_schema(answer: GradedAnswer) -> float:
 
 
 def right_tool_call(answer: GradedAnswer) -> float:
-    """Return how right a tool call is: 1 for the expected one, or for calling none where none is
-    expected.
+    """Return how close a tool call is to the expected one; 1 for no call where none is expected.
 
-    A call that its tool's schema does not allow earns 0, an allowed call of another tool 0.1; the
-    right tool earns 0.2, and the rest by the share of arguments that are as expected, of all that
-    either call has.
+    A call that the schema of its tool does not allow gets 0. An allowed call of another tool gets
+    0.1. The right tool gets 0.2, plus 0.8 times the share of correct arguments among all arguments
+    of either call.
     """
     wanted = _expected_call(answer.expected)
     if wanted is None:
@@ -152,6 +150,7 @@ def right_tool_call(answer: GradedAnswer) -> float:
     if called.name != wanted.name:
         return 0.1
     names = called.arguments.keys() | wanted.arguments.keys()
+    # A fresh object equals nothing else, so an absent argument never equals a null one.
     absent = object()
     right = sum(
         called.arguments.get(name, absent) == wanted.arguments.get(name, absent) for name in names
@@ -160,9 +159,7 @@ def right_tool_call(answer: GradedAnswer) -> float:
 
 
 def tool_call(text: str, tools: list[dict[str, Any]]) -> ToolCall | None:
-    """Return the one call that a text consists of; None where it is none, or its tool's schema does
-    not allow it.
-    """
+    """Return the call if the text is exactly one call that its tool's schema allows, else None."""
     found = TOOL_CALL.match(text)
     try:
         document = json.loads(found[1]) if found else None
@@ -172,7 +169,7 @@ def tool_call(text: str, tools: list[dict[str, Any]]) -> ToolCall | None:
 
 
 def valid_call(document: Any, tools: list[dict[str, Any]]) -> ToolCall | None:
-    """Return a call written as `{"name": …, "arguments": {…}}`; None where no tool allows it."""
+    """Return a call written as `{"name": …, "arguments": {…}}`; None if no tool allows it."""
     if not isinstance(document, dict) or document.keys() != {"name", "arguments"}:
         return None
     name, arguments = document["name"], document["arguments"]
@@ -191,8 +188,9 @@ def valid_call(document: Any, tools: list[dict[str, Any]]) -> ToolCall | None:
 
 
 def _expected_call(expected: Any) -> ToolCall | None:
-    """Return the call in a label `{"name", "arguments"}` or in an assistant's message; None where
-    none is expected.
+    """Return the call in a label `{"name", "arguments"}` or in an assistant's message.
+
+    None if no call is expected.
     """
     if not isinstance(expected, dict):
         return None
@@ -214,12 +212,12 @@ def _expected_call(expected: Any) -> ToolCall | None:
 
 
 def passes_tests(answer: GradedAnswer) -> float:
-    """Return 1 where the code in an answer passes every case of `expected`, else 0.
+    """Return 1 if the code in the answer passes every case of `expected`, else 0.
 
-    The code is the last fenced block, or all of the answer. Cases are `{"stdin", "stdout"}` of a
-    program, or `{"args", "result"}` of the function that `expected["function"]` names, in JSON.
-    What is expected never comes near the code: it runs in a sandbox that is told the arguments
-    alone (`learners.sandbox`).
+    The code is the last fenced block, or the whole answer. A case is `{"stdin", "stdout"}` for a
+    program, or `{"args", "result"}` in JSON for the function that `expected["function"]` names. The
+    sandbox gets the arguments alone, so the code cannot read the expected results
+    (`learners.sandbox`).
     """
     if not isinstance(answer.expected, dict) or not answer.expected.get("cases"):
         return 0.0
@@ -255,16 +253,16 @@ GRADERS: dict[str, AnswerGrader] = {
     "tool-call@1": right_tool_call,
     "code@1": passes_tests,
 }
-"""By name and version."""
+"""The graders by name and version."""
 
 NEED_LABELS = frozenset(GRADERS)
-"""Graders that can say nothing of an answer without knowing what is expected."""
+"""Graders that need an expected answer."""
 
 
 def register(name: str, grade: AnswerGrader) -> None:
     """Add a grader that is made from settings, such as one that asks a server.
 
     Args:
-        name: with its version.
+        name: with its version, such as `judge@1`.
     """
     GRADERS[name] = lambda answer: check_reward(grade(answer), name)

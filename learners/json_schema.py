@@ -1,6 +1,4 @@
-"""JSON Schema, for schemas that strangers wrote: nothing is fetched, and what cannot be checked
-against is said.
-"""
+"""JSON Schema checks for schemas that strangers wrote. Nothing is fetched from the network."""
 
 import re
 from functools import lru_cache
@@ -14,33 +12,37 @@ from referencing.exceptions import Unresolvable
 
 
 class UncheckableSchemaError(ValueError):
-    """A schema is none, refers to what is not in it, or has a pattern that is none; the message
-    says which.
+    """The schema cannot be used. The message says why.
+
+    It is not a JSON Schema, a `$ref` points outside it, or a `pattern` does not compile.
     """
 
 
 def violation(schema: dict[str, Any], value: Any) -> str | None:
-    """Return how a value breaks a schema (draft 2020-12), as `path: what`; None where it does not.
+    """Return how a value breaks a schema (draft 2020-12), as `path: reason`; None if it fits.
 
     Raises:
-        UncheckableSchemaError: see there.
+        UncheckableSchemaError: the document is not a JSON Schema, a `$ref` points outside it, or a
+            `pattern` does not compile.
     """
     validator = _validator(orjson.dumps(schema, option=orjson.OPT_NON_STR_KEYS))
     try:
-        found = best_match(validator.iter_errors(value))
+        worst = best_match(validator.iter_errors(value))
     except (Unresolvable, re.error, RecursionError) as error:
         raise UncheckableSchemaError(f"the schema cannot be checked against: {error}") from error
-    return f"{found.json_path}: {found.message}" if found is not None else None
+    return f"{worst.json_path}: {worst.message}" if worst is not None else None
 
 
 @lru_cache(maxsize=1024)
 def _validator(schema: bytes) -> Draft202012Validator:
-    """Return what checks a schema; to make one takes a hundred times as long as to use it."""
+    """Return the validator of a schema.
+
+    Cached, because building one takes a hundred times as long as using it.
+    """
     document = orjson.loads(schema)
     try:
         Draft202012Validator.check_schema(document)
     except SchemaError as error:
-        raise UncheckableSchemaError(f"it is no JSON Schema: {error.message}") from error
-    return Draft202012Validator(
-        document, registry=REGISTRY
-    )  # the default one fetches what a schema refers to
+        raise UncheckableSchemaError(f"not a JSON Schema: {error.message}") from error
+    # The default registry fetches the schemas that a `$ref` names; this one does not.
+    return Draft202012Validator(document, registry=REGISTRY)

@@ -1,9 +1,8 @@
-"""Runs code that a model wrote: in a process of its own, for a short time, with little memory and
-no network.
+"""Runs code that a model wrote, in a process of its own, with limits on time, memory and output.
 
-Where Linux lets a user make namespaces (`unshare` of util-linux), the code has no network and no
-process outlives it. It can read what this user can read, but not the environment, where keys are:
-for more, run what trains in a container.
+Where Linux lets a user make namespaces (`unshare` of util-linux), the code has no network, and no
+process that it starts outlives it. The code can read the files that this user can read, but not the
+environment, which holds keys. For a stronger wall, run the trainer in a container.
 """
 
 import math
@@ -24,23 +23,24 @@ JAIL = ("--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What became of a program.
+class ProgramResult:
+    """The result of a program.
 
     Attributes:
-        status: its exit status, negative for the signal that ended it; None where it took too long.
-        output: what it wrote to standard output, up to a million bytes.
+        status: exit status; negative for the signal that ended it; None if it took too long.
+        output: its standard output, at most a million bytes.
     """
 
     status: int | None
     output: str
 
 
-def run_program(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
-    """Run a Python program, which has the standard library only, in an empty folder.
+def run_program(program: str, stdin: str = "", timeout_s: float = 5.0) -> ProgramResult:
+    """Run a Python program in an empty folder. It has the standard library only.
 
     Args:
-        given: its standard input.
+        stdin: text for its standard input.
+        timeout_s: longest time it may run, in seconds; also its limit of CPU time, rounded up.
     """
 
     def limits() -> None:
@@ -54,7 +54,7 @@ def run_program(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
         tempfile.TemporaryDirectory(prefix="everloop-sandbox-") as folder,
         tempfile.TemporaryFile() as output,
     ):
-        process = subprocess.Popen(  # noqa: S603 - to run it is what this is for
+        process = subprocess.Popen(  # noqa: S603 - this module exists to run it
             [*_jail(), sys.executable, "-I", "-S", "-B", "-c", program],
             cwd=folder,
             env={"LANG": "C.UTF-8"},
@@ -66,24 +66,25 @@ def run_program(program: str, given: str = "", timeout_s: float = 5.0) -> Ran:
         )
         status: int | None = None
         try:
-            process.communicate(given.encode(), timeout_s)
+            process.communicate(stdin.encode(), timeout_s)
             status = process.returncode
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # what it has started too
+            # The group, because the program may have started processes of its own.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         output.seek(0)
-        return Ran(status, output.read(MOST_OUTPUT).decode(errors="replace"))
+        return ProgramResult(status, output.read(MOST_OUTPUT).decode(errors="replace"))
 
 
 @cache
 def _jail() -> tuple[str, ...]:
-    """Return what to put before a command so that it runs without a network; nothing where that is
-    not allowed.
+    """Return the command that runs another without a network; empty if the system does not allow
+    it.
     """
     unshare = which("unshare")
     if unshare is None:
         return ()
-    tried = subprocess.run(  # noqa: S603
+    trial = subprocess.run(  # noqa: S603
         [unshare, *JAIL, str(Path("/bin/true"))], capture_output=True, check=False
     )
-    return (unshare, *JAIL) if tried.returncode == 0 else ()
+    return (unshare, *JAIL) if trial.returncode == 0 else ()

@@ -1,11 +1,10 @@
-"""What if: the bandit learned again from history with another reward or configuration, and what
-that would have earned.
+"""What-if runs: the bandit learns history again, with another reward or another configuration.
 
-Two answers. Off-policy (`learners.evaluation`): what the policies learned from the training
-decisions would have earned on the held-out ones. And the replay method (Li, Chu, Langford & Wang,
-WSDM 2011): a learner goes through decisions that were made uniformly, and where it chooses as was
-chosen, it is shown the reward; what it earns there is, without bias, what it would have earned
-live.
+Two methods estimate the result. Off-policy evaluation (`learners.evaluation`): policies learned
+from the training decisions are evaluated on the held-out ones. The replay method (Li, Chu, Langford
+& Wang, WSDM 2011): a learner goes through decisions of the uniform baseline. Where it makes the
+logged choice, it sees the reward. The mean of these rewards is an unbiased estimate of its live
+reward.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,16 +19,16 @@ from learners.policies import UNIFORM_VERSION
 from schemas.examples import BanditExample, Example, ExampleEvent
 
 RewardFunction = Callable[[Example], float | None]
-"""From an example to another reward for it, in [0, 1]; None leaves it out."""
+"""Returns another reward in [0, 1] for an example, or None to leave the example out."""
 
 
 class RewardFunctionError(ValueError):
-    """A reward function failed, or returned what is no reward."""
+    """A reward function raised an error, or did not return a number in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """A policy after some examples of history."""
+    """A policy after some of the examples of history."""
 
     examples: int
     policy: BanditPolicy
@@ -37,11 +36,11 @@ class Refitted:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a learner would have earned, by the replay method.
+    """The result of the replay method.
 
     Attributes:
-        shown: uniform decisions it went through.
-        rewards: of those where it chose as was chosen, in order.
+        shown: number of uniform decisions that the learner went through.
+        rewards: rewards of the decisions where the learner made the logged choice, in order.
     """
 
     shown: int
@@ -51,11 +50,11 @@ class Replayed:
 def rewarded_by(
     events: Iterable[ExampleEvent], reward: RewardFunction | None
 ) -> list[ExampleEvent]:
-    """Return the bandit's examples with the rewards that a function gives them; as they are where
-    there is none.
+    """Return the bandit's examples with the rewards of a function; unchanged if there is no
+    function.
 
     Raises:
-        RewardFunctionError: the function raised, or returned what is no number in [0, 1].
+        RewardFunctionError: the function raised an error, or did not return a number in [0, 1].
     """
     found = []
     for event in events:
@@ -63,7 +62,7 @@ def rewarded_by(
         if not isinstance(example.body, BanditExample):
             continue
         if reward is not None:
-            value = _called(reward, example)
+            value = _new_reward(reward, example)
             if value is None:
                 continue
             event = event.model_copy(
@@ -73,10 +72,10 @@ def rewarded_by(
     return found
 
 
-def _called(reward: RewardFunction, example: Example) -> float | None:
+def _new_reward(reward: RewardFunction, example: Example) -> float | None:
     try:
         value = reward(example)
-    except Exception as error:  # whatever somebody else's function raises is what is wrong with it
+    except Exception as error:  # the function is the user's and may raise anything
         raise RewardFunctionError(
             f"the reward function raised {type(error).__name__}: {error}"
         ) from error
@@ -90,8 +89,8 @@ def _called(reward: RewardFunction, example: Example) -> float | None:
 
 
 def refitted(learner: BanditLearner, events: Sequence[ExampleEvent], points: int) -> list[Refitted]:
-    """Return the policies that a learner has after the first of the events, after some more, and
-    after all.
+    """Return the policies of a learner after `points` equal parts of the events; the last is after
+    all.
     """
     state, found = learner.initial(), []
     stops = {round(len(events) * number / points) for number in range(1, points + 1)}
@@ -103,7 +102,7 @@ def refitted(learner: BanditLearner, events: Sequence[ExampleEvent], points: int
 
 
 def held_out(events: Iterable[ExampleEvent], config: BanditConfig) -> list[Logged]:
-    """Return the decisions on held-out tasks, each with what it earned by its newest reward."""
+    """Return the decisions on held-out tasks, each with its newest reward."""
     newest: dict[str, Logged] = {}
     for event in events:
         body = event.payload.body
@@ -113,8 +112,9 @@ def held_out(events: Iterable[ExampleEvent], config: BanditConfig) -> list[Logge
 
 
 def weighted_mean(policy: Policy, log: Sequence[Logged]) -> float:
-    """Return the self-normalised importance-weighted mean reward of a policy; 0 where it would
-    choose none of it.
+    """Return the self-normalised importance-weighted mean reward of a policy.
+
+    It is 0 if the policy would make none of the logged choices.
     """
     weights = [
         distribution(policy, item.decision)[item.decision.choice] / item.decision.propensity
@@ -129,8 +129,8 @@ def weighted_mean(policy: Policy, log: Sequence[Logged]) -> float:
 
 
 def replayed(learner: BanditLearner, events: Iterable[ExampleEvent], seed: int) -> Replayed:
-    """Let a learner choose for itself on decisions that the uniform baseline made."""
-    # a simulation's, not a secret's
+    """Run the replay method on the decisions of the uniform baseline."""
+    # Random numbers of a simulation need not be unpredictable.
     random, state, shown = Random(seed), learner.initial(), 0  # noqa: S311
     rewards: list[float] = []
     for event in events:

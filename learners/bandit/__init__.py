@@ -1,8 +1,8 @@
-"""Contextual bandit with action-dependent features on River, learning online from delayed and
-corrected rewards.
+"""Contextual bandit on River that learns online from delayed and corrected rewards.
 
-Dropped from the literature on purpose: context main effects (they cannot change which candidate is
-best) and, by default, updates of the candidates that were not chosen (their rewards were not seen).
+It leaves out two things from the literature. Main effects of the context cannot change which
+candidate is best. By default it does not learn about candidates that were not chosen, because
+nobody saw their rewards.
 """
 
 from learners.bandit.config import BanditConfig

@@ -16,30 +16,29 @@ class BanditConfig(BaseModel):
 
     Attributes:
         announce_every: examples between two checkpoints.
-        exploration: `squarecb`; `thompson`; `bag`, an ensemble votes; `epsilon`, the best one and
-            the floor.
-        gamma_scale: greed of `squarecb`: gamma is this times the root of the number of examples.
-        thompson_greed: what the beliefs' standard deviations are divided by in `thompson`.
+        exploration: `squarecb`; `thompson`; `bag` (votes of an ensemble); `epsilon` (the best
+            candidate, and `epsilon` of uniform exploration).
+        gamma_scale: gamma of `squarecb` is this times the square root of the number of examples.
+        thompson_greed: `thompson` divides the standard deviations of the beliefs by this.
         bags: members of the ensemble of `bag`.
-        epsilon: share of uniform exploration in what is served.
-        update: what an example teaches: the reward of the choice (`direct`), weighted by one over
-            its propensity (`importance`), or its doubly robust estimate (`doubly-robust`; Dudík,
+        epsilon: share of uniform exploration in every served distribution, in (0, 1].
+        update: what an example teaches: `direct`, the reward of the choice; `importance`, the
+            reward weighted by 1/propensity; `doubly-robust`, the doubly robust estimate (Dudík,
             Langford & Li, ICML 2011).
         most_weight: largest importance weight.
         prior_mean, prior_variance, noise_share, forgetting, block, dense: see `RegressorConfig`.
-        criteria: where given, an example's reward is the mean of the scores by these criteria, so
-            weighted, as far as it has them.
-        cost_weight: reward that one unit of money is worth. A candidate's stated cost counts when
-            it is chosen; where none is stated, what the rollout's model calls cost counts when it
-            is learned.
-        tenant_share: 0 is one policy for all tenants; above, each tenant's weights differ from the
-            shared ones by this share of the prior variance.
-        correctable: examples whose reward may still be corrected; the correction undoes the old
-            reward wholly.
-        drift_delta: chance of a false alarm of ADWIN on the prediction errors.
-        drift_reaction: share by which beliefs return to the prior on such an alarm.
-        error_halflife: examples after which an error counts half in the running mean that is
-            reported.
+        criteria: weights by criterion. If an example has scores for some of them, its reward is
+            their weighted mean.
+        cost_weight: reward that one unit of money is worth, >= 0. The policy subtracts the stated
+            cost of a candidate when it chooses. Without a stated cost, the learner subtracts the
+            cost of the rollout's model calls.
+        tenant_share: 0 is one policy for all tenants. Above 0, each tenant has weights of its own,
+            which differ from the shared ones by this share of the prior variance.
+        correctable: the newest examples, at least this many, whose reward may still be corrected. A
+            correction undoes the old reward completely.
+        drift_delta: probability of a false alarm of ADWIN on the prediction errors, in (0, 1).
+        drift_reaction: share by which the beliefs return to the prior after an alarm, in [0, 1].
+        error_halflife: examples after which an error counts half in the reported running mean.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,7 +66,7 @@ class BanditConfig(BaseModel):
     error_halflife: Positive = 50.0
 
     def regressor(self) -> RegressorConfig:
-        """Return what the regression is configured by."""
+        """Return the configuration of the regression."""
         bagged = self.exploration == "bag"
         return RegressorConfig(
             prior_mean=self.prior_mean,

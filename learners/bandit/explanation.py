@@ -1,6 +1,4 @@
-"""Why: the features behind a decision, what a policy looks at, and what choosing otherwise would
-have brought.
-"""
+"""Explanations of a decision: the features behind it, and the features a policy uses most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +10,14 @@ from schemas.decisions import Decision
 
 @dataclass(frozen=True)
 class Reasons:
-    """What a policy thinks of one candidate.
+    """A policy's view of one candidate.
 
     Attributes:
-        believed: reward that it expects, less a stated cost.
-        probability: with which it chooses the candidate.
-        contributions: feature by name to what it adds to the belief, beyond what it adds to that of
-            the slate's mean candidate; the greatest first. They sum to `believed` less the slate's
-            mean.
+        believed: expected reward, minus the stated cost.
+        probability: with which the policy chooses the candidate.
+        contributions: feature name to the reward that the feature adds, relative to the mean
+            candidate of the slate; the greatest first. They sum to `believed` minus the mean belief
+            of the slate.
     """
 
     believed: float
@@ -30,14 +28,14 @@ class Reasons:
 def reasons(policy: BanditPolicy, decision: Decision) -> list[Reasons]:
     """Return why a policy would choose as it would, for each candidate of a decision.
 
-    Beliefs are linear in the features, so a feature's share is its weight times its value: nothing
-    is approximated.
+    Beliefs are linear in the features. So the share of a feature is its weight times its value,
+    without approximation.
     """
-    found, weights = _features(policy, decision), _weights(policy)
+    slate, weights = _features(policy, decision), _weights(policy)
     names = names_of(decision.context, decision.candidates, decision.tenant)
     terms = [
         {index: weights.by_feature.get(index, 0.0) * value for index, value in x.items()}
-        for x in found
+        for x in slate
     ]
     mean = {
         index: sum(of.get(index, 0.0) for of in terms) / len(terms) for of in terms for index in of
@@ -63,11 +61,10 @@ def reasons(policy: BanditPolicy, decision: Decision) -> list[Reasons]:
 
 
 def importance(policy: BanditPolicy, decisions: Sequence[Decision]) -> dict[str, float]:
-    """Return by how much each feature moves beliefs within a slate, on average over decisions; the
-    greatest first.
+    """Return how much each feature moves the beliefs within a slate, as a mean over decisions.
 
-    Per decision and feature it is the mean over candidates of the absolute contribution (see
-    `Reasons`).
+    The greatest comes first. For one decision it is the mean over the candidates of the absolute
+    contribution (see `Reasons`).
     """
     totals: dict[str, float] = {}
     for decision in decisions:

@@ -1,4 +1,4 @@
-"""What the bandit has learned from rewarded decisions, and how one more is taken in."""
+"""The knowledge of the bandit: what it has learned from rewarded decisions."""
 
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,19 +19,20 @@ from learners.bandit.serialization import (
 if TYPE_CHECKING:
     from river.drift import ADWIN
 
+# The errors lie in the state, so their number must be bounded. ADWIN finds a drift in far fewer.
 ERRORS_WATCHED = 2000
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A decision with what it earned.
+    """A decision and its reward.
 
     Attributes:
         decision_id: event id of the decision.
         x: features of the choice.
-        propensity: probability that the choice had.
-        slate: how many candidates there were.
-        value: what was earned, in units of reward.
+        propensity: probability that the choice had, in (0, 1].
+        slate: number of candidates.
+        value: the learned reward, costs subtracted.
     """
 
     decision_id: str
@@ -41,7 +42,7 @@ class Observation:
     value: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON, exact to the bit."""
+        """Return the observation as JSON, exact to the bit."""
         return asdict(self) | {
             "x": [packed(list(self.x), "<u4"), packed(list(self.x.values()), "<f8")]
         }
@@ -56,14 +57,15 @@ class Observation:
 
 @dataclass
 class Knowledge:
-    """What all examples so far have come to.
+    """Everything learned from the examples so far.
 
     Attributes:
-        examples: rewarded decisions learned from.
-        value_total: of all examples.
-        squared_error: of the predictions before each example, exponentially weighted.
-        drifts: how often the predictions have turned worse for good, as ADWIN finds.
-        errors: absolute errors that ADWIN has seen since it began anew.
+        examples: number of rewarded decisions learned.
+        value_total: sum of the learned rewards.
+        squared_error: exponentially weighted mean of the squared prediction errors, each before its
+            example was learned.
+        drifts: how often ADWIN found that the errors had risen.
+        errors: absolute errors that ADWIN has seen since its last restart.
     """
 
     regressor: BlockBayesianRegressor
@@ -75,7 +77,7 @@ class Knowledge:
     _detector: "ADWIN | None" = None
 
     def learn(self, observation: Observation, config: BanditConfig) -> None:
-        """Take in one example."""
+        """Learn one example."""
         believed = self.regressor.predict_one(observation.x)
         error = observation.value - believed
         recent = max(1.0 - 0.5 ** (1.0 / config.error_halflife), 1.0 / (self.examples + 1))
@@ -89,22 +91,20 @@ class Knowledge:
             case "importance":
                 weight = min(1.0 / (observation.slate * observation.propensity), config.most_weight)
                 self.regressor.learn_one(observation.x, observation.value, weight)
-            case (
-                "doubly-robust"
-            ):  # of those not chosen the estimate is what is believed: there is nothing to learn
+            # For a candidate that was not chosen the estimate equals the belief, so only the choice
+            # teaches anything.
+            case "doubly-robust":
                 surprise = error * min(1.0 / observation.propensity, config.most_weight)
                 self.regressor.learn_one(observation.x, believed + surprise)
 
     def _watch(self, error: float, config: BanditConfig) -> None:
-        """Tell ADWIN (Bifet & Gavaldà, SDM 2007) an error; where it finds them risen, loosen what
-        is believed.
+        """Give an error to ADWIN (Bifet & Gavaldà, SDM 2007); after an alarm, loosen the beliefs.
 
-        The detector can only be stored as what it has seen, so it begins anew now and then: with
-        the newer half of its errors when there are many, with none after an alarm.
+        ADWIN's own state cannot be stored, only the errors that it has seen. So it restarts: with
+        the newer half of the errors when there are many, with none after an alarm.
         """
-        from river.drift import (
-            ADWIN,  # takes seconds to import, in every process that reads settings
-        )
+        # Imported here because it takes seconds, in every process that reads settings.
+        from river.drift import ADWIN
 
         if self._detector is None:
             self._detector = ADWIN(delta=config.drift_delta)
@@ -122,7 +122,7 @@ class Knowledge:
             self.errors, self._detector = self.errors[ERRORS_WATCHED // 2 :], None
 
     def to_bytes(self) -> bytes:
-        """Return it as JSON, exact to the bit."""
+        """Return the knowledge as JSON, exact to the bit."""
         return orjson.dumps(
             {
                 "regressor": regressor_to_json(self.regressor),
@@ -137,11 +137,12 @@ class Knowledge:
 
     @classmethod
     def from_bytes(cls, value: bytes) -> "Knowledge":
-        """Return what `to_bytes` wrote."""
+        """Return the knowledge that `to_bytes` wrote."""
         document = orjson.loads(value)
         regressor, errors = (
             regressor_from_json(document["regressor"]),
             finite(document["errors"]).tolist(),
         )
-        examples = document.pop("lessons")  # its name when the first states were written
+        # The first states called examples lessons, and their bytes must stay readable.
+        examples = document.pop("lessons")
         return cls(**document | {"regressor": regressor, "errors": errors, "examples": examples})

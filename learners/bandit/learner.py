@@ -1,6 +1,4 @@
-"""The bandit learner: folds rewarded decisions, undoes rewards that are corrected, and announces
-policies.
-"""
+"""The bandit learner: folds rewarded decisions, applies corrections, and announces policies."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -20,9 +18,7 @@ from schemas.examples import BanditExample, ExampleEvent
 
 
 def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
-    """Return the policy that follows from what is known, and goes on to follow from it as more is
-    learned.
-    """
+    """Return the policy of this knowledge. It changes as the knowledge grows."""
     squarecb = config.exploration == "squarecb"
     return BanditPolicy(
         beliefs=knowledge.regressor,
@@ -38,14 +34,14 @@ def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
 
 @dataclass
 class BanditState:
-    """Everything the bandit knows: a snapshot, the examples since, and what both come to.
+    """The state of the bandit: a snapshot, the examples since then, and the knowledge from both.
 
     Attributes:
         snapshot: knowledge before the recent examples, as bytes.
+        knowledge: the snapshot with the recent examples learned.
         recent: examples whose reward may still be corrected, in the order learned.
-        knowledge: the snapshot with the recent examples.
-        corrected: corrections that were learned; each undid the reward before it.
-        uncorrected: corrections that came too late, or of decisions that were never learned.
+        corrected: number of corrections learned; each undid the reward before it.
+        uncorrected: number of corrections that came too late, or for decisions never learned.
     """
 
     snapshot: bytes
@@ -56,14 +52,15 @@ class BanditState:
 
     @property
     def examples(self) -> int:
-        """Rewarded decisions learned from."""
+        """Number of rewarded decisions learned."""
         return self.knowledge.examples
 
 
 class BanditLearner:
-    """Learns which candidate earns most, from the rewards of those that were chosen.
+    """Learns which candidate earns most, from the rewards of the chosen ones.
 
-    Only training rollouts are examples: what the gate judges by must never have been learned from.
+    It learns from rollouts of the split `train` only: the gate judges by the others, so they must
+    never be learned.
 
     Args:
         target: logical name of the policy.
@@ -79,16 +76,12 @@ class BanditLearner:
         ).hexdigest()
 
     def initial(self) -> BanditState:
-        """Return the state before the first example: nothing known, every candidate as good as any
-        other.
-        """
+        """Return the state before the first example: equal expected rewards for all candidates."""
         knowledge = Knowledge(BlockBayesianRegressor(self.config.regressor()))
         return BanditState(knowledge.to_bytes(), knowledge)
 
     def fold(self, state: BanditState, event: ExampleEvent) -> BanditState:
-        """Learn one rewarded decision, or that the reward of one was wrong. What is no example
-        changes nothing.
-        """
+        """Learn one rewarded decision, or the correction of one. Other events change nothing."""
         example = event.payload
         if not isinstance(example.body, BanditExample) or example.split != "train":
             return state
@@ -97,6 +90,8 @@ class BanditLearner:
         observation = self._observation(event, example.body)
         state.knowledge.learn(observation, self.config)
         state.recent.append(observation)
+        # Waiting for twice the number halves the copies of the knowledge, and keeps enough to
+        # correct.
         if len(state.recent) >= 2 * self.config.correctable:
             settled = state.recent[: self.config.correctable]
             state.snapshot = self._after(state.snapshot, settled).to_bytes()
@@ -104,7 +99,7 @@ class BanditLearner:
         return state
 
     def checkpoint(self, state: BanditState) -> NewCheckpoint | None:
-        """Return the policy after every `announce_every`-th example."""
+        """Return the policy after every `announce_every`-th example, else None."""
         examples = state.examples
         if examples == 0 or examples % self.config.announce_every:
             return None
@@ -127,9 +122,7 @@ class BanditLearner:
         )
 
     def policy(self, state: BanditState) -> BanditPolicy:
-        """Return the policy that follows from what is known; it does not change when more is
-        learned.
-        """
+        """Return the policy of a state. It does not change when more is learned."""
         live = policy_of(state.knowledge, self.config)
         if self.config.exploration in ("thompson", "bag"):
             return replace(live, beliefs=deepcopy(state.knowledge.regressor))
@@ -147,7 +140,7 @@ class BanditLearner:
         )
 
     def decode(self, value: bytes) -> BanditState:
-        """Return the state that `encode` wrote; the recent examples are learned again."""
+        """Return the state that `encode` wrote. The recent examples are learned again."""
         document = orjson.loads(value)
         snapshot = orjson.dumps(document["snapshot"], option=orjson.OPT_SORT_KEYS)
         recent = [Observation.from_json(one) for one in document["recent"]]
@@ -161,17 +154,17 @@ class BanditLearner:
 
     def _observation(self, event: ExampleEvent, body: BanditExample) -> Observation:
         decision, config = body.decision, self.config
-        found = features(decision.context, decision.candidates, event.tenant, config.tenant_share)
+        slate = features(decision.context, decision.candidates, event.tenant, config.tenant_share)
         return Observation(
             decision_id=body.decision_id,
-            x=found[decision.choice],
+            x=slate[decision.choice],
             propensity=decision.propensity,
-            slate=len(found),
+            slate=len(slate),
             value=taught(event.payload, config),
         )
 
     def _corrected(self, state: BanditState, decision_id: str, value: float) -> BanditState:
-        """Learn the recent examples again with what the decision has earned after all."""
+        """Learn the recent examples again, with the corrected reward of one decision."""
         if all(observation.decision_id != decision_id for observation in state.recent):
             state.uncorrected += 1
             return state

@@ -1,6 +1,4 @@
-"""The bandit by itself, without a log: for benchmarks, simulations, and programs that only want to
-choose.
-"""
+"""The bandit without a log: for benchmarks, simulations, and programs that only choose."""
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -16,20 +14,19 @@ GAMMA_SCALE = 200.0
 
 
 class Plain(NamedTuple):
-    """A candidate that is a text or numbers."""
+    """A candidate that is a text, or numbers by name."""
 
     text: str = ""
     numbers: Mapping[str, float] = {}
 
 
 class OnlineBandit:
-    """Chooses and learns at once, with the features, the regression and the exploration of the
-    bandit learner.
+    """Chooses and learns at once, with the bandit learner's features, regression and exploration.
 
     Args:
-        seed: of the draws.
-        epsilon: share of uniform exploration; 0.005 earns most, 0.03 and more serves off-policy
-            evaluation better.
+        seed: of the random choices.
+        epsilon: share of uniform exploration, in (0, 1]; 0.005 earns most, 0.03 and more gives
+            better off-policy evaluation.
 
     Examples:
         >>> bandit = OnlineBandit(seed=1)
@@ -45,16 +42,18 @@ class OnlineBandit:
         self, seed: int, epsilon: float = EPSILON, config: RegressorConfig | None = None
     ) -> None:
         self.regressor = BlockBayesianRegressor(config)
-        self._random = Random(seed)  # noqa: S311 - a simulation's, not a secret's
+        self._random = Random(seed)  # noqa: S311 - choices are no secrets
         self._epsilon = epsilon
         self._last: tuple[list[str | Mapping[str, float]], list[Features]] = ([], [])
 
     def probabilities(self, candidates: Sequence[str | Mapping[str, float]]) -> list[float]:
-        """Return the probability of each candidate, a text or numbers by name, in their order."""
+        """Return the probability of each candidate, in their order; a candidate is a text, or
+        numbers by name.
+        """
         return self._chances(_features(candidates))
 
     def choose(self, candidates: Sequence[str | Mapping[str, float]]) -> tuple[int, float]:
-        """Return the index of a candidate, drawn, and the probability that it had."""
+        """Return the index of a randomly chosen candidate, and the probability it had."""
         found = _features(candidates)
         self._last = [c if isinstance(c, str) else dict(c) for c in candidates], found
         chances = self._chances(found)
@@ -65,14 +64,15 @@ class OnlineBandit:
         self,
         candidates: Sequence[str | Mapping[str, float]],
         index: int,
-        # part of what a bandit is told; direct updates do without
+        # Part of the interface of a bandit; direct updates do not use it.
         propensity: float,  # noqa: ARG002
         reward: float,
     ) -> None:
-        """Learn what the chosen candidate earned; it may have been chosen long ago, or by somebody
-        else.
+        """Learn the reward of the chosen candidate. Any program may have chosen it, at any time
+        before.
         """
-        last, found = self._last  # most often what was chosen from last is learned next
+        # Most often the last choice is learned next, and its features are ready.
+        last, found = self._last
         self.regressor.learn_one(
             (found if last == list(candidates) else _features(candidates))[index], reward
         )
@@ -91,9 +91,9 @@ def _features(candidates: Sequence[str | Mapping[str, float]]) -> list[Features]
 
 
 def benchmark_policy(seed: int) -> OnlineBandit:
-    """Return a new bandit to compare with others: `choose(candidates)`, then `learn(candidates,
-    index, …, reward)`.
+    """Return a new bandit for comparisons: `choose(candidates)`, then `learn(candidates, index, …,
+    reward)`.
 
-    Candidates are texts, or dicts of numbers; rewards should be in [0, 1].
+    Candidates are texts, or dictionaries of numbers. Rewards should be in [0, 1].
     """
     return OnlineBandit(seed)

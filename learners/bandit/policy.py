@@ -1,4 +1,4 @@
-"""The bandit's policy: what the gateway serves, and its form as an artifact."""
+"""The bandit's policy, which the gateway serves, and its form as an artifact."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ MEDIA_TYPE = "application/vnd.everloop.bandit+json"
 
 @dataclass(frozen=True)
 class Weights:
-    """What a regression believes, without how sure it is: all that most ways of exploring need.
+    """The beliefs of a regression without their uncertainty. `squarecb` and `epsilon` need no more.
 
     Attributes:
-        centre: prediction for no features.
-        by_feature: what is added for each.
+        centre: prediction without features.
+        by_feature: weight of each feature.
     """
 
     centre: float
@@ -38,7 +38,7 @@ class Weights:
 
     @classmethod
     def of(cls, regressor: BlockBayesianRegressor) -> "Weights":
-        """Return what a regressor believes now."""
+        """Return the present weights of a regressor."""
         return cls(regressor.config.prior_mean, regressor.weights())
 
     def predict_many(self, examples: Sequence[Features]) -> list[float]:
@@ -52,11 +52,12 @@ class Weights:
 
 @dataclass
 class BanditPolicy:
-    """Chooses by what is believed of the candidates' rewards, less what they are said to cost.
+    """Chooses by the expected rewards of the candidates, minus their stated costs.
 
     Args:
-        beliefs: a whole regressor where exploring needs to know how sure it is (`thompson`, `bag`).
-        greed: gamma of `squarecb`; what deviations are divided by in `thompson`.
+        beliefs: a whole regressor for `thompson` and `bag`, which need the uncertainty; else
+            weights.
+        greed: gamma of `squarecb`; divisor of the standard deviations in `thompson`.
         epsilon: share of uniform exploration, in (0, 1].
         cost_weight: reward that one unit of a candidate's cost is worth, >= 0.
         tenant_share: see `features`.
@@ -84,7 +85,7 @@ class BanditPolicy:
         elif self.exploration == "epsilon":
             chances = greedy(means)
         else:
-            # `from_bytes` has seen to it
+            # `from_bytes` refuses other beliefs.
             assert isinstance(self.beliefs, BlockBayesianRegressor)  # noqa: S101
             if self.exploration == "bag":
                 chances = bag(self.beliefs.predict_members(found) - np.array(costs))
@@ -114,15 +115,15 @@ class BanditPolicy:
         """Return the policy that `to_bytes` wrote.
 
         Raises:
-            ValueError: it is none, is damaged, or was made for features this program does not
-                compute.
+            ValueError: it is not a bandit policy, is damaged, or was made for features that this
+                program does not compute.
         """
         try:
             document = orjson.loads(value)
             version = document["feature_version"]
             if version != FEATURE_VERSION:
                 raise ValueError(
-                    f"it reads features of version {version}, this program computes"
+                    f"the policy reads features of version {version}, this program computes"
                     f" {FEATURE_VERSION}"
                 )
             if document["exploration"] not in get_args(Exploration):

@@ -1,4 +1,4 @@
-"""Bayesian linear regression that follows change, as a River regressor on sparse features."""
+"""Bayesian linear regression that follows change: a River regressor on sparse features."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ FIRST_ROOM = 64
 
 @dataclass(frozen=True)
 class RegressorConfig:
-    """How a `BlockBayesianRegressor` believes.
+    """Settings of a `BlockBayesianRegressor`.
 
     Attributes:
-        prior_mean: what is believed of a target whose features were never met. Not learned: with
-            the mean of what was earned in its place, what was never tried would look as good as
-            what is chosen for being the best.
+        prior_mean: prediction for features that were never met. It is not learned: with the mean
+            reward in its place, a candidate that was never tried would look as good as one that is
+            chosen because it is the best.
         prior_variance: of each weight before it is seen, > 0.
-        noise_share: the reward's noise as a share of the recent squared error, > 0.
-        forgetting: one member each: the share by which a weight's variance returns to the prior
-            whenever it is met. Small ones remember, large ones follow; more than one, and those
-            that predict well have the say.
-        block: most features that share one covariance, >= 1.
-        dense: most features in blocks altogether; all others have a variance only.
-        bootstrap: whether each member learns a random sample of the examples of its own (online
-            bagging; Oza & Russell, AISTATS 2001): each example counts Poisson(1) times.
+        noise_share: variance of the reward's noise as a share of the recent squared error, > 0.
+        forgetting: one number in (0, 1) for each member: the share by which the variance of a
+            weight returns to the prior whenever the weight is met. Small shares remember, large
+            ones follow change. Members that predict well weigh more.
+        block: most features that share one covariance matrix, >= 1.
+        dense: most features in all blocks together, >= 0; all others have a variance only.
+        bootstrap: whether each member learns a random sample of the examples (online bagging; Oza &
+            Russell, AISTATS 2001). Each example then counts Poisson(1) times.
     """
 
     prior_mean: float = 0.5
@@ -69,7 +69,7 @@ class Block:
     """The covariance of weights that were met together; E members.
 
     Attributes:
-        slots: of its weights, in the order of rows and columns.
+        slots: slots of its weights, in the order of rows and columns.
         covariances: shape (E, room, room), room >= number of slots; zero beyond them.
     """
 
@@ -81,7 +81,7 @@ class Block:
 
     @property
     def width(self) -> int:
-        """How many weights it has."""
+        """Number of weights in the block."""
         return len(self.slots)
 
     @property
@@ -90,7 +90,7 @@ class Block:
         return self.covariances[:, : self.width, : self.width]
 
     def append(self, slots: Sequence[int] | Integers, covariances: Floats) -> None:
-        """Add weights that are independent of those here; covariances of shape (E, n, n)."""
+        """Add weights that are independent of the others; covariances of shape (E, n, n)."""
         old, new = self.width, self.width + len(slots)
         if new > self.covariances.shape[1]:
             room = max(new, 2 * self.covariances.shape[1])
@@ -182,7 +182,7 @@ class BlockBayesianRegressor(base.Regressor):
         return predicted
 
     def predict_members(self, examples: Sequence[Features]) -> Floats:
-        """Return what each member predicts, shape (E, K)."""
+        """Return the prediction of each member, shape (E, K)."""
         predicted = [
             self.means[:, [self.slot_of.get(index, UNMET) for index in x]]
             @ np.array(list(x.values()))
@@ -264,12 +264,12 @@ class BlockBayesianRegressor(base.Regressor):
         return self
 
     def heed(self) -> None:
-        """Let members have the say that their evidence gives them."""
+        """Give each member a share by its evidence."""
         odds = [exp(odd) for odd in (self.evidence - np.max(self.evidence)).tolist()]
         self.shares = np.array(odds) / fsum(odds)
 
     def loosen(self, share: float) -> None:
-        """Let all variances return to the prior by a share in [0, 1], as after a change of the
+        """Move all variances towards the prior by a share in [0, 1], as after a change of the
         world.
         """
         self.variances[:, 1 : len(self.features)] += share * np.where(
@@ -282,20 +282,21 @@ class BlockBayesianRegressor(base.Regressor):
             diagonal += share * np.maximum(self.prior - diagonal, 0.0)
 
     def _gains(self, block: Block, places: Integers, values: Floats) -> Floats:
-        """Let a block's variances creep back to the prior; return covariance times features, shape
-        (E, width).
+        """Move a block's variances towards the prior; return covariance times features, shape (E,
+        width).
         """
         covariances = block.filled
         diagonal = np.einsum("eii->ei", covariances)
-        diagonal += self._forgets * np.maximum(
-            self.prior - diagonal, 0.0
-        )  # never less, or it would be no covariance
+        # Only upwards: a matrix whose diagonal shrinks may be no covariance any more.
+        diagonal += self._forgets * np.maximum(self.prior - diagonal, 0.0)
         gains: Floats = np.add.accumulate(covariances[:, places] * values[:, None], axis=1)[:, -1]
         return gains
 
     def _slots(self, x: Features) -> Integers:
-        """Return the slots of features; new ones get one, and blocks that turn out to belong
-        together are joined.
+        """Return the slots of features.
+
+        A new feature gets a slot. Blocks whose features occur together are joined if they fit into
+        one.
         """
         slots = [self.slot_of.get(index, UNMET) for index in x]
         if UNMET in slots:
@@ -319,11 +320,11 @@ class BlockBayesianRegressor(base.Regressor):
         return found
 
     def _homes(self, slots: Sequence[int]) -> list[int]:
-        """Return the blocks that some slots lie in, in the order they are met."""
+        """Return the blocks that these slots lie in, in the order they are met."""
         return [home for home in dict.fromkeys(self.home[slots].tolist()) if home != LOOSE]
 
     def _house(self, slots: Sequence[int], block_id: int) -> None:
-        """Put new weights into a block, as far as there is room."""
+        """Put new weights into a block while there is room; the others keep a variance only."""
         taken = self.blocks[block_id].width if block_id in self.blocks else 0
         room = max(
             0, min(self.config.block - taken, self.config.dense - self.in_blocks, len(slots))
@@ -355,7 +356,7 @@ class BlockBayesianRegressor(base.Regressor):
             self.place = np.concatenate([self.place, np.zeros_like(self.place)])
 
     def restore(self, features: Sequence[int], means: Floats, variances: Floats) -> None:
-        """Take over weights as they were, in no block yet; arrays of shape (E, n)."""
+        """Restore weights that are in no block yet; arrays of shape (E, n)."""
         self.features += features
         self.slot_of = {index: slot for slot, index in enumerate(self.features) if slot != UNMET}
         self._make_room()
@@ -365,15 +366,13 @@ class BlockBayesianRegressor(base.Regressor):
         )
 
     def restore_block(self, block_id: int, slots: Sequence[int], covariances: Floats) -> None:
-        """Take over a block as it was; covariances of shape (E, n, n)."""
+        """Restore a block; covariances of shape (E, n, n)."""
         self.in_blocks += len(slots)
         self._into(block_id, slots, covariances)
 
 
 def _poisson(example: int, members: int) -> Floats:
-    """Return how often an example counts for each member: Poisson(1), always the same for the same
-    example.
-    """
+    """Return how often an example counts for each member: Poisson(1), fixed for each example."""
     counts = []
     for member in range(members):
         digest = blake2b(example.to_bytes(8) + member.to_bytes(2), digest_size=8).digest()
@@ -385,14 +384,15 @@ _POISSON = tuple(accumulate(exp(-1.0) / factorial(count) for count in range(12))
 
 
 def _mixed(shares: Floats, means: Floats) -> Floats:
-    """Return the members' means by their shares, added up from first to last."""
+    """Return the members' means weighted by their shares, added from first to last."""
     mixed: Floats = np.add.accumulate(shares[:, None] * means, axis=0)[-1]
     return mixed
 
 
 def _total(terms: Floats) -> Floats:
-    """Return the sum over the last axis, added up from first to last: the order is part of the
-    result.
+    """Return the sum over the last axis, added from first to last.
+
+    NumPy's own sum changes the order with the array's size, which would change the last bits.
     """
     if not terms.shape[-1]:
         return np.zeros(terms.shape[:-1])

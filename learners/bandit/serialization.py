@@ -12,9 +12,9 @@ from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
 
 
 def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
-    """Return everything that a regressor knows; equal ones give equal documents.
+    """Return the whole state of a regressor. Equal regressors give equal documents.
 
-    Covariances are symmetric, so their upper triangles are all there is.
+    Covariances are symmetric, so the upper triangles are enough.
     """
     met = len(regressor.features)
     return {
@@ -42,7 +42,7 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
 
     Raises:
         ValueError: the document is damaged, or holds a number that is not finite.
-        KeyError, TypeError: it is something else.
+        KeyError, TypeError: it is another kind of document.
     """
     config = document["config"]
     regressor = BlockBayesianRegressor(
@@ -89,5 +89,5 @@ def finite(text: str) -> NDArray[np.float64]:
     """
     numbers = unpacked(text, "<f8").astype(np.float64)
     if not np.isfinite(numbers).all():
-        raise ValueError("weights are not finite")
+        raise ValueError("an array holds numbers that are not finite; the state is damaged")
     return numbers

@@ -1,4 +1,4 @@
-"""What a decision is worth: its reward, or its weighed criteria, less what it cost."""
+"""The worth of a decision: its reward, or its weighted criteria, minus its cost."""
 
 from math import fsum
 
@@ -7,8 +7,9 @@ from schemas.examples import BanditExample, Example
 
 
 def judged(example: Example, config: BanditConfig) -> float:
-    """Return the reward, or the mean of the criteria that are weighed, as far as there are any; in
-    [0, 1].
+    """Return the weighted mean of the configured criteria that the example has; else its reward.
+
+    The result is in [0, 1].
     """
     weights = {
         name: weight for name, weight in sorted(config.criteria.items()) if name in example.criteria
@@ -21,9 +22,9 @@ def judged(example: Example, config: BanditConfig) -> float:
 
 
 def taught(example: Example, config: BanditConfig) -> float:
-    """Return what is learned: what was judged, less the measured cost.
+    """Return the value that the learner learns: the judged reward, minus the measured cost.
 
-    A cost that was stated with the candidate is left to the policy, which minds it when it chooses.
+    A stated cost is not subtracted here: the policy subtracts it when it chooses.
     """
     return judged(example, config) - (
         0.0 if _stated(example) is not None else config.cost_weight * example.cost
@@ -31,10 +32,10 @@ def taught(example: Example, config: BanditConfig) -> float:
 
 
 def earned(example: Example, config: BanditConfig) -> float:
-    """Return what policies are compared by: what was judged, less the stated cost, or the measured
-    one; in [0, 1].
+    """Return the value that policies are compared by, in [0, 1].
 
-    Below 0 it counts as 0: bounds by betting need to know how little can be earned.
+    It is the judged reward minus the stated cost, or minus the measured cost if none is stated. A
+    value below 0 counts as 0: bounds by betting need a least value.
     """
     stated = _stated(example)
     return max(
