@@ -4,18 +4,28 @@ aside.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from streams.processing.processor import FailedRecordError, Outcome, Processor, process
+from streams.processing.processor import (
+    FailedDeadlineError,
+    FailedRecordError,
+    Outcome,
+    Processor,
+    process,
+    process_deadline,
+)
 from streams.storage.records import Outgoing, Record
 
 S = TypeVar("S")
 Held = TypeVar("Held", covariant=True)
 Key = tuple[int, str]
 """Partition and key."""
+
+DEADLINE_RETRY = timedelta(hours=1)
+"""When a deadline that failed is tried again, by a mended program perhaps. The state is kept."""
 
 logger = structlog.get_logger(__name__)
 
@@ -75,23 +85,50 @@ def batch_outcome(
     """Return what a processor makes of records, and then of deadlines of keys that no record
     touched.
 
-    A failure may leave a state half changed, so the batch starts again from the stored states with
-    the failed record set aside as a dead letter.
+    A failure may leave a state half changed, so the batch starts again from the stored states: a
+    failed record is set aside as a dead letter, a failed deadline is put off by `DEADLINE_RETRY`.
     """
     set_aside: dict[str, Outgoing] = {}
+    put_off: set[Key] = set()
     while True:
         batch: Batch[S] = Batch()
         try:
             for record in records:
                 _process_one(processor, states, batch, record, set_aside)
-        except FailedRecordError:
+            for key in due:
+                _expire_one(processor, states, batch, key, time, put_off)
+        except (FailedRecordError, FailedDeadlineError):
             states.clear()
             continue
-        for key in due:
-            state = states.get(key)
-            if state is not None and key not in batch.changes:
-                batch.apply(key, processor.expire(state, key[1], time))
         return batch
+
+
+def _expire_one(
+    processor: Processor[S],
+    states: StateReader[S],
+    batch: Batch[S],
+    key: Key,
+    time: datetime,
+    put_off: set[Key],
+) -> None:
+    state = states.get(key)
+    if state is None or key in batch.changes:
+        return
+    if key in put_off:
+        batch.changes[key] = StateChange(state, time + DEADLINE_RETRY)
+        return
+    try:
+        batch.apply(key, process_deadline(processor, state, key[1], time))
+    except FailedDeadlineError as error:
+        put_off.add(key)
+        logger.error(
+            "a deadline failed and is put off",
+            group=processor.group,
+            key=key[1],
+            until=(time + DEADLINE_RETRY).isoformat(),
+            error=f"{type(error.__cause__).__name__}: {error}",
+        )
+        raise
 
 
 def _process_one(

@@ -125,6 +125,10 @@ class FailedRecordError(Exception):
         self.dead_letter = dead_letter
 
 
+class FailedDeadlineError(Exception):
+    """A deadline that could not be processed; its cause is the error that says why."""
+
+
 def process(processor: Processor[S], state: S | None, source: Record) -> Outcome[S]:
     """Decode a record and hand it to the processor; what may pass is tried again first.
 
@@ -157,6 +161,18 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
             dead_letter(processor.name, source, error, max(attempts, 1))
         ) from error
     return outcome
+
+
+def process_deadline(processor: Processor[S], state: S, key: str, time: datetime) -> Outcome[S]:
+    """Tell a processor that a key's deadline has passed.
+
+    Raises:
+        FailedDeadlineError: it could not use that. `state` must be read anew.
+    """
+    try:
+        return _checked(processor.expire(state, key, time))
+    except Exception as error:  # any bug must leave this key aside, not stop the stream
+        raise FailedDeadlineError(str(error)) from error
 
 
 def _checked(outcome: Outcome[S]) -> Outcome[S]:

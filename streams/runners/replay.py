@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from schemas.serialization import UndecodableError
 from streams.processing.processor import FailedRecordError, process
 from streams.processors.learner import Learned, Learning
 from streams.storage.log import Log, read_all
@@ -28,17 +29,38 @@ def replay(
         without: positions of records to pass over.
         on_record: called once for every record read.
     """
+    skipped = set(without)
+    while True:
+        learned = _fold(log, processor, start, skipped, on_record)
+        if learned is not None:
+            return learned
+
+
+def _fold(
+    log: Log,
+    processor: Learning[S],
+    start: Mapping[int, int] | None,
+    skipped: set[str],
+    on_record: Callable[[], None],
+) -> Learned[S] | None:
+    """Fold all records but the skipped ones; positions of records that fail are added to those.
+
+    Returns:
+        None if a record failed that may have left the state half changed: fold again without it.
+    """
     learned = Learned(processor.learner.initial())
     for topic in processor.topics:
         for record in read_all(log, topic.name, start=start):
             on_record()
-            if not processor.concerns(record) or record.position in without:
+            if not processor.concerns(record) or record.position in skipped:
                 continue
             try:
                 learned = process(processor, learned, record).state or learned
-            except FailedRecordError:
-                # The fold may have stopped half way: begin again without this record.
-                return replay(log, processor, start, without | {record.position}, on_record)
+            except FailedRecordError as error:
+                skipped.add(record.position)
+                # What cannot even be decoded has not touched the state.
+                if not isinstance(error.__cause__, UndecodableError):
+                    return None
     return learned
 
 

@@ -56,3 +56,23 @@ def test_a_trace_is_one_and_its_spans_keep_it_open() -> None:
     conversations.heard("default", "a" * 32)
     assert conversations.join("default", "a" * 32, None).rollout_id == "a" * 32
     assert conversations.join("other", "a" * 32, None).tenant == "other"
+
+
+def test_a_conversation_that_is_ended_during_a_call_stays_ended() -> None:
+    conversations = Conversations(idle_s=0.0)
+    busy = conversations.join("default", None, ASKED)
+    conversations.forget("default", busy.rollout_id)
+    conversations.answered(busy, ASKED, [ANSWER], "a1", failed=False)
+    assert conversations._said == {}
+    assert conversations.ended() == []
+
+
+def test_a_call_of_an_ended_conversation_ends_no_other_of_its_trace() -> None:
+    conversations = Conversations(idle_s=0.0)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    first = conversations.join("default", trace, ASKED)
+    conversations.forget("default", trace)
+    second = conversations.join("default", trace, ASKED)
+    conversations.refused(first)
+    conversations.answered(second, ASKED, [ANSWER], None, failed=False)
+    assert conversations.ended() == [second]

@@ -15,6 +15,10 @@ from infra.gateway.models.egress import EndpointRefusedError, GuardedResolver, c
         "http://10.0.0.5/v1",
         "https://api.openai.com/v1",
         "http://[::1]:8000/v1",
+        "http://[fd12:3456::7]/v1",
+        "http://100.101.102.103/v1",
+        "http://8.8.8.8/v1",
+        "http://[64:ff9b::808:808]/v1",
         "http://vllm.models.svc.cluster.local/v1",
     ],
 )
@@ -25,9 +29,23 @@ def test_model_servers_may_be_called(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("http://169.254.169.254/latest/meta-data", "link-local"),
-        ("http://[fe80::1%25eth0]/v1", "link-local"),
-        ("http://[::ffff:169.254.169.254]/v1", "link-local"),
+        ("http://169.254.169.254/latest/meta-data", "metadata"),
+        ("http://[fe80::1%25eth0]/v1", "metadata"),
+        ("http://[::ffff:169.254.169.254]/v1", "metadata"),
+        ("http://[::ffff:169.254.169.254%25eth0]/v1", "metadata"),
+        ("http://[fd00:ec2::254]/latest", "metadata"),
+        ("http://[fd00:ec2::254%25eth0]/latest", "metadata"),
+        ("http://[fd20:ce::254]/", "metadata"),
+        ("http://100.100.100.200/latest", "metadata"),
+        ("http://[::ffff:100.100.100.200]/latest", "metadata"),
+        ("http://192.0.0.192/opc", "metadata"),
+        ("http://168.63.129.16/", "metadata"),
+        ("http://[64:ff9b::a9fe:a9fe]/", "metadata"),
+        ("http://[2002:a9fe:a9fe::1]/", "metadata"),
+        ("http://[64:ff9b:1::a9fe:a9fe]/", "reserved"),
+        ("http://[::a9fe:a9fe]/", "reserved"),
+        ("http://240.0.0.1/", "reserved"),
+        ("http://169\u3002254\u3002169\u3002254/", "not ASCII"),
         ("http://224.0.0.1/v1", "multicast"),
         ("http://0.0.0.0/v1", "unspecified"),
         ("http://2852039166/v1", "notation"),
@@ -74,7 +92,7 @@ class Lying(AbstractResolver):
 
 async def test_a_name_that_leads_to_the_metadata_service_is_refused_when_it_is_resolved() -> None:
     resolver = GuardedResolver(Lying("169.254.169.254"))
-    with pytest.raises(OSError, match="link-local"):
+    with pytest.raises(OSError, match="metadata service"):
         await resolver.resolve("innocent.example", 80)
     await resolver.close()
 

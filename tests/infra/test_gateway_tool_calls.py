@@ -11,8 +11,9 @@ import pytest
 from infra.config.settings import Settings
 from infra.gateway.calls.tool_calls import call_problems
 from learners.json_schema import UncheckableSchemaError, violation
+from schemas.rollouts import RolloutEvent
 from schemas.spans import Attribute, SpanEvent
-from schemas.topics import SPANS
+from schemas.topics import ROLLOUTS, SPANS
 from tests.infra.conftest import Gateway, metrics_of, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
@@ -127,3 +128,12 @@ def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
         violation({"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n"}, "x")
         == "$: 'x' is not of type 'integer'"
     )
+
+
+def test_a_conversation_whose_tool_call_was_repaired_ends(
+    settings: Settings, upstream_url: str
+) -> None:
+    with gateway_that("repair", settings, upstream_url) as gateway:
+        rollout_id = gateway.chat("clumsy", tools=TOOLS).headers["x-everloop-rollout-id"]
+        _, ended = gateway.soon(ROLLOUTS, RolloutEvent, 2)
+        assert (ended.rollout_id, ended.payload.state) == (rollout_id, "succeeded")

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from infra.config.settings import Settings
-from infra.gateway.models.servers import Breaker
+from infra.gateway.models.servers import Breaker, seconds_of
 from infra.gateway.settings import GatewaySettings, UpstreamSettings
 from schemas.endpoints import Endpoint
 from schemas.rollouts import RolloutEvent
 from schemas.routes import RouteTarget
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
+from tests import events
 from tests.conftest import serving
 from tests.infra.conftest import Gateway, metrics_of, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
@@ -286,3 +287,20 @@ def test_tokens_are_asked_for_where_the_server_says_them(
     assert (text["return_token_ids"], text["logprobs"]) == (True, 1)
     assert first.payload.attributes[Attribute.RESPONSE_TOKEN_IDS] == [1, 2]
     assert first.payload.attributes[Attribute.RESPONSE_LOGPROBS] == [-0.5, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ("30", 30.0),
+        ("0", 0.0),
+        ("Thu, 01 Jan 2026 00:00:05 GMT", 5.0),
+        ("Thursday, 01-Jan-26 00:00:05 GMT", 5.0),
+        ("Thu Jan  1 00:00:05 2026", 5.0),
+        ("Wed, 31 Dec 2025 23:59:00 GMT", 0.0),
+        *((nothing, 0.0) for nothing in ("²", "٣", "-1", "1.5", "soon", "", "Thu, 99 Jan 2026")),
+        ("9" * 5000, float("inf")),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_and_nothing_else(asked: str, seconds: float) -> None:
+    assert seconds_of(asked, events.START) == seconds

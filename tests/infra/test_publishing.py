@@ -2,6 +2,7 @@
 forwarded.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -180,3 +181,24 @@ def test_a_spool_takes_no_more_room_for_having_been_used(log_path: Path) -> None
             eventually(lambda: publisher.status.spooled == 0, "an empty spool")
     with EmbeddedLog(log_path.with_name("spool.db")) as spool:
         assert spool.used_bytes() < 200_000
+
+
+def test_a_caller_who_waits_no_more_does_not_stop_the_publisher(log_path: Path) -> None:
+    publisher = Publisher(
+        lambda: EmbeddedLog(log_path), lambda: EmbeddedLog(log_path.with_name("spool.db"))
+    )
+
+    async def give_up() -> None:
+        waiting = asyncio.ensure_future(asyncio.wrap_future(publisher.publish([outgoing(1)])))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(give_up())
+    publisher.start()
+    try:
+        publisher.publish([outgoing(2)]).result(10)
+    finally:
+        publisher.close()
+    assert turns(log_path) == [1, 2]

@@ -162,3 +162,15 @@ def test_fetch_never_passes_over_what_is_committed_while_it_reads(log: EmbeddedL
         stop.set()
         thread.join()
     assert seen == sorted(seen)
+
+
+def test_what_retention_deleted_is_not_waited_for(log: EmbeddedLog) -> None:
+    key = b"k"
+    partition = partition_of(key, SPANS.partitions)
+    log.append([NewRecord(SPANS.name, key, b"{}") for _ in range(10)])
+    assert SPANS.retention is not None
+    log.enforce_retention(now() + SPANS.retention + timedelta(seconds=1))
+    positions = log.committed("new", [SPANS.name], range(SPANS.partitions))
+    assert sum(log.unread(positions).values()) == 0
+    log.append([NewRecord(SPANS.name, key, b"{}")])
+    assert log.unread(positions)[SPANS.name, partition] == 1

@@ -229,3 +229,35 @@ def test_a_worker_whose_thread_fails_stops_and_says_why(
     monkeypatch.setattr(EmbeddedRunner, "run_once", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Worker(tmp_path / "log.db", [Doubler()], "one").run()
+
+
+class FailsAtDeadlines(Processor[bytes]):
+    """Has a deadline for each rollout, and cannot process those of `bad`."""
+
+    name = "fails-at-deadlines"
+    topics: ClassVar[tuple[Topic, ...]] = (REWARDS,)
+
+    def handle(self, state: bytes | None, event: AnyEvent, source: Record) -> Outcome[bytes]:
+        return Outcome(state=b"kept", deadline=now() - timedelta(seconds=1))
+
+    def expire(self, state: bytes, key: str, now: datetime) -> Outcome[bytes]:
+        if key == "bad":
+            raise RejectedRecordError("this deadline can never be processed")
+        return Outcome()
+
+    def encode_state(self, state: bytes) -> bytes:
+        return state
+
+    def decode_state(self, value: bytes) -> bytes:
+        return value
+
+
+def test_a_deadline_that_fails_is_put_off_and_the_others_pass(log: EmbeddedLog) -> None:
+    log.append([events.new_record(events.reward(name, 0.5)) for name in ("good", "bad", "fine")])
+    for member in ("first", "after a restart"):
+        runner = EmbeddedRunner(log, FailsAtDeadlines(), member)
+        while runner.run_once():
+            pass
+        runner.close()
+    group = FailsAtDeadlines().group
+    assert [log.state(group, name) for name in ("good", "bad", "fine")] == [None, b"kept", None]

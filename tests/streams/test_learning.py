@@ -8,7 +8,7 @@ from learners.bandit import BanditConfig, BanditLearner, BanditState
 from schemas.checkpoints import CheckpointEvent, CheckpointState
 from schemas.examples import ExampleEvent
 from schemas.serialization import decode
-from schemas.topics import CHECKPOINTS
+from schemas.topics import CHECKPOINTS, EXAMPLES
 from streams.processors.learner import Learning
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.runners.replay import live_state, replay
@@ -144,3 +144,19 @@ def test_an_artifact_is_checked_when_it_is_read(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(RejectedRecordError, match="is not in"):
         store.get(artifact)
+
+
+def test_replay_passes_over_however_many_records_that_cannot_be_read(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    log.append(examples(3))
+    log.append([NewRecord(EXAMPLES.name, TARGET.encode(), b"not json") for _ in range(1500)])
+    log.append(examples(4))
+    processor = learning(tmp_path)
+    reads = []
+    learned = replay(log, processor, on_record=lambda: reads.append(1))
+    assert processor.encode_state(learned) == processor.encode_state(
+        replay(log, processor, without=frozenset({"none"}))
+    )
+    assert len(reads) == 1507, "what is not even decoded is no reason to begin again"
+    assert learned.state.examples == 7  # type: ignore[attr-defined]

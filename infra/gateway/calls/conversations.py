@@ -99,8 +99,12 @@ class Conversations:
         answer_id: str | None,
         failed: bool,
     ) -> None:
-        """Note that a call has ended, and what continues it."""
+        """Note that a call has ended, and what continues it: nothing, if its rollout was ended
+        meanwhile.
+        """
         conversation.busy -= 1
+        if not self._is_open(conversation):
+            return
         conversation.failed = failed
         conversation.last = time.monotonic()
         self._open.move_to_end((conversation.tenant, conversation.rollout_id))
@@ -117,7 +121,7 @@ class Conversations:
         """
         conversation.busy -= 1
         conversation.calls -= 1
-        if conversation.calls == 0 and conversation.busy == 0:
+        if conversation.calls == 0 and conversation.busy == 0 and self._is_open(conversation):
             self.forget(conversation.tenant, conversation.rollout_id)
 
     def restore(self, tenant: str, rollout_id: str) -> None:
@@ -143,6 +147,10 @@ class Conversations:
         for fingerprint in conversation.said if conversation is not None else ():
             if self._said.get(fingerprint) == rollout_id:
                 del self._said[fingerprint]
+
+    def _is_open(self, conversation: Conversation) -> bool:
+        # Of one trace another may have begun since: then this one is forgotten all the same.
+        return self._open.get((conversation.tenant, conversation.rollout_id)) is conversation
 
     def _continued(
         self, tenant: str, messages: list[dict[str, Any]] | None, previous: str | None

@@ -117,7 +117,8 @@ async def serve(
     if taken is not None:
         services.record(DECISIONS, taken.decision)
     model_call = ModelCall(api, call, rollout_id, services.routing.group(key), body, target)
-    finish = _Finish(services, model_call, conversation, observer)
+    repairs = services.settings.gateway.tool_calls == "repair" and api is CHAT
+    finish = _Finish(services, model_call, conversation, observer, repairs)
     if observer is not None:
         observer.began(model_call)
     if route.shadows:
@@ -125,7 +126,7 @@ async def serve(
     try:
         return await _called(services, request, route, model_call, finish)
     except InvalidToolCallError as invalid:
-        if services.settings.gateway.tool_calls == "reject" or api is not CHAT:
+        if not repairs:
             raise ProblemError(502, "Invalid tool call", str(invalid)) from invalid
         again = model_call.repairing()
     try:
@@ -252,7 +253,7 @@ async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> R
     error = None if upstream.ok else f"status {upstream.status}"
     if error is None and model_call.invalid_calls and not finish.lets_invalid_through:
         reason = "; ".join(model_call.invalid_calls.values())
-        finish(upstream.status, f"invalid tool call: {reason}")
+        finish(upstream.status, f"invalid tool call: {reason}", goes_on=finish.repairs)
         raise InvalidToolCallError(reason)
     if finish.awaited:
         finish(upstream.status, error)
@@ -295,6 +296,7 @@ class _Finish:
 
     Attributes:
         finished: whether it is recorded.
+        repairs: whether the model is asked again if it calls tools as no schema allows.
     """
 
     def __init__(
@@ -303,7 +305,9 @@ class _Finish:
         model_call: ModelCall,
         conversation: Conversation | None,
         observer: Observer | None,
+        repairs: bool = False,
     ) -> None:
+        self.repairs = repairs
         self._services = services
         self._model_call = model_call
         self._conversation = conversation
@@ -326,14 +330,19 @@ class _Finish:
         """Record after the answer was passed back: nobody waits for it."""
         self(status, error)
 
-    def __call__(self, status: int | None, error: str | None) -> None:
+    def __call__(self, status: int | None, error: str | None, goes_on: bool = False) -> None:
+        """Record the end.
+
+        Args:
+            goes_on: whether another call repairs this one: that one ends the conversation's turn.
+        """
         self.finished = True
         services, model_call = self._services, self._model_call
         span = model_call.span(status, error)
         services.record(SPANS, span)
         failed = span.payload.status == "error"
         _count(services, model_call, _outcome(status, error, failed))
-        if self._conversation is not None:
+        if self._conversation is not None and not goes_on:
             answer = model_call.answer
             services.conversations.answered(
                 self._conversation, model_call.messages, answer.messages, answer.id, failed

@@ -10,13 +10,42 @@ allowed.
 
 import socket
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 
 METADATA_NAMES = frozenset({"metadata.google.internal", "metadata.goog", "instance-data"})
+
+
+METADATA = tuple(
+    ip_network(network)
+    for network in (
+        "169.254.0.0/16",  # link-local: AWS, Azure, Google, Oracle, OpenStack and most others
+        "fe80::/10",
+        "100.100.100.200/32",  # Alibaba Cloud; in a private range
+        "192.0.0.192/32",  # Oracle Cloud, its older address
+        "168.63.129.16/32",  # Azure's host ("wire server"); a public address
+        "fd00:ec2::/32",  # AWS: metadata, time, DNS, pod identity
+        "fd20:ce::254/128",  # Google Cloud
+        "fd00:c1::a9fe:a9fe/128",  # Oracle Cloud
+        "fd00:42::42/128",  # Scaleway
+    )
+)
+"""Where clouds answer a machine about itself, with its credentials among the answers."""
+
+PRIVATE = tuple(
+    ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
+        *("100.64.0.0/10", "fc00::/7"),  # carriers' networks, as VPNs use them; unique local
+    )
+)
+"""Loopback and private networks: where model servers live though no public address is there."""
+
+NAT64 = ip_network("64:ff9b::/96")
+"""IPv4 addresses as an IPv6-only network reaches them (RFC 6052)."""
 
 
 class EndpointRefusedError(ValueError):
@@ -48,6 +77,10 @@ def check_address(base_url: str) -> None:
         raise EndpointRefusedError(
             f"{base_url!r} has a query or a fragment; it must end in the API's base path"
         )
+    if not host.isascii():  # the HTTP client would map `169。254` and the like to an address
+        raise EndpointRefusedError(
+            f"the host {host!r} is not ASCII; write the name in its xn-- form"
+        )
     if host.lower().rstrip(".") in METADATA_NAMES:
         raise EndpointRefusedError(f"{host} is a metadata service, not a model server")
     check_host(host)
@@ -58,10 +91,11 @@ def check_host(host: str) -> None:
     resolved.
 
     Raises:
-        EndpointRefusedError: it is link-local (cloud metadata), multicast, unspecified or reserved.
+        EndpointRefusedError: it is a cloud's metadata service, multicast, or neither public nor of
+            `PRIVATE`; or it is written in a notation that is not accepted.
     """
     try:
-        address = ip_address(host.partition("%")[0])
+        address = ip_address(host.partition("%")[0])  # without an IPv6 zone
     except ValueError:
         if host.replace(".", "").isdigit() or host.lower().startswith(
             "0x"
@@ -70,19 +104,29 @@ def check_host(host: str) -> None:
                 f"{host} is an address in a notation that is not accepted"
             ) from None
         return
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_loopback:
+    for reached in (address, *_carried(address)):
+        if any(reached in network for network in METADATA):
+            raise EndpointRefusedError(f"{host} is a metadata service, not a model server")
+    # An address that carries another is a way to that one: only the last counts from here on.
+    reached = (address, *_carried(address))[-1]
+    if any(reached in network for network in PRIVATE):
         return
-    if (
-        address.is_link_local
-        or address.is_multicast
-        or address.is_unspecified
-        or address.is_reserved
-    ):
+    if reached.is_multicast or reached.is_reserved or not reached.is_global:
         raise EndpointRefusedError(
             f"{host} is link-local, multicast, unspecified or reserved; no model server is there"
         )
+
+
+def _carried(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 address that packets to an IPv6 address end at, if it carries one."""
+    if not isinstance(address, IPv6Address):
+        return ()
+    carried = address.ipv4_mapped or address.sixtofour
+    if carried is None and address in NAT64:
+        carried = IPv4Address(int(address) & 0xFFFFFFFF)
+    if carried is None and address.teredo is not None:
+        carried = address.teredo[1]
+    return (carried,) if carried is not None else ()
 
 
 class GuardedResolver(AbstractResolver):

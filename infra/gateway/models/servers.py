@@ -10,9 +10,12 @@ nothing is repeated: the caller has seen it.
 import asyncio
 import os
 import random
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -23,6 +26,7 @@ from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.routes.table import Target
 from infra.gateway.settings import UpstreamSettings
+from schemas.clock import now
 from schemas.endpoints import Endpoint
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
@@ -265,10 +269,7 @@ class Upstreams:
         jittered = random.uniform(  # noqa: S311
             0, min(self.config.most_backoff_s, self.config.backoff_s * 2**attempt)
         )
-        asked = (
-            float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else 0.0
-        )
-        return max(jittered, asked)
+        return max(jittered, seconds_of(retry_after, now()) if retry_after is not None else 0.0)
 
     async def _probe_forever(self) -> None:
         while True:
@@ -293,6 +294,22 @@ class Upstreams:
             return
         breaker.succeeded()
         logger.info("model server is back", endpoint=base_url)
+
+
+def seconds_of(retry_after: str, time: datetime) -> float:
+    """Return how long a `retry-after` asks to wait (RFC 9110, 10.2.3): seconds, or until a date.
+
+    Returns:
+        Seconds from `time`, >= 0; 0 for a date that has passed and for what has neither form.
+    """
+    if re.fullmatch(r"[0-9]+", retry_after):  # of ASCII: `\d` and `isdigit` take others too
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+        until = date if date.tzinfo is not None else date.replace(tzinfo=UTC)  # asctime's is UTC
+        return max(0.0, (until - time).total_seconds())
+    except (IndexError, OverflowError, TypeError, ValueError):
+        return 0.0
 
 
 def _content(body: dict[str, Any], endpoint: Endpoint) -> bytes:

@@ -102,6 +102,9 @@ class Publisher:
         records = share_records(events)
         self.status.accepted.update(record.topic for record in records)
         pending = _Pending(records, Future())
+        # From here on nobody can cancel it: a caller that stops waiting must not make the
+        # publisher's thread set the result of a future that has one.
+        pending.written.set_running_or_notify_cancel()
         self._handed_over.append(pending)
         if urgent:
             self._hurry.set()

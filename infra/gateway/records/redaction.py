@@ -28,7 +28,10 @@ BUILTIN: dict[Builtin, tuple[str, str]] = {
         "[IP]",
     ),
     "secret": (
-        r"(?:sk|pk|rk|evl|ghp|gho|xox[abp]|AKIA)[-_A-Za-z0-9]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
+        # Left of a key there is no letter or digit: `task_...` holds no key of `sk_`. Ordinary
+        # names such as `pk_of_the_table` have small letters alone; keys drawn at random do not.
+        r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|evl|gh[oprsu]|xox[abp])[-_](?=[-_a-z]*[A-Z0-9])[-_A-Za-z0-9]{16,}"
+        r"|AKIA[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
         r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----",
         "[SECRET]",
     ),

@@ -222,12 +222,28 @@ class EmbeddedLog:
         return positions
 
     def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-        """Return how many records lie at or after the given offsets."""
+        """Return how much lies at or after the given offsets: 0 if nothing, else an upper bound.
+
+        It is counted from the first record that is still there: retention and compaction delete
+        records, and what is deleted can never be read.
+        """
         ends = {topic: self.ends(topic) for topic, _ in positions}
         return {
-            (topic, partition): ends[topic][partition] - offset
+            (topic, partition): ends[topic][partition]
+            - self._first_from(topic, partition, offset, ends[topic][partition])
             for (topic, partition), offset in positions.items()
         }
+
+    def _first_from(self, topic: str, partition: int, offset: int, end: int) -> int:
+        """Return the offset of the first record at or after `offset`; `end` if there is none."""
+        found = self._rows(
+            'SELECT min("offset") FROM records'
+            ' WHERE topic = ? AND "partition" = ? AND "offset" >= ?',
+            self._topic(topic).id,
+            partition,
+            offset,
+        )[0][0]
+        return end if found is None else int(found)
 
     def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Store a group's next offsets."""
