@@ -220,6 +220,15 @@ def test_a_span_with_its_own_reward_is_a_example_of_that_reward() -> None:
     assert [example.reward for example in both] == [0.25, 0.75]
 
 
+def test_a_call_that_the_agent_and_the_gateway_both_recorded_is_learned_once() -> None:
+    of_agent = events.model_span("r", "refiner", "refined", "00f067aa0ba902b7")
+    of_gateway = events.model_span("r", "refiner", "refined", "00f067aa0ba902b8")
+    inside = of_gateway.payload.model_copy(update={"parent_span_id": of_agent.span_id})
+    of_gateway = of_gateway.model_copy(update={"payload": inside})
+    found = examples_of(trajectory(of_agent, of_gateway, events.reward("r", 0.75)), CONFIG)
+    assert [example.source_event_ids[1] for example in found] == [of_gateway.event_id]
+
+
 def test_an_answer_that_a_person_corrected_is_a_demonstration() -> None:
     span = events.model_span("r", "junior-0", "a guess")
     edit = events.reward("r", 0.0, target_span_id=span.span_id, edit="what is known")

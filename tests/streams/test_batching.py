@@ -12,6 +12,7 @@ from streams.processors.batcher import BatchConfig, Batching, OpenBatch, example
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import Log, read_all
+from streams.storage.partitions import partition_of
 from streams.storage.records import NewRecord, Outgoing, Record
 from tests import events
 
@@ -82,6 +83,20 @@ def test_every_example_is_in_one_manifest_whatever_lies_between(log: EmbeddedLog
         != second.sha256
         == Manifest.model_validate_json(second.model_dump_json()).sha256
     )
+
+
+def test_a_manifest_gives_no_examples_of_another_target_in_the_same_partition(
+    log: EmbeddedLog,
+) -> None:
+    partitions = EXAMPLES.partitions
+    ours = partition_of(TARGET.encode(), partitions)
+    names = (f"other-{number}" for number in range(1000))
+    neighbour = next(name for name in names if partition_of(name.encode(), partitions) == ours)
+    for number in range(4):
+        log.append([conversation(number), conversation(number + 100, neighbour)])
+    run(log)
+    (closed,) = manifests(log)
+    assert numbers(log, closed) == [0, 1, 2, 3]
 
 
 def test_an_order_closes_a_batch_that_is_not_full_and_an_empty_one_stays(log: EmbeddedLog) -> None:

@@ -330,6 +330,34 @@ def test_the_calls_of_one_rollout_are_one_piece_of_evidence(
     )
 
 
+def test_a_reward_that_is_corrected_again_and_again_is_one_piece_of_evidence(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    corrected = [
+        events.example([GOOD, BAD], 0, value, version=version, reward_revision=revision)
+        for revision in range(1, 61)
+        for version, value in (("uniform", 0.5), ("v1", 0.9))
+    ]
+    changes = promoted(
+        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), *corrected, config=ON_TRIAL
+    )
+    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary"], (
+        "one reward of each version decides nothing, however often it is corrected"
+    )
+
+
+def test_only_the_newest_held_out_decisions_are_kept_as_evidence(tmp_path: Path) -> None:
+    promotion = Promotion(GateConfig(most_evidence=12), ArtifactStore(tmp_path))
+    state = None
+    decisions = held_out(40)
+    for offset, event in enumerate(decisions):
+        state = promotion.handle(state, event, events.record(event, offset, TARGET)).state
+    assert state is not None
+    newest = [event.payload.source_event_ids[-1] for event in decisions[-12:]]
+    assert list(state.evidence) == newest
+
+
 def test_conversations_count_for_a_model_that_has_no_samples(
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
