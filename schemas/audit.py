@@ -1,4 +1,4 @@
-"""The audit trail: what people and operators changed, and what it was before."""
+"""The audit trail: what people and operators changed, and the value before."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ class Audit(EventData):
         actor: id of the API key, or `user@host` of the command line.
         action: such as `routes.promote` or `keys.revoke`.
         subject: logical name or key id.
-        before, after: what changed; secrets are never in it.
+        before, after: the value before and after the change; it never holds a secret.
     """
 
     actor: str
@@ -26,6 +26,6 @@ class Audit(EventData):
 
 
 class AuditEvent(Event[Audit]):
-    """Somebody changed something. Key: the subject."""
+    """A person changed something. Key: the subject."""
 
     type: Literal["audit"] = "audit"

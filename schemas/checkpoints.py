@@ -10,7 +10,7 @@ from schemas.envelope import Event, EventData, Name, with_present_names
 
 
 class CheckpointState(StrEnum):
-    """Where a checkpoint stands."""
+    """The state of a checkpoint."""
 
     CANDIDATE = "candidate"
     EVALUATED = "evaluated"
@@ -28,9 +28,8 @@ TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
     ),
     CheckpointState.CANARY: frozenset({CheckpointState.PROMOTED, CheckpointState.ROLLED_BACK}),
     CheckpointState.PROMOTED: frozenset({CheckpointState.RETIRED, CheckpointState.ROLLED_BACK}),
-    CheckpointState.RETIRED: frozenset(
-        {CheckpointState.PROMOTED}
-    ),  # when its successor is rolled back
+    # A retired checkpoint serves again when its successor is rolled back.
+    CheckpointState.RETIRED: frozenset({CheckpointState.PROMOTED}),
     CheckpointState.REJECTED: frozenset(),
     CheckpointState.ROLLED_BACK: frozenset(),
 }
@@ -66,11 +65,11 @@ class Lineage(EventData):
     """From a checkpoint back to the events that taught it.
 
     Attributes:
-        learner: which learner, with its version, such as `bandit@1`.
+        learner: name and version of the learner, such as `bandit@1`.
         config_sha256: of the learner's configuration.
-        ranges: the offsets folded into it.
-        examples: how many examples changed its weights.
-        parent: version it grew from.
+        ranges: offsets of the examples that the learner has folded.
+        examples: number of examples that changed its weights.
+        parent: version that it was trained from.
     """
 
     learner: Name
@@ -91,9 +90,9 @@ class Checkpoint(EventData):
     Attributes:
         name: logical name, such as `supervisor-policy`.
         version: unique within the name; ends in the start of the artifact's hash.
-        endpoint: where a model or an adapter is served already, so that it can be tried.
+        endpoint: where a model or an adapter is served already, so that a trial can use it.
         metrics: measured numbers, by name.
-        reason: why it changed state.
+        reason: why the state changed.
     """
 
     name: Name

@@ -1,4 +1,4 @@
-"""Commands: what a person or a schedule asks of a learner."""
+"""Commands: a person or a schedule tells a learner to do something."""
 
 from typing import Literal
 
@@ -12,9 +12,9 @@ class Command(EventData):
     """An order to the learner behind a logical name.
 
     Attributes:
-        manifest: what to train on; None leaves it to whoever collects the batch.
-        arguments: of `train`, `method` where several learn from the same examples; of `cancel`,
-            `job`.
+        manifest: examples to train on; None lets the collector of the batch choose.
+        arguments: `method` for `train`, if several methods learn from the same examples; `job` for
+            `cancel`.
     """
 
     target: Name
@@ -25,7 +25,7 @@ class Command(EventData):
 
 
 class CommandEvent(Event[Command]):
-    """A learner was told to do something. Key: logical name."""
+    """A learner got an order. Key: logical name."""
 
     type: Literal["command"] = "command"
     schema_version: int = Field(default=2, ge=1)

@@ -1,4 +1,4 @@
-"""Dead letters: records that could not be read or processed, whole, with the reason."""
+"""Dead letters: records that could not be read or processed, complete, with the reason."""
 
 from typing import Literal
 
@@ -8,19 +8,22 @@ from schemas.envelope import Event, EventData
 
 
 class Header(EventData):
-    """A record header as it was."""
+    """A header of the record, unchanged."""
 
     name: str
     value: Base64Bytes
 
 
 class DeadLetter(EventData):
-    """A record set aside. Bytes are base64, so that what could not be decoded is kept as it was.
+    """A record that was set aside. Its bytes are base64, so that undecodable bytes are kept
+    unchanged.
 
     Attributes:
         topic, partition, offset: where the record lies.
-        processor: which one could not use it.
-        error_type: class of the error, error_message: its text, attempts: how often it was tried.
+        processor: name of the processor that could not use it.
+        error_type: class of the error.
+        error_message: text of the error.
+        attempts: how often the record was tried, >= 1.
     """
 
     topic: str

@@ -11,14 +11,13 @@ SUM_TOLERANCE = 1e-6
 
 
 class Candidate(EventData):
-    """One thing that could be chosen.
+    """One of the texts, models or prompts that a decision chooses among.
 
     Attributes:
-        id: who or what proposed it, where that matters for credit; policies do not read it.
-        text: what a text policy reads.
+        id: who or what proposed it, for credit. Policies do not read it.
+        text: the text that a policy reads.
         numbers: numeric features by name.
-        cost: what choosing it costs, where that is known beforehand, in the unit of the endpoints'
-            prices.
+        cost: cost of choosing it, if known beforehand, in the unit of the endpoints' prices, >= 0.
     """
 
     id: str = ""
@@ -28,19 +27,18 @@ class Candidate(EventData):
 
 
 class Decision(EventData):
-    """A logged choice; everything off-policy evaluation and the learner need, as it was when the
-    choice was made.
+    """A logged choice, with everything that off-policy evaluation and learners need.
 
     Attributes:
         policy: logical name of the policy.
         policy_version: checkpoint that decided.
         feature_version: version of the function from text to features.
-        tenant: for whom it was made.
-        context: what all candidates share.
-        candidates: in the order shown; at least one.
-        probabilities: the whole distribution, same length as candidates, sums to 1.
+        tenant: tenant of the rollout.
+        context: text that all candidates share.
+        candidates: in the order offered; at least one.
+        probabilities: one for each candidate, in [0, 1]; they sum to 1.
         choice: index into candidates.
-        propensity: probabilities[choice], greater than 0.
+        propensity: `probabilities[choice]`, in (0, 1].
     """
 
     policy: Name
@@ -60,11 +58,11 @@ class Decision(EventData):
                 f"{len(self.probabilities)} probabilities for {len(self.candidates)} candidates"
             )
         if self.choice >= len(self.candidates):
-            raise ValueError(f"choice {self.choice} of {len(self.candidates)} candidates")
+            raise ValueError(f"choice {self.choice} is none of {len(self.candidates)} candidates")
         if abs(sum(self.probabilities) - 1.0) > SUM_TOLERANCE:
             raise ValueError(f"probabilities sum to {sum(self.probabilities)}, not 1")
         if self.probabilities[self.choice] != self.propensity:
-            raise ValueError("propensity is not the probability of the choice")
+            raise ValueError("propensity must equal the probability of the choice")
         return self
 
 

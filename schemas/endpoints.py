@@ -10,12 +10,12 @@ class Endpoint(EventData):
 
     Attributes:
         base_url: up to and including `/v1`.
-        model: the name the server knows the model by.
-        api_key_env: environment variable that holds the key; the key itself is never an event.
-        tokens: whether the server says token ids and log-probabilities when asked, as vLLM does; it
-            is then always asked, since what trains on answers needs them.
-        timeout_s: longest silence; None is the gateway's.
-        input_price, output_price: of a million tokens, in any one unit of money.
+        model: the server's own name of the model.
+        api_key_env: environment variable that holds the key. The key itself is never in an event.
+        tokens: whether the server can return token ids and log-probabilities, as vLLM can. The
+            gateway then always asks for them, because training on the answers needs them.
+        timeout_s: longest silence of the server, in seconds, > 0; None takes the gateway's setting.
+        input_price, output_price: price of a million tokens, in any one unit of money.
     """
 
     base_url: str

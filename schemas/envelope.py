@@ -21,8 +21,8 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 class EventData(BaseModel):
     """Base of everything in an event.
 
-    Frozen, because an event is a fact. Unknown fields are kept, because a reader older than the
-    writer must pass on what it does not know. NaN and infinities are refused: JSON has no word for
+    It is frozen, because an event is a fact. It keeps unknown fields, because an older reader must
+    pass on the fields of a newer writer. It refuses NaN and infinities, because JSON cannot write
     them.
     """
 
@@ -32,8 +32,7 @@ class EventData(BaseModel):
 
 
 def with_present_names(document: Any, **names: str) -> Any:
-    """Return a payload with fields under their present names, as events of an older version are
-    read.
+    """Return a payload of an older version with the present names of its fields.
 
     Args:
         names: old name to present name.
@@ -72,15 +71,15 @@ class Event(EventData, Generic[Payload]):
 
     @property
     def rollout_key(self) -> str:
-        """The key of the records of its rollout."""
+        """Key of the records of its rollout."""
         return rollout_key(self.tenant, self.rollout_id or "")
 
 
 def rollout_key(tenant: str, rollout_id: str) -> str:
     """Return the key of a rollout's records.
 
-    Two tenants may use one rollout id: their records have different keys, so they are never joined.
-    The mark between the two is in no name, so no key can be mistaken for another.
+    Two tenants may use the same rollout id. Their keys differ, so their records are never joined.
+    No name contains the separator, so two keys are never equal by chance.
     """
     return rollout_id if tenant == DEFAULT_TENANT else f"{tenant}|{rollout_id}"
 

@@ -1,6 +1,4 @@
-"""Examples: what each head of the trace adapter made of a trajectory, addressed to the artifact
-that learns from it.
-"""
+"""Examples: what a head of the trace adapter makes of a trajectory, addressed to a learner."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,8 +13,8 @@ class SftExample(EventData):
     """A conversation in the OpenAI chat format that ends with the assistant's answer.
 
     Attributes:
-        checkpoint: version of the target itself that answered, where no RL example says so; empty
-            where another model did.
+        checkpoint: version of the target that answered, if no RL example has it; empty if another
+            model answered.
     """
 
     head: Literal["sft"] = "sft"
@@ -30,10 +28,10 @@ class RlExample(EventData):
     """A prompt and a sampled response with what importance weighting needs.
 
     Attributes:
-        prompt_token_ids, response_token_ids: as the server counted them; empty where it did not
-            say.
-        response_logprobs: natural logarithms, one a response token; empty where the server did not
-            say.
+        prompt_token_ids, response_token_ids: token ids from the server; empty if it did not report
+            them.
+        response_logprobs: natural logarithms, one for each response token; empty if the server did
+            not report them.
         checkpoint: version of the model that sampled.
     """
 
@@ -49,7 +47,7 @@ class RlExample(EventData):
 
 
 class BanditExample(EventData):
-    """A logged decision, to be learned from its reward."""
+    """A logged decision to learn from."""
 
     head: Literal["bandit"] = "bandit"
     decision_id: EventId
@@ -60,12 +58,12 @@ class Example(EventData):
     """One example.
 
     Attributes:
-        target: logical name of what learns from it, which is the record's key.
+        target: logical name of the learner's target; also the key of the record.
         reward: the rollout's reward.
-        reward_revision: 1 for the first reward; higher for a correction of an example given before.
+        reward_revision: 1 for the first reward; higher for a correction of an earlier example.
         criteria: the scores that the reward was made of, by criterion.
-        expected: the task's label, where one is known.
-        cost: of the model call it is about, or of all the rollout's, in the unit of the endpoints'
+        expected: label of the task, if there is one.
+        cost: cost of its model call, or of all calls of the rollout, in the unit of the endpoints'
             prices.
         source_event_ids: the events it was made from (trajectory first).
     """

@@ -1,8 +1,7 @@
-"""JSON Schemas of all events, and the check that a change stays readable for those who have older
-ones.
+"""JSON Schemas of all events, and the check that a change does not break readers or stored events.
 
 `python -m schemas.export` writes `schemas/json/`. It refuses an incompatible change unless the
-event's `schema_version` default was raised.
+default of the event's `schema_version` was raised.
 """
 
 import sys
@@ -46,11 +45,10 @@ def version_of(schema: Schema) -> int:
 
 
 def incompatibilities(old: Schema, new: Schema) -> list[str]:
-    """Return what in `new` would break readers or stored events of `old`, a line each; empty when
-    compatible.
+    """Return the incompatible changes from `old` to `new`, one line each; empty if compatible.
 
-    Incompatible are: a property or definition that went, a property that became required, an enum
-    value or union branch that went, another type, a narrower range or pattern.
+    A change is incompatible if it removes a property, a definition, an enum value or a union
+    branch, makes a property required, changes a type, or narrows a range or a pattern.
     """
     problems = list(_narrowed("event", old, new))
     old_definitions, new_definitions = old.get("$defs", {}), new.get("$defs", {})

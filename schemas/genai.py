@@ -1,10 +1,9 @@
-"""Conversion between OpenAI chat messages and the messages of OpenTelemetry's GenAI conventions.
+"""Conversion between OpenAI chat messages and messages of OpenTelemetry's GenAI conventions.
 
-Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (input and output message JSON schemas). A
-    message is
-`{"role": …, "parts": […]}` with parts of type `text`, `tool_call` and `tool_call_response`. What
-has no part of its own there (images, audio) is kept whole in a part `{"type": "openai", "content":
-…}`, so nothing is lost on the way back.
+Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (JSON schemas of input and output
+messages). A message is `{"role": …, "parts": […]}` with parts of type `text`, `tool_call` and
+`tool_call_response`. Content without a part type of its own (images, audio) is kept whole in a part
+`{"type": "openai", "content": …}`, so the way back loses nothing.
 """
 
 from typing import Any

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import uuid_utils
 
-# seeded by the system; these ids are no secrets, and one is made for each call
+# Not from `secrets`: these ids are public, and every call needs one.
 _random = random.Random()  # noqa: S311
 
 
@@ -17,17 +17,19 @@ def new_event_id() -> str:
 
 
 def derived_event_id(time: datetime, *source: str | int) -> str:
-    """Return the UUIDv7 that these parts always give.
+    """Return the UUIDv7 of these parts: the same parts always give the same id.
 
-    A processor names its outputs by where they came from (processor, topic, partition, offset,
-    index), so that an output written again after a crash carries the same id and the next stage can
-    ignore it.
+    A processor derives the id of an output from its source (processor, topic, partition, offset,
+    index). If it writes the output again after a crash, the id is the same, and the next stage can
+    ignore the repeat.
 
     Args:
-        time: event time of the source; fills the 48-bit millisecond field, so derived ids sort with
-            fresh ones.
-        source: what makes the output unique. Parts are joined with a separator that no part may
-            contain.
+        time: event time of the source. It fills the 48-bit millisecond field, so derived ids sort
+            together with new ones.
+        source: parts that make the output unique. No part may contain the unit separator.
+
+    Raises:
+        ValueError: a part contains the unit separator.
     """
     parts = [str(part) for part in source]
     if any("\x1f" in part for part in parts):
@@ -35,6 +37,7 @@ def derived_event_id(time: datetime, *source: str | int) -> str:
     digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=10).digest()
     milliseconds = int(time.timestamp() * 1000) & ((1 << 48) - 1)
     value = (milliseconds << 80) | int.from_bytes(digest)
+    # RFC 9562, 5.7: four bits of version (7) and two of variant (binary 10) at fixed places.
     value = value & ~(0xF << 76) | (7 << 76)
     value = value & ~(0x3 << 62) | (2 << 62)
     return str(uuid.UUID(int=value))

@@ -1,5 +1,6 @@
-"""API keys: who may ask the gateway what, as whose tenant, how much. Only hashes are events; a key
-is shown once.
+"""API keys: which caller may do what, for which tenant, and how much.
+
+Events hold only the hash of a key. The key itself is shown once.
 """
 
 from enum import StrEnum
@@ -13,7 +14,7 @@ KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 
 
 class Scope(StrEnum):
-    """What a key is good for. `admin` is good for everything."""
+    """Permissions of a key. `admin` permits everything."""
 
     AGENT = "agent"
     FEEDBACK = "feedback"
@@ -27,13 +28,13 @@ class ApiKey(EventData):
         id: public part of the key; names it in metrics, spans and commands.
         sha256: of the whole key, 64 hexadecimal digits. Keys are 256 random bits, so no slow hash
             is needed.
-        tenant: whose events its calls are.
-        label: what it is for, in words.
-        expires: from then on it is refused; None never.
-        revoked: refused for ever.
-        requests_per_minute, tokens_per_minute: limits of each gateway process; None is none.
-        budget: most that its calls may cost in a calendar month (UTC), in the unit of the
-            endpoints' prices.
+        tenant: tenant of the calls made with it.
+        label: its purpose, in words.
+        expires: the key is refused from this time on; None never expires.
+        revoked: whether the key is refused permanently.
+        requests_per_minute, tokens_per_minute: limits of each gateway process; None sets no limit.
+        budget: greatest cost of its calls in a calendar month (UTC), in the unit of the endpoints'
+            prices.
     """
 
     id: KeyId
@@ -55,13 +56,12 @@ class KeyEvent(Event[ApiKey]):
 
 
 class Usage(EventData):
-    """What a gateway process has counted of a key in a month; the sum over processes is what the
-    key has cost.
+    """The use of a key in a month, as one gateway process counted it. A key's use is their sum.
 
     Attributes:
         key_id: the key.
         month: `YYYY-MM`, UTC.
-        counter: which process counted.
+        counter: the process that counted.
         cost: in the unit of the endpoints' prices.
     """
 

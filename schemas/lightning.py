@@ -1,9 +1,8 @@
-"""What happened through the Agent Lightning 1.0 server API (agentlightning.schemas,
-agentlightning.server 1.0.2).
+"""Changes made through the server API of Agent Lightning 1.0 (agentlightning.server 1.0.2).
 
-Its rollouts have an input, a configuration for whoever runs them, and a lifecycle of their own;
-these events keep all of it, so that the API's state is a fold over them. What they mean to Everloop
-(a rollout began, a reward was given) is told on the other topics as well.
+Its rollouts have an input, a configuration for their runner, and a lifecycle of their own. These
+events keep all of it, so the state of the API is a fold over them. What a change means to Everloop,
+such as a new rollout or a reward, is also written to the other topics.
 """
 
 from typing import Annotated, Any, Literal

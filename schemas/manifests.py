@@ -1,6 +1,4 @@
-"""Manifests: exactly which examples a batch learner is to learn from, so that a training run can be
-repeated.
-"""
+"""Manifests: exactly which examples a training run reads, so that the run can be repeated."""
 
 from hashlib import sha256
 from typing import Any
@@ -15,11 +13,10 @@ class Manifest(EventData):
     """The examples of one training run. The same manifest gives the same artifact.
 
     Attributes:
-        target: logical name of what learns.
-        head: which examples are meant.
-        ranges: where on the topic of examples they lie; what is of another target or head there is
-            passed over.
-        examples: how many there are.
+        target: logical name of the learner's target.
+        head: kind of the examples.
+        ranges: offsets on the topic of examples; examples of another target or head are skipped.
+        examples: number of examples.
         number: 1 for the target's first batch, one more for each later one.
     """
 
@@ -36,5 +33,5 @@ class Manifest(EventData):
 
     @property
     def sha256(self) -> str:
-        """Its name: the hash of what it says, in hexadecimal."""
+        """SHA-256 of the manifest, in hexadecimal. It names the manifest."""
         return sha256(self.model_dump_json().encode()).hexdigest()

@@ -1,6 +1,4 @@
-"""Rewards: how good a rollout, or one span of it, was; by whom; possibly days late, possibly
-corrected.
-"""
+"""Rewards: how good a rollout, or one span of it, was. They may come late and may be corrected."""
 
 from enum import StrEnum
 from typing import Literal
@@ -11,7 +9,7 @@ from schemas.envelope import Event, EventData, EventId, Name, SpanId, UnitInterv
 
 
 class RewardSource(StrEnum):
-    """Who judged."""
+    """Who gave the reward."""
 
     HUMAN = "human"
     JUDGE = "judge"
@@ -20,7 +18,7 @@ class RewardSource(StrEnum):
 
 
 PRECEDENCE = (RewardSource.HUMAN, RewardSource.JUDGE, RewardSource.ENVIRONMENT, RewardSource.RULE)
-"""Whose word counts when several judged one rollout: the first of these; within one source, the
+"""Which reward of a rollout counts: that of the first of these sources; within a source, the
 latest.
 """
 
@@ -32,12 +30,12 @@ class Reward(EventData):
         value: the reward.
         criteria: scores per criterion, each in [0, 1].
         grader: who or what graded, with its version, such as `measured@1`.
-        target_span_id: the span it is about; None for the whole rollout.
-        supersedes: event id of the reward this one corrects.
+        target_span_id: the span it is about; None means the whole rollout.
+        supersedes: event id of the reward that it corrects.
         comment: free text from the grader.
-        edit: how the answer of `target_span_id` should have been: its text, or an assistant
-            message. A demonstration.
-        retracted: whether the event only takes back what it supersedes, and is no reward itself.
+        edit: a better answer than that of `target_span_id`: a text, or a message of the assistant.
+            It is a demonstration.
+        retracted: whether it takes back the reward that it supersedes, without giving another.
     """
 
     value: UnitInterval

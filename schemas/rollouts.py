@@ -1,4 +1,4 @@
-"""Rollouts: one attempt of an agent at one task, from created to succeeded or failed."""
+"""Rollouts: one run of an agent on one task, from created to succeeded or failed."""
 
 from enum import StrEnum
 from typing import Literal
@@ -9,7 +9,7 @@ from schemas.envelope import Event, EventData, Name
 
 
 class RolloutState(StrEnum):
-    """Where a rollout stands."""
+    """The state of a rollout."""
 
     CREATED = "created"
     STARTED = "started"
@@ -28,13 +28,13 @@ TRANSITIONS: dict[RolloutState, frozenset[RolloutState]] = {
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 
 Split = Literal["train", "validation", "test"]
-"""What a rollout may be used for: learned from, gate evidence, or reported only."""
+"""Use of a rollout: `train` is learned from, `validation` is evidence of the gate, `test` is
+reported.
+"""
 
 
 class Task(EventData):
-    """What a rollout was asked to do. `expected` is the label, where one is known; agents never see
-    it.
-    """
+    """The task of a rollout. `expected` is its label, if there is one; agents never see it."""
 
     id: Name
     input: JsonValue = None
@@ -58,9 +58,9 @@ class Rollout(EventData):
         output: what the agent produced, on success.
         error: why it failed, on failure.
         turns: agent turns taken, counted by the agent.
-        recorded: how many spans and decisions the gateway had recorded when the rollout ended; None
-            if it does not know. Topics are read apart from one another, so without it nobody could
-            tell that one is still to come.
+        recorded: number of spans and decisions that the gateway had recorded at the end of the
+            rollout; None if it does not know. Topics are read independently, so without these
+            numbers nobody could tell that a record is still to come.
     """
 
     state: RolloutState

@@ -1,4 +1,6 @@
-"""Routes: what the gateway serves under a logical name now (compacted: the last one counts)."""
+"""Routes: what the gateway serves under a logical name now. The topic is compacted: the last
+counts.
+"""
 
 from typing import Literal, Self
 
@@ -10,8 +12,8 @@ from schemas.envelope import Event, EventData, Name
 
 
 class RouteTarget(EventData):
-    """One version to send traffic to: an endpoint for models, an artifact for policies, neither for
-    built-ins.
+    """One version that gets traffic. A model has an endpoint, a policy an artifact, a built-in
+    neither.
 
     Attributes:
         weight: share of rollouts, relative to the other targets' weights.
@@ -27,12 +29,12 @@ class Option(EventData):
     """One way to answer a model call.
 
     Attributes:
-        name: of the option, such as `small` or `terse-2`.
+        name: name of the option, such as `small` or `terse-2`.
         model: logical model that answers.
-        instructions: put before everything the caller says.
-        text, numbers: what the policy reads of it; the name where there is no text.
-        cost: what a call costs, where that is known beforehand, in the unit of the endpoints'
-            prices. Elsewhere the policy learns from what calls turned out to cost.
+        instructions: text put before the caller's messages.
+        text, numbers: features that the policy reads; without a text it reads the name.
+        cost: cost of a call, if known beforehand, in the unit of the endpoints' prices. Without it,
+            the policy learns from the measured costs.
     """
 
     name: Name
@@ -44,22 +46,23 @@ class Option(EventData):
 
 
 class Choice(EventData):
-    """A policy chooses among options, for each call by what its last user said."""
+    """A policy chooses one of several options for each call, by the last message of the user."""
 
     policy: Name
     options: list[Option] = Field(min_length=1, max_length=100)
 
 
 class Route(EventData):
-    """Where a logical name leads.
+    """The route of a logical name.
 
     Attributes:
-        choice: what a name of kind `choice` chooses among; its one target only names the version of
-            the options.
-        targets: each rollout is pinned to one of them, by weight; with weight 0 one is drained.
-        fallbacks: tried in this order where the pinned target does not answer.
-        shadows: get a copy of calls, a share `weight` in [0, 1] of them; their answers are
-            recorded, never served.
+        targets: each rollout is pinned to one of them, drawn by weight. A target with weight 0 gets
+            no new rollouts.
+        choice: options of a route of kind `choice`. Its one target names only the version of the
+            options.
+        fallbacks: tried in this order if the pinned target does not answer.
+        shadows: each gets a copy of a share `weight` of the calls, in [0, 1]. Their answers are
+            recorded and never served.
         held: whether a person decides what is served; the gate then promotes nothing here.
     """
 
@@ -76,8 +79,8 @@ class Route(EventData):
     def _choosing(self) -> Self:
         if (self.kind == "choice") != (self.choice is not None):
             raise ValueError(
-                f"{self.name} is a {self.kind}; exactly those of kind choice have options to"
-                " choose among"
+                f"route {self.name} has kind {self.kind}; a route of kind choice must have"
+                " options to choose among, and no other route may have them"
             )
         return self
 

@@ -1,7 +1,7 @@
 """The one serialiser: events to UTF-8 JSON bytes and back.
 
-A record's value is one event, or several of one key, each on its own line (JSON Lines): they share
-what a record costs. Compact JSON has no line break inside.
+The value of a record is one event, or several events of one key, each on a line of its own (JSON
+Lines). They share the cost of a record. Compact JSON contains no line break.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,11 @@ E = TypeVar("E", bound=AnyEvent)
 
 
 class UndecodableError(ValueError):
-    """Bytes that are not an event of the expected type. The message says which fields are wrong and
-    how.
-    """
+    """The bytes are not an event of the expected type. The message names the wrong fields."""
 
 
 def encode(event: AnyEvent) -> bytes:
-    """Return an event as compact JSON. Fields the model does not know are written too."""
+    """Return an event as compact JSON, with the fields that the model does not know."""
     return event.model_dump_json().encode()
 
 
@@ -29,7 +27,7 @@ def decode(model: type[E], value: bytes | None) -> E:
     """Return the event in `value`.
 
     Raises:
-        UndecodableError: it is no JSON, or not an event of this type.
+        UndecodableError: it is not JSON, or not an event of this type.
     """
     if value is None:
         raise UndecodableError(f"expected a {model.__name__}, found an empty value")
@@ -43,7 +41,7 @@ def decode_all(model: type[E], value: bytes | None) -> list[E]:
     """Return the events in `value`, at least one.
 
     Raises:
-        UndecodableError: a line is no JSON, or not an event of this type.
+        UndecodableError: a line is not JSON, or not an event of this type.
     """
     if value is None or b"\n" not in value:
         return [decode(model, value)]
@@ -56,9 +54,7 @@ def joined(values: Sequence[bytes]) -> bytes:
 
 
 def readable(error: ValidationError, limit: int = 5) -> str:
-    """Return a validation error as one line: each wrong field with what is wrong, at most `limit`
-    of them.
-    """
+    """Return a validation error as one line that names at most `limit` wrong fields."""
     problems = [
         f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_context=False)

@@ -1,8 +1,7 @@
-"""Spans: what happened inside a rollout, named by OpenTelemetry's conventions for generative AI.
+"""Spans: operations within a rollout, named by OpenTelemetry's conventions for generative AI.
 
-EventData calls carry `gen_ai.input.messages` and `gen_ai.output.messages` in the structure of the
-semantic conventions (role and parts); `schemas.genai` converts them from and to the OpenAI chat
-format.
+Model calls carry `gen_ai.input.messages` and `gen_ai.output.messages` in the structure of the
+semantic conventions (role and parts). `schemas.genai` converts them from and to OpenAI's format.
 """
 
 from enum import StrEnum
@@ -14,8 +13,9 @@ from schemas.envelope import Event, EventData, Name, SpanId, TraceId
 
 
 class Attribute(StrEnum):
-    """Attribute names. `gen_ai.*` are OpenTelemetry's (GenAI semantic conventions 1.38);
-    `everloop.*` are ours.
+    """Names of attributes.
+
+    `gen_ai.*` are OpenTelemetry's (GenAI semantic conventions 1.38); `everloop.*` are ours.
     """
 
     OPERATION = "gen_ai.operation.name"

@@ -1,10 +1,9 @@
-"""The topics: name, event, key, partitions, cleanup. Both logs and every client read them from
-here.
+"""The topics: name, event, key, partitions and cleanup. Both logs and all clients read them here.
 
 Topics that are joined have the same key and the same number of partitions, so a join never leaves
-its partition: everything of a rollout by `rollout_id` (with its tenant:
-`schemas.envelope.rollout_key`), everything of a learned artifact (examples, checkpoints, routes,
-commands) by its logical name.
+its partition. Everything about a rollout has its `rollout_id` as key (with its tenant:
+`schemas.envelope.rollout_key`). Everything about a learned artifact (examples, checkpoints, routes,
+commands) has its logical name as key.
 """
 
 from dataclasses import dataclass
@@ -38,10 +37,10 @@ class Topic:
 
     Attributes:
         event: the model of its values.
-        key: what the record key is.
-        cleanup: `delete` drops what is older than `retention`; `compact` keeps the last record of
-            each key.
-        retention: None keeps for ever.
+        key: meaning of the record key.
+        cleanup: `delete` drops records that are older than `retention`; `compact` keeps the last
+            record of each key.
+        retention: age at which records are deleted; None keeps them for ever.
         batched: whether events with one key that are written together may share a record.
     """
 
@@ -111,7 +110,7 @@ def topic_named(name: str) -> Topic:
     """Return a topic by its full or short name.
 
     Raises:
-        KeyError: with the names there are.
+        KeyError: there is no such topic; the message lists the names.
     """
     topic = TOPICS.get(name) or TOPICS.get(PREFIX + name)
     if topic is None:

@@ -1,4 +1,4 @@
-"""Trainings: runs of batch learners, from the order to the weights, with their progress."""
+"""Trainings: runs of batch learners, from order to weights, with their progress."""
 
 from enum import StrEnum
 from typing import Literal
@@ -10,7 +10,7 @@ from schemas.manifests import Manifest
 
 
 class TrainingState(StrEnum):
-    """Where a run stands."""
+    """The state of a training run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -24,20 +24,21 @@ ENDED = frozenset({TrainingState.SUCCEEDED, TrainingState.FAILED, TrainingState.
 
 
 class Training(EventData):
-    """A change or the progress of a run.
+    """A change of a training run's state, or its progress.
 
     Attributes:
-        job: the run's id; the same manifest, configuration and parent give the same.
-        order: event id of the command that asked for it; one order is carried out once.
-        target: logical name of what learns.
+        job: id of the run; the same manifest, configuration and parent give the same id.
+        order: event id of the command that ordered it; an order is carried out once.
+        target: logical name of the learner's target.
         method: such as `sft`.
-        manifest: what is learned from.
-        config_sha256: of the configuration.
-        parent: version whose weights the run began with; None for the base.
-        step, steps: optimizer steps taken, and how many there will be; 0 before the first.
-        metrics: by name, of the last step.
-        version: of the checkpoint that came of it.
-        reason: why it changed state.
+        manifest: the examples that it reads.
+        config_sha256: hash of the configuration.
+        parent: version whose weights the run starts from; None for the base.
+        step: optimizer steps taken; 0 before the first.
+        steps: optimizer steps of the whole run; 0 before the first.
+        metrics: metrics of the last step, by name.
+        version: version of the resulting checkpoint.
+        reason: why the state changed.
     """
 
     job: Name
@@ -56,7 +57,7 @@ class Training(EventData):
 
 
 class TrainingEvent(Event[Training]):
-    """A run changed state, or came further. Key: logical name."""
+    """A run changed its state or made progress. Key: logical name."""
 
     type: Literal["training"] = "training"
     schema_version: int = Field(default=2, ge=1)

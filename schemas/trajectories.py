@@ -1,4 +1,4 @@
-"""Trajectories: a closed rollout with everything that happened in it and its reward."""
+"""Trajectories: a rollout that has ended, with its spans, decisions and rewards."""
 
 from typing import Literal
 
@@ -15,15 +15,14 @@ class Trajectory(EventData):
     """A joined rollout. The nested events keep their ids: they are its lineage.
 
     Attributes:
-        rollout: the final state, with the task and the pinned checkpoints filled in from the
-            earlier events.
+        rollout: the final state; its task and pinned checkpoints come from earlier events.
         spans: in the order they arrived.
         decisions, rewards: in the order they arrived.
-        reward: the reward that counts (see `schemas.rewards.PRECEDENCE`), None while there is none.
+        reward: the reward that counts (see `schemas.rewards.PRECEDENCE`); None if there is none.
         revision: 1 for the first emission, one more for each later one.
-        span_rewards: by span id, the rewards that count of single spans.
-        reward_revision: 0 without a reward, 1 for the first, one more each time one that counts
-            changes.
+        span_rewards: rewards of single spans that count, by span id.
+        reward_revision: 0 without a reward, 1 for the first, one more for each change of a reward
+            that counts.
     """
 
     rollout: Rollout

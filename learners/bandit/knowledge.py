@@ -19,7 +19,7 @@ from learners.bandit.serialization import (
 if TYPE_CHECKING:
     from river.drift import ADWIN
 
-# The errors lie in the state, so their number must be bounded. ADWIN finds a drift in far fewer.
+# The errors lie in the state, so their number must be bounded.
 ERRORS_WATCHED = 2000
 
 

@@ -90,8 +90,7 @@ class BanditLearner:
         observation = self._observation(event, example.body)
         state.knowledge.learn(observation, self.config)
         state.recent.append(observation)
-        # Waiting for twice the number halves the copies of the knowledge, and keeps enough to
-        # correct.
+        # Settle many at once, because each time copies the knowledge. `correctable` of them remain.
         if len(state.recent) >= 2 * self.config.correctable:
             settled = state.recent[: self.config.correctable]
             state.snapshot = self._after(state.snapshot, settled).to_bytes()

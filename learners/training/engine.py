@@ -302,7 +302,7 @@ def critic_loss(config: PpoConfig) -> Any:
 
 
 def _number(value: Any) -> float:
-    # verl reports a number, a list with one number for each micro-batch, or its own `Metric`.
+    # verl reports a number, a list of numbers, or an object that aggregates them.
     if hasattr(value, "aggregate"):
         value = value.aggregate()
     if isinstance(value, list | tuple):

@@ -86,9 +86,9 @@ def test_what_is_no_reward_is_refused_with_its_reason(value: bytes | None, reaso
     ("change", "reason"),
     [
         ({"probabilities": [0.5]}, "1 probabilities for 2 candidates"),
-        ({"choice": 2}, "choice 2 of 2"),
+        ({"choice": 2}, "choice 2 is none of 2"),
         ({"probabilities": [0.5, 0.4]}, "sum to"),
-        ({"propensity": 0.4}, "propensity is not"),
+        ({"propensity": 0.4}, "propensity must equal"),
     ],
 )
 def test_a_decision_that_contradicts_itself_is_refused(change: dict[str, Any], reason: str) -> None:
