@@ -47,7 +47,7 @@ def test_five_lines_make_an_agents_traffic_a_rewarded_rollout(tmp_path: Path) ->
         )
         with running_gateway(settings) as gateway:
             scope: dict[str, Any] = {"httpx": httpx}
-            for block in (0, 1):
+            for block in (0, 2):
                 exec(
                     code("docs/adopting.md", block).replace("http://127.0.0.1:8700", gateway.url),
                     scope,

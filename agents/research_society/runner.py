@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from everloop_client.client import EverloopClient
+from everloop_client import AsyncClient
 from everloop_client.langchain import RolloutTracer, tracer_provider
 from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.trace import TracerProvider
@@ -20,7 +20,7 @@ from research_society.roles import ROLES
 from research_society.tasks import ResearchTask
 from research_society.tools import build_tools
 from schemas.decisions import Candidate
-from schemas.rollouts import Split, Task
+from schemas.rollouts import Split
 
 logger = structlog.get_logger(__name__)
 
@@ -67,8 +67,8 @@ class Runner:
         tasks: Sequence[ResearchTask],
         parallel: int = 4,
     ) -> None:
-        self._client = EverloopClient(gateway_url)
-        self._provider: TracerProvider = tracer_provider(gateway_url)
+        self._client = AsyncClient(gateway_url)
+        self._provider: TracerProvider = tracer_provider(gateway_url, service=AGENT)
         self._tools = build_tools(tasks)
         self._models = {
             name: ChatOpenAI(
@@ -111,26 +111,23 @@ class Runner:
         runner.
         """
         task = attempt.task
-        await self._client.begin_rollout(
-            Task(
-                id=task.id,
-                input={"goal": task.goal, "context": task.context},
-                expected=task.expected_decision,
-            ),
-            rollout_id=attempt.rollout_id,
+        rollout = self._client.rollout(
+            id=attempt.rollout_id,
+            task=task.id,
+            input={"goal": task.goal, "context": task.context},
+            expected=task.expected_decision,
             agent=AGENT,
             split=attempt.split,
             group=attempt.group,
         )
+        await rollout.begin()
         tracer = RolloutTracer(
             self._provider.get_tracer("everloop.agents"),
             attempt.rollout_id,
             AGENT,
             frozenset(ROLES),
         )
-        output: dict[str, Any] | None = None
         error: str | None = None
-        turns: int | None = None
         try:
             state = await self._graph(attempt.policy).ainvoke(
                 {"research_goal": task.goal},
@@ -140,22 +137,23 @@ class Runner:
                     "recursion_limit": 60,
                 },
             )
-            output, turns = _result(state), state["turn_count"]
+            rollout.output, rollout.turns = _result(state), state["turn_count"]
         # the rollout has failed, whatever the reason; the others go on
         except Exception as failure:  # noqa: BLE001
             error = f"{type(failure).__name__}: {failure}"
             logger.warning("rollout failed", rollout_id=attempt.rollout_id, error=error)
         # The rollout's spans must be on the log before its end is.
         await asyncio.to_thread(self._provider.force_flush)
-        await self._client.end_rollout(attempt.rollout_id, output=output, error=error, turns=turns)
-        return Finished(attempt, output, error, turns)
+        await rollout.end(error)
+        return Finished(attempt, rollout.output, error, rollout.turns)
 
     def _graph(self, policy: str) -> Any:
         """Return the society whose supervisor follows a policy."""
         if policy not in self._graphs:
 
             async def decide(rollout_id: str, context: str, candidates: Sequence[Candidate]) -> int:
-                choice = await self._client.decide(rollout_id, policy, context, candidates)
+                described = [candidate.model_dump() for candidate in candidates]
+                choice = await self._client.decide(rollout_id, policy, context, described)
                 return choice.index
 
             self._graphs[policy] = Society(self._models, self._tools, decide).graph()

@@ -99,6 +99,11 @@ def _check_docker(arguments: list[str]) -> None:
         assert option != "--profile" or value in profiles, f"no profile {value}"
 
 
+def _check_pip(arguments: list[str]) -> None:
+    for package in arguments[1:]:
+        assert (ROOT / package / "pyproject.toml").is_file(), f"{package} is no folder of a package"
+
+
 def _check_copy(arguments: list[str]) -> None:
     assert (ROOT / arguments[0]).exists(), f"{arguments[0]} is not there"
 
@@ -113,6 +118,7 @@ _PROGRAMS = {
     "make": _check_make,
     "uv": _check_uv,
     "docker": _check_docker,
+    "pip": _check_pip,
     "cp": _check_copy,
     "export": _check_export,
 }

@@ -1,115 +1,219 @@
-"""The client of the gateway's own API: rollouts, decisions and rewards over HTTP."""
+"""The client for programs without an event loop."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 
-from schemas.decisions import Candidate
-from schemas.rollouts import Split, Task
+from everloop_client import calls
+from everloop_client.calls import Candidate, Choice, Source, Split
+from everloop_client.errors import GatewayError
 
 
-class GatewayError(Exception):
-    """The gateway refused a request; the message is its own word for why."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A policy's choice: the index chosen, and the probability it had."""
-
-    index: int
-    propensity: float
-    policy_version: str
-    decision_id: str
-
-
-class EverloopClient:
-    """Talks to one gateway.
+class Client:
+    """Talks to one gateway. Threads may share it.
 
     Args:
-        url: of the gateway, without a path.
+        url: of the gateway, without a path, such as `http://127.0.0.1:8700`.
+        api_key: where the gateway asks for one; needs the scopes `agent` and `feedback`.
+        timeout_s: longest wait for an answer.
+
+    A call that finds no connection, or is answered 503, is made again up to four times.
     """
 
-    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout_s)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-
-    async def begin_rollout(
-        self,
-        task: Task,
-        *,
-        rollout_id: str | None = None,
-        agent: str = "agent",
-        split: Split = "train",
-        group: str = "default",
-    ) -> str:
-        """Begin a rollout and return its id. Beginning the same id twice is beginning it once."""
-        answer = await self._post(
-            "/everloop/v1/rollouts",
-            {
-                "rollout_id": rollout_id,
-                "agent": agent,
-                "task": task.model_dump(mode="json"),
-                "split": split,
-                "group": group,
-            },
+        self._http = httpx.Client(
+            base_url=self.url, headers=calls.headers(api_key), timeout=timeout_s
         )
-        return str(answer["rollout_id"])
 
-    async def end_rollout(
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def rollout(
+        self,
+        id: str | None = None,  # noqa: A002 - the word that everybody uses
+        task: str | None = None,
+        input: Any = None,  # noqa: A002
+        expected: Any = None,
+        agent: str = "agent",
+        split: Split | None = None,
+        group: str | None = None,
+    ) -> "Rollout":
+        """Return a rollout: one attempt of an agent at one task. `with` begins and ends it.
+
+        Args:
+            id: names it; None makes a new one.
+            task: names the task; without it, rollouts of one `input` are attempts at one task.
+            input: what the agent is asked to do, as JSON.
+            expected: the right output, where it is known. Agents never see it.
+            split: what it may be used for; None leaves that to the gateway.
+            group: arm of an experiment.
+
+        Raises:
+            ValueError: there is an `expected` without a task.
+        """
+        return Rollout(self, calls.beginning(id, task, input, expected, agent, split, group))
+
+    def reward(
         self,
         rollout_id: str,
+        value: float,
         *,
-        output: Any = None,
-        error: str | None = None,
-        turns: int | None = None,
-    ) -> None:
-        """End a rollout: failed if there is an error, else succeeded."""
-        state = "succeeded" if error is None else "failed"
-        body = {"state": state, "output": output, "error": error, "turns": turns}
-        await self._post(f"/everloop/v1/rollouts/{rollout_id}/end", body)
+        criteria: Mapping[str, float] | None = None,
+        comment: str = "",
+        span_id: str | None = None,
+        source: Source | None = None,
+        grader: str | None = None,
+        supersedes: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Reward a rollout, now or days later, and return the reward's event id.
 
-    async def decide(
+        Args:
+            value: in [0, 1].
+            criteria: scores by name, each in [0, 1].
+            span_id: the call that it is about; None is the whole rollout.
+            source: who judges; None is `environment`.
+            grader: what judges, with its version, such as `spelling@1`.
+            supersedes: event id of the reward that this one corrects.
+            idempotency_key: rewards of a rollout with one key count once. Each gets a key of its
+                own without it, so that asking again never rewards twice.
+
+        Raises:
+            GatewayError: the gateway refused it or did not answer.
+        """
+        call = calls.reward(
+            rollout_id,
+            value,
+            criteria,
+            comment,
+            span_id,
+            source,
+            grader,
+            supersedes,
+            idempotency_key,
+        )
+        return str(self._post(call)["event_id"])
+
+    def retract(self, rollout_id: str, event_id: str) -> str:
+        """Take a reward back, and return the event id of the retraction."""
+        return str(self._post(calls.retract(rollout_id, event_id))["event_id"])
+
+    def decide(
         self, rollout_id: str, policy: str, context: str, candidates: Sequence[Candidate]
     ) -> Choice:
-        """Let a policy choose among candidates."""
-        answer = await self._post(
-            "/everloop/v1/decisions",
-            {
-                "rollout_id": rollout_id,
-                "policy": policy,
-                "context": context,
-                "candidates": [candidate.model_dump() for candidate in candidates],
-            },
-        )
-        return Choice(
-            answer["choice"], answer["propensity"], answer["policy_version"], answer["decision_id"]
-        )
+        """Let a policy choose among candidates.
 
-    async def reward(self, rollout_id: str, value: float, **details: Any) -> str:
-        """Reward a rollout with a value in [0, 1] and return the reward's event id; see the API for
-        `details`.
+        Args:
+            policy: logical name of the policy.
+            context: what all candidates share, such as the task.
+            candidates: texts, or objects with `id`, `text`, `numbers` and `cost`.
         """
-        answer = await self._post(
-            "/everloop/v1/rewards", {"rollout_id": rollout_id, "value": value, **details}
-        )
-        return str(answer["event_id"])
+        answer = self._post(calls.decide(rollout_id, policy, context, candidates))
+        return calls.choice(answer, candidates)
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, call: calls.Call) -> dict[str, Any]:
+        tries = 0
+        while True:
+            outcome: httpx.Response | httpx.HTTPError
+            try:
+                outcome = self._http.post(call.path, json=call.body)
+            except httpx.HTTPError as error:
+                outcome = error
+            tries += 1
+            if (seconds := calls.pause(call, tries, outcome)) is None:
+                return calls.result(call, self.url, outcome)
+            time.sleep(seconds)
+
+
+class Rollout:
+    """A rollout. `with` begins it; leaving ends it as succeeded, an exception as failed.
+
+    Attributes:
+        id: names it, in `client.reward` days later.
+        output: what the agent produced, as JSON; set it before the end.
+        turns: how many turns the agent took; set it before the end.
+    """
+
+    def __init__(self, client: Client, beginning: calls.Beginning) -> None:
+        self.id = beginning.id
+        self.output: Any = None
+        self.turns: int | None = None
+        self._client = client
+        self._beginning = beginning
+
+    @property
+    def base_url(self) -> str:
+        """The base URL for an OpenAI client whose calls belong to this rollout."""
+        return f"{self._client.url}/rollout/{self.id}/v1"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers for a client with the gateway's own base URL; they do what `base_url` does."""
+        return {calls.ROLLOUT_HEADER: self.id}
+
+    def begin(self) -> None:
+        """Begin it. Beginning it twice is beginning it once."""
+        self._client._post(calls.begin(self._beginning))
+
+    def end(self, error: str | None = None) -> None:
+        """End it: failed if there is an error, else succeeded."""
+        self._client._post(calls.end(self.id, self.output, self.turns, error))
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.end()
+            return
         try:
-            answer = await self._http.post(path, json=body)
-        except httpx.HTTPError as error:
-            raise GatewayError(
-                f"no answer from the gateway at {self.url}: {type(error).__name__} {error}"
-            ) from error
-        document: dict[str, Any] = answer.json() if answer.content else {}
-        if not answer.is_success:
-            raise GatewayError(
-                f"{path}: {answer.status_code} {document.get('detail', answer.reason_phrase)}"
-            )
-        return document
+            self.end(f"{type(error).__name__}: {error}")
+        except GatewayError as failure:  # what went wrong first is what the caller must see
+            error.add_note(f"the rollout {self.id} could not be ended: {failure}")
+
+    def reward(
+        self,
+        value: float,
+        *,
+        criteria: Mapping[str, float] | None = None,
+        comment: str = "",
+        span_id: str | None = None,
+        source: Source | None = None,
+        grader: str | None = None,
+        supersedes: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Reward it and return the reward's event id; see `Client.reward`."""
+        return self._client.reward(
+            self.id,
+            value,
+            criteria=criteria,
+            comment=comment,
+            span_id=span_id,
+            source=source,
+            grader=grader,
+            supersedes=supersedes,
+            idempotency_key=idempotency_key,
+        )
+
+    def retract(self, event_id: str) -> str:
+        """Take one of its rewards back, and return the event id of the retraction."""
+        return self._client.retract(self.id, event_id)
+
+    def decide(self, policy: str, context: str, candidates: Sequence[Candidate]) -> Choice:
+        """Let a policy choose among candidates; see `Client.decide`."""
+        return self._client.decide(self.id, policy, context, candidates)

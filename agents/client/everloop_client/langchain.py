@@ -5,11 +5,12 @@ Model calls are left to the gateway, which records each once with everything it 
 hands it the enclosing span, so that the call lies where it belongs.
 """
 
+import json
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-import orjson
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -21,22 +22,40 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from schemas.spans import Attribute
+from everloop_client.calls import ROLLOUT_HEADER, headers
 
-ROLLOUT_HEADER = "x-everloop-rollout-id"
 NODE_HEADER = "x-everloop-node"
 EXPORT_EVERY_MS = 500
 QUEUE = 65_536
 
+
+class Attribute(StrEnum):
+    """Names of what a span says (OpenTelemetry's GenAI conventions, and the gateway's own)."""
+
+    OPERATION = "gen_ai.operation.name"
+    AGENT_NAME = "gen_ai.agent.name"
+    TOOL_NAME = "gen_ai.tool.name"
+    TOOL_ARGUMENTS = "gen_ai.tool.call.arguments"
+    TOOL_RESULT = "gen_ai.tool.call.result"
+    ERROR_TYPE = "error.type"
+    ROLLOUT_ID = "everloop.rollout.id"
+    NODE = "everloop.node"
+
+
 _propagator = TraceContextTextMapPropagator()
 
 
-def tracer_provider(gateway_url: str) -> TracerProvider:
-    """Return a provider whose spans go to the gateway by OTLP/HTTP; flush it before a rollout
-    ends.
+def tracer_provider(
+    gateway_url: str, api_key: str | None = None, service: str = "agent"
+) -> TracerProvider:
+    """Return a provider whose spans go to the gateway by OTLP/HTTP.
+
+    Flush it before a rollout ends (`force_flush`), so that its spans are there first.
     """
-    provider = TracerProvider(resource=Resource.create({"service.name": "research-society"}))
-    exporter = OTLPSpanExporter(endpoint=f"{gateway_url.rstrip('/')}/v1/traces")
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    exporter = OTLPSpanExporter(
+        endpoint=f"{gateway_url.rstrip('/')}/v1/traces", headers=headers(api_key)
+    )
     provider.add_span_processor(
         BatchSpanProcessor(exporter, max_queue_size=QUEUE, schedule_delay_millis=EXPORT_EVERY_MS)
     )
@@ -110,7 +129,9 @@ class RolloutTracer(BaseCallbackHandler):
     ) -> None:
         """Begin a span for a tool call."""
         name = str(details.get("name") or (serialized or {}).get("name") or "tool")
-        arguments = orjson.dumps(inputs).decode() if inputs is not None else input_str
+        arguments = (
+            json.dumps(inputs, default=str, ensure_ascii=False) if inputs is not None else input_str
+        )
         attributes = {Attribute.TOOL_NAME: name, Attribute.TOOL_ARGUMENTS: arguments}
         self._begin(run_id, parent_run_id, f"execute_tool {name}", "execute_tool", attributes)
 
@@ -181,17 +202,17 @@ def call_headers(config: RunnableConfig, node: str) -> dict[str, str]:
     """Return the headers that tell the gateway which rollout, node and span a model call belongs
     to.
     """
-    headers = {NODE_HEADER: node}
+    found = {NODE_HEADER: node}
     manager = config.get("callbacks")
     if not isinstance(manager, BaseCallbackManager):
-        return headers
+        return found
     tracer = next(
         (handler for handler in manager.handlers if isinstance(handler, RolloutTracer)), None
     )
     if tracer is None:
-        return headers
-    headers[ROLLOUT_HEADER] = tracer.rollout_id
+        return found
+    found[ROLLOUT_HEADER] = tracer.rollout_id
     span = tracer.span_around(manager.parent_run_id)
     if span is not None:
-        _propagator.inject(headers, trace.set_span_in_context(span))
-    return headers
+        _propagator.inject(found, trace.set_span_in_context(span))
+    return found
