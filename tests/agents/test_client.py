@@ -14,8 +14,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from openai import OpenAI
 
-from infra.config.settings import GatewaySettings, Settings
+from infra.config.settings import Settings
 from infra.control.routes import create_key
+from infra.gateway.settings import GatewaySettings
 from schemas.decisions import DecisionEvent
 from schemas.keys import Scope
 from schemas.rewards import RewardEvent, RewardSource
