@@ -15,9 +15,7 @@ COLOURS = ("#1f6feb", "#8b949e", "#bf8700", "#8250df")
 
 
 def learning_curve(report: Report, axes: Axes) -> None:
-    """Draw every reward as a dot and the mean of the last ten as a line, one colour a group, with
-    the switches.
-    """
+    """Draw each reward as a dot and the mean of the last ten as a line, a colour for each group."""
     for colour, group in zip(COLOURS, (g for g in report.groups if g.curve), strict=False):
         rollouts = range(1, len(group.curve) + 1)
         axes.plot(rollouts, group.curve, ".", color=colour, alpha=0.25, markersize=4)

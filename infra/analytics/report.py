@@ -1,6 +1,4 @@
-"""The report: how well the agents do, how they got better, what was learned and what was
-switched.
-"""
+"""The report: how well the agents do, how they improved, what was learned and what was switched."""
 
 from datetime import datetime
 from itertools import pairwise
@@ -59,7 +57,7 @@ class CheckpointReport(BaseModel):
 
 
 class SwitchReport(BaseModel):
-    """A change of what a name leads to."""
+    """A change of the versions that a name leads to."""
 
     name: str
     time: datetime

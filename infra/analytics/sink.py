@@ -1,6 +1,4 @@
-"""The sink: records of the log into their tables, in batches; offsets are committed after the rows
-are in.
-"""
+"""The sink: writes records into tables, in batches. Offsets are committed after the rows."""
 
 import threading
 from collections.abc import Callable
@@ -43,8 +41,8 @@ class Sink:
         }
 
     def run_once(self, wait_s: float = 0.0) -> int:
-        """Insert a batch of what is new, waiting for it up to `wait_s`; return how many records
-        that was.
+        """Insert one batch of new records; wait for them up to `wait_s`. Return how many there
+        were.
         """
         records = self._log.fetch(self._positions, BATCH, wait_s)
         if not records:
@@ -88,5 +86,6 @@ def follow(open_log: Callable[[], Log], connect: Callable[[], Any], stop: thread
         sink = Sink(log, connect())
         while not stop.is_set():
             sink.run_once(WAIT_S)
-            stop.wait(EVERY_S)  # many rows an insert: each insert is a part on disk
+            # Let rows gather: each insert becomes a part on disk, whatever its size.
+            stop.wait(EVERY_S)
         sink.catch_up()

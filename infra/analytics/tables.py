@@ -1,8 +1,9 @@
-"""The tables: one a topic, each row an event, told apart by where it lies.
+"""The tables: one for each topic, one row for each event.
 
-ReplacingMergeTree collapses rows with one sort key, and every sort key ends in (partition, offset,
-index). A batch that is inserted again after a crash, cut in whatever way, is read once with FINAL.
-Partition and sort columns come from the event, which never changes.
+ReplacingMergeTree keeps one of the rows with equal sort keys, and every sort key ends in
+(partition, offset, index). So a batch that is inserted again after a crash counts once when read
+with FINAL, also if it is cut differently. Partition and sort columns come from the event, which
+never changes.
 """
 
 from collections.abc import Callable
@@ -361,7 +362,7 @@ VIEWS: dict[str, str] = {
 
 
 def create_tables(client: Any) -> None:
-    """Create what is not there yet."""
+    """Create the missing tables, and replace the views."""
     for table in TABLES:
         client.command(table.definition)
     for name, query in VIEWS.items():

@@ -1,1 +1,1 @@
-"""The contract of a stream processor, and what a batch of records comes to."""
+"""The contract of a stream processor, and the processing of a batch of records."""

@@ -1,6 +1,4 @@
-"""What a batch of records comes to, on whatever log: outputs, changed states, and records set
-aside.
-"""
+"""The processing of a batch on any log: its outputs, changed states, and records set aside."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,7 +30,7 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StateChange(Generic[S]):
-    """What a key's state becomes; a state of None forgets it."""
+    """The new state of a key; None deletes it."""
 
     state: S | None
     deadline: datetime | None
@@ -43,7 +41,7 @@ class BatchOutput:
     """An event to write.
 
     Attributes:
-        partition: in which the record or the key lies that it was made from.
+        partition: partition of the record or key that it was made from.
     """
 
     partition: int
@@ -52,26 +50,26 @@ class BatchOutput:
 
 @dataclass(frozen=True)
 class Batch(Generic[S]):
-    """What is to be written for a batch."""
+    """Everything to write for a batch."""
 
     outputs: list[BatchOutput] = field(default_factory=list)
     changes: dict[Key, StateChange[S]] = field(default_factory=dict)
 
     def apply(self, key: Key, outcome: Outcome[S]) -> None:
-        """Add what became of one record or deadline."""
+        """Add the outcome of one record or deadline."""
         self.outputs.extend(BatchOutput(key[0], event) for event in outcome.records)
         self.changes[key] = StateChange(outcome.state, outcome.deadline)
 
 
 class StateReader(Protocol[Held]):
-    """The stored states of a processor's keys, kept as objects as long as memory allows."""
+    """The stored states of a processor's keys, cached as objects while memory allows."""
 
     def get(self, key: Key) -> Held | None:
-        """Return a key's stored state, None where there is none."""
+        """Return the stored state of a key; None if there is none."""
         ...
 
     def clear(self) -> None:
-        """Forget the objects: one may be half changed. What is stored stays."""
+        """Drop the cached objects, because one may be half changed. Stored states stay."""
         ...
 
 
@@ -82,11 +80,10 @@ def batch_outcome(
     due: Sequence[Key],
     time: datetime,
 ) -> Batch[S]:
-    """Return what a processor makes of records, and then of deadlines of keys that no record
-    touched.
+    """Return the outcome of the records, and then of the deadlines of keys that no record touched.
 
-    A failure may leave a state half changed, so the batch starts again from the stored states: a
-    failed record is set aside as a dead letter, a failed deadline is put off by `DEADLINE_RETRY`.
+    A failure may leave a state half changed. So the batch starts again from the stored states, with
+    the failed record set aside as a dead letter.
     """
     set_aside: dict[str, Outgoing] = {}
     put_off: set[Key] = set()

@@ -1,4 +1,4 @@
-"""Dead letters: looked at, and put back where they came from once their reason is gone."""
+"""Dead letters: read them, and append them to their topics again when the reason is gone."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,10 +16,10 @@ def dead_letters(log: Log) -> Iterator[tuple[int, DeadLetterEvent]]:
 
 
 def put_back(log: Log, letters: Iterable[tuple[int, DeadLetterEvent]]) -> int:
-    """Append dead letters to the topics they came from and return how many.
+    """Append dead letters to the topics they came from; return how many.
 
-    Key, bytes and headers are those of the record that was set aside, so every group that reads the
-    topic sees it again; those that had taken it in know it by its event id.
+    Key, bytes and headers are those of the original record, so every group that reads the topic
+    sees it again. A group that has processed it already recognises its event id.
     """
     records = [restored(number, event) for number, event in letters]
     log.append(records)

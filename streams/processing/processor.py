@@ -24,13 +24,13 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[S]):
-    """What processing made of a record.
+    """The result of processing a record.
 
     Attributes:
-        records: to be written, in order.
-        state: what to remember under the key; None forgets it.
-        deadline: when `expire` should be called for the key if nothing else sets another; None for
-            never.
+        records: events to write, in order.
+        state: new state of the key; None deletes it.
+        deadline: when to call `expire` for the key, unless a later outcome sets another time; None
+            for never.
     """
 
     records: tuple[Outgoing, ...] = ()
@@ -41,18 +41,18 @@ class Outcome(Generic[S]):
 class Processor(ABC, Generic[S]):
     """A pure function from a key's state and a record to new records and a new state.
 
-    It has no clock and no transport: time comes with the record or with `expire`, and what it must
-    look up (an artifact by its hash, a grade from a judge) is handed to it when it is built. Its
-    outputs carry ids derived from their source, so that writing them twice is writing them once.
+    It has no clock and no transport: time comes with the record or with `expire`. What it must look
+    up (an artifact by its hash, a grade from a judge) is given to its constructor. The ids of its
+    outputs are derived from their source, so a repeated output counts once.
 
     Attributes:
-        name: unique among the processors of an installation; dead letters and event ids carry it.
-        topics: what it reads; all with the same key and number of partitions, so a key's state is
-            local.
-        batch: most records that are committed together. Few where one takes long: a worker that
-            dies repeats them.
-        max_attempts: how often a record is tried that raises TransientError; one that asks a server
-            wants several.
+        name: unique among the processors of an installation; part of dead letters and event ids.
+        topics: topics that it reads. All have the same key and number of partitions, so the state
+            of a key is local.
+        batch: most records that are committed together. Keep it small if a record takes long: after
+            a crash the whole batch is repeated.
+        max_attempts: attempts for a record that raises TransientError. A processor that asks a
+            server wants several.
     """
 
     name: str
@@ -62,14 +62,14 @@ class Processor(ABC, Generic[S]):
 
     @property
     def group(self) -> str:
-        """Its consumer group; legal as a part of a Kafka topic's name, which its states' topic is
-        named by.
+        """Consumer group of the processor. It also names the Kafka topic of its states, so it is
+        legal there.
         """
         return PREFIX + re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
 
     def concerns(self, source: Record) -> bool:  # noqa: ARG002
-        """Return whether a record can matter, from its key and headers alone; what cannot is not
-        even decoded.
+        """Return whether a record can matter, judged by its key and headers. Other records are not
+        decoded.
         """
         return True
 
@@ -82,7 +82,7 @@ class Processor(ABC, Generic[S]):
 
         Raises:
             RejectedRecordError: the record can never be processed; it becomes a dead letter.
-            TransientError: it may succeed later; raised before `state` is touched.
+            TransientError: it may succeed later. Raise it before `state` is changed.
         """
 
     def handle_all(self, state: S | None, events: Sequence[AnyEvent], source: Record) -> Outcome[S]:
@@ -101,11 +101,11 @@ class Processor(ABC, Generic[S]):
         return Outcome(tuple(outputs), outcome.state, outcome.deadline)
 
     def expire(self, state: S, key: str, now: datetime) -> Outcome[S]:  # noqa: ARG002
-        """Process the passing of a key's deadline. By default the state is forgotten."""
+        """Handle the passed deadline of a key. By default the state is deleted."""
         return Outcome()
 
     def state_key(self, source: Record) -> str:
-        """Return the key that a record's state lies under: its own key."""
+        """Return the key of a record's state; by default the record's own key."""
         return (source.key or b"").decode("utf-8", "replace")
 
     @abstractmethod
@@ -118,7 +118,7 @@ class Processor(ABC, Generic[S]):
 
 
 class FailedRecordError(Exception):
-    """A record that must become a dead letter; its cause is the error that says why."""
+    """A record must become a dead letter. The cause of this error is the reason."""
 
     def __init__(self, dead_letter: Outgoing) -> None:
         super().__init__(dead_letter.event.payload.error_message)
@@ -130,19 +130,18 @@ class FailedDeadlineError(Exception):
 
 
 def process(processor: Processor[S], state: S | None, source: Record) -> Outcome[S]:
-    """Decode a record and hand it to the processor; what may pass is tried again first.
+    """Decode a record and process it. Transient errors are tried again.
 
     Raises:
-        FailedRecordError: with the dead letter to write in the record's place. `state` must be read
-            anew, because the processor may have been in the middle of changing it.
+        FailedRecordError: holds the dead letter to write in the record's place. Read `state` again
+            from the store, because the processor may have half changed it.
     """
     attempts = 0
     try:
         events = decode_all(TOPICS[source.topic].event, source.value)
         if processor.max_attempts == 1:
-            return _checked(
-                processor.handle_all(state, events, source)
-            )  # a Retrying costs more than most records do
+            # A `Retrying` costs more time than most records.
+            return _checked(processor.handle_all(state, events, source))
         for attempt in Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_attempt(processor.max_attempts),
@@ -154,9 +153,8 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
                 outcome = _checked(processor.handle_all(state, events, source))
     except UndecodableError as error:
         raise FailedRecordError(dead_letter(processor.name, source, error, 1)) from error
-    except (
-        Exception
-    ) as error:  # any bug in a processor must set the record aside, not lose it or stop the stream
+    # A bug in a processor must set the record aside, not lose it and not stop the stream.
+    except Exception as error:
         raise FailedRecordError(
             dead_letter(processor.name, source, error, max(attempts, 1))
         ) from error

@@ -1,4 +1,4 @@
-"""How far an installation's processors are behind the log."""
+"""Lag: how many records the processors of an installation have still to read."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,11 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from streams.processing.processor import Processor
 from streams.storage.log import Log
 
+# The lag must stay 0 this long: outputs may reach the log just after their source was read.
 SETTLED_FOR_S = 0.3
 STAGES = 8
-"""From a span to a learner's order: join, judge, join, examples, batch or promotion, and what
-follows from those.
+"""Stages from a span to a learner's order: join, judge, join, examples, batch or promotion, and
+those after them.
 """
 
 
@@ -28,12 +29,12 @@ def lag(log: Log, processor: Processor[Any]) -> dict[tuple[str, int], int]:
 
 
 def behind(log: Log, processor: Processor[Any]) -> int:
-    """Return how many records a processor has still to read."""
+    """Return how many records a processor has still to read, in total."""
     return sum(lag(log, processor).values())
 
 
 def lag_metrics(log: Log, processors: Sequence[Processor[Any]]) -> bytes:
-    """Return the lag of every group and partition as Prometheus reads it."""
+    """Return the lag of every group and partition in Prometheus's format."""
     gauge = Gauge(
         "everloop_consumer_lag",
         "Records that a consumer group has still to read.",
@@ -47,7 +48,7 @@ def lag_metrics(log: Log, processors: Sequence[Processor[Any]]) -> bytes:
 
 
 def wait_until_drained(log: Log, processors: Sequence[Processor[Any]], timeout_s: float) -> None:
-    """Return when every processor has read all there is, and nothing new has come for a moment.
+    """Return when every processor has read everything, and nothing new came for `SETTLED_FOR_S`.
 
     Raises:
         NotDrainedError: it took longer than `timeout_s`.
@@ -66,8 +67,9 @@ def wait_until_drained(log: Log, processors: Sequence[Processor[Any]], timeout_s
 
 
 def wait_until_taken(log: Log, processors: Sequence[Processor[Any]], timeout_s: float) -> None:
-    """Return when what is on the log now, and all that follows from it, was processed; what comes
-    meanwhile may wait.
+    """Return when everything on the log now, and everything that follows from it, is processed.
+
+    Records that come meanwhile may still be unread.
 
     Raises:
         NotDrainedError: it took longer than `timeout_s`.

@@ -1,1 +1,1 @@
-"""What is kept: the log, on SQLite or on Kafka, and the artifact store."""
+"""Storage: the log, on SQLite or on Kafka, and the artifact store."""

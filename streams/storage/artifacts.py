@@ -32,9 +32,7 @@ class ArtifactStore:
         self._folder = folder
 
     def put(self, content: bytes, media_type: str) -> Artifact:
-        """Store bytes and return their reference. Atomic, and repeatable: equal bytes are one
-        file.
-        """
+        """Store bytes and return their reference. Atomic; equal bytes share one file."""
         digest = sha256(content).hexdigest()
         path = self._path(digest)
         if not path.exists():
@@ -55,7 +53,7 @@ class ArtifactStore:
         """Return the bytes of an artifact.
 
         Raises:
-            RejectedRecordError: it is not here, or its bytes are not those it names.
+            RejectedRecordError: it is not in the store, or its bytes do not match its hash.
         """
         path = self._path(artifact.sha256)
         try:
@@ -65,12 +63,14 @@ class ArtifactStore:
                 f"artifact {artifact.sha256} is not in {self._folder}"
             ) from error
         if sha256(content).hexdigest() != artifact.sha256:
-            raise RejectedRecordError(f"artifact {path} is damaged: its hash is not its name")
+            raise RejectedRecordError(
+                f"artifact {path} is damaged: its bytes do not match its hash"
+            )
         return content
 
     def put_folder(self, folder: Path) -> Artifact:
-        """Store a folder: each file by its own hash, and a list of them, whose reference is
-        returned.
+        """Store each file of a folder by its hash, and a list of the files; return the list's
+        reference.
         """
         files = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -85,10 +85,12 @@ class ArtifactStore:
         return self.put(orjson.dumps({"files": files}, option=orjson.OPT_SORT_KEYS), FOLDER_TYPE)
 
     def get_folder(self, artifact: Artifact, folder: Path) -> Path:
-        """Lay a stored folder out, and return it; one that is there already was laid out whole.
+        """Write a stored folder's files to `folder` and return it. A folder that exists is complete
+        already.
 
         Raises:
-            RejectedRecordError: it is no folder, or a file of it is missing or damaged.
+            RejectedRecordError: the artifact is not a folder, or one of its files is missing or
+                damaged.
         """
         if folder.exists():
             return folder
@@ -109,11 +111,12 @@ class ArtifactStore:
                 copy.hardlink_to(source)
             except OSError:  # another file system
                 shutil.copyfile(source, copy)
+        # Renamed last, so that a folder of this name is always complete.
         partial.rename(folder)
         return folder
 
     def _keep(self, path: Path) -> str:
-        """Copy a file to where its hash says, in bounded memory."""
+        """Copy a file into the store, in bounded memory; return its hash."""
         digest = _digest(path)
         kept = self._path(digest)
         if not kept.exists():
@@ -122,7 +125,8 @@ class ArtifactStore:
             shutil.copyfile(path, partial)
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
-            partial.chmod(0o444)  # folders that are laid out share it
+            # Restored folders are hard links to this file, so nobody may write to it.
+            partial.chmod(0o444)
             partial.replace(kept)
         return digest
 

@@ -2,23 +2,24 @@
 
 
 class StreamError(Exception):
-    """Base of what goes wrong between a log and its processors."""
+    """Base of the errors between a log and its processors."""
 
 
 class LogUnavailableError(StreamError):
-    """The log cannot be read or written now. Keep what you have and try again later."""
+    """The log cannot be read or written now. Keep your records and try again later."""
 
 
 class LogUnreadableError(StreamError):
-    """This is no log of ours, or one of a newer version. Trying again will not help; the message
-    says what to do.
+    """This is not a log of Everloop, or it was written by a newer version.
+
+    Another attempt will not help. The message says what to do.
     """
 
 
 class TransientError(StreamError):
-    """Processing may succeed when tried again: a server did not answer.
+    """Processing may succeed when tried again; for example, a server did not answer.
 
-    A processor raises it before it touches its state.
+    A processor raises it before it changes its state.
     """
 
 
@@ -27,6 +28,4 @@ class RejectedRecordError(StreamError):
 
 
 class LeaseLostError(StreamError):
-    """Another worker has taken the partition. Drop what was not committed; nothing of it was
-    written.
-    """
+    """Another worker has the partition now. Drop what was not committed; none of it was written."""

@@ -1,4 +1,4 @@
-"""Records: what lies on a log, and what is about to."""
+"""Records: those on a log, and those to append."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,29 +14,30 @@ Headers = tuple[tuple[str, bytes], ...]
 BATCH_MAX_BYTES = 256 * 1024
 
 MAX_RECORD_BYTES = 24 * 1024 * 1024
-"""Largest record: the largest request the gateway takes, and its answer. A dead letter may be twice
-as large.
+"""Largest record: the largest request that the gateway takes, with its answer.
+
+A dead letter may be twice as large.
 """
 
 REWARD_REVISION_HEADER = "reward-revision"
-"""Header of a trajectory: its reward revision in decimal, so that who waits for a reward need not
-decode it.
+"""Header of a trajectory: its reward revision in decimal, so that a reader need not decode the
+event.
 """
 
 REPLAYED_HEADER = "replayed-from"
-"""Header of a dead letter that was put back: where the dead letter lies."""
+"""Header of a record that was a dead letter: the position of the dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record as it lies on the log.
+    """A record on the log.
 
     Attributes:
-        offset: position in its partition, from 0; never reused.
-        timestamp_ms: when it was appended, milliseconds since the unix epoch.
-        sequence: position in the whole log, for logs that keep one; 0 otherwise. Orders records of
-            several partitions.
-        index: which of the record's events is meant, from 0.
+        offset: position in its partition, from 0; never used again.
+        timestamp_ms: when it was appended, in milliseconds since the unix epoch.
+        sequence: position in the whole log, which orders records of several partitions; 0 on logs
+            without one.
+        index: which event of the record is meant, from 0.
     """
 
     topic: str
@@ -51,7 +52,7 @@ class Record:
 
     @property
     def position(self) -> str:
-        """Where it lies, for messages and identifiers."""
+        """Topic, partition and offset, for messages and identifiers."""
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
 

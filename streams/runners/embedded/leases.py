@@ -1,9 +1,9 @@
-"""Leases: which worker of a consumer group processes which partition, so that several share one
+"""Leases: which worker of a consumer group processes which partition, so that workers share one
 log.
 
-A worker announces itself, takes free or expired partitions up to its fair share, and renews what it
-holds. Each lease has an epoch that grows when it changes hands: a commit checks it in its own
-transaction, so a worker that lost a partition while it was busy writes nothing.
+A worker announces itself, takes free or expired partitions up to its fair share, and renews the
+ones it holds. Each lease has an epoch that grows when the lease changes hands. A commit checks the
+epoch in its own transaction, so a worker that lost a partition while it was busy writes nothing.
 """
 
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ class Leases:
         """Partition to epoch."""
 
     def refresh(self) -> bool:
-        """Renew, take and give up leases where it is time to; return whether the set of partitions
+        """Renew, take and give up leases when it is time; return whether the set of partitions
         changed.
         """
         now_ms = to_milliseconds(now())
@@ -53,13 +53,16 @@ class Leases:
         with self._log.transaction():
             share = self._announce(now_ms)
             self._renew(now_ms)
+            # Release before taking: a worker with more than its share must first make room for a
+            # new one.
             self._release(sorted(self.held)[share:])
             self._take(share - len(self.held), now_ms)
+        # Renew at a third, so that two renewals may fail before the lease ends.
         self._renew_at_ms = now_ms + self._lease_ms // 3
         return self.held != before
 
     def verify_within(self) -> None:
-        """Check inside the caller's transaction that every lease is still this worker's.
+        """Check, inside the caller's transaction, that this worker still holds every lease.
 
         Raises:
             LeaseLostError: another worker took a partition.
@@ -74,12 +77,12 @@ class Leases:
             )
 
     def forget(self) -> None:
-        """Drop all knowledge of what is held, so that the next refresh reads it anew."""
+        """Forget the held leases, so that the next refresh reads them from the log."""
         self.held = {}
         self._renew_at_ms = 0
 
     def leave(self) -> None:
-        """Give up every lease at once, so that others need not wait for them to expire."""
+        """Give up every lease at once, so that others need not wait until they expire."""
         with self._log.transaction():
             self._release(list(self.held))
             self._log.connection.execute(
@@ -88,7 +91,7 @@ class Leases:
             )
 
     def _announce(self, now_ms: int) -> int:
-        """Say that this worker lives; return how many partitions are its share."""
+        """Announce that this worker lives; return its share, in partitions."""
         execute = self._log.connection.execute
         execute(
             "DELETE FROM members WHERE consumer_group = ? AND expires_ms < ?", (self._group, now_ms)

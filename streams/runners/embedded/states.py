@@ -1,6 +1,4 @@
-"""The states of one consumer group's keys: cached as objects, stored as bytes in the transaction of
-their offsets.
-"""
+"""The states of a consumer group: cached as objects, stored in the transaction of their offsets."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,7 +14,7 @@ S = TypeVar("S")
 
 
 class CachedStates(Generic[S]):
-    """Reads states through a bounded cache of the most recently used keys."""
+    """Reads states through a bounded cache of the last used keys."""
 
     def __init__(self, log: EmbeddedLog, processor: Processor[S], capacity: int = 4096) -> None:
         self._log = log
@@ -25,7 +23,7 @@ class CachedStates(Generic[S]):
         self._cache: OrderedDict[Key, S] = OrderedDict()
 
     def get(self, key: Key) -> S | None:
-        """Return a key's committed state, None where there is none."""
+        """Return the committed state of a key; None if there is none."""
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
@@ -73,7 +71,7 @@ class CachedStates(Generic[S]):
         )
 
     def remember(self, changes: dict[Key, StateChange[S]]) -> None:
-        """Take committed changes into the cache."""
+        """Add committed changes to the cache."""
         for key, change in changes.items():
             self._cache.pop(key, None)
             if change.state is not None:
@@ -82,5 +80,7 @@ class CachedStates(Generic[S]):
             self._cache.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget the cache, because a state in it may be half changed or no longer ours."""
+        """Empty the cache, because a state in it may be half changed or belong to another worker
+        now.
+        """
         self._cache.clear()

@@ -1,4 +1,4 @@
-"""Opening the SQLite file behind the embedded log, and its transactions."""
+"""The SQLite file of the embedded log: how it is opened, and its transactions."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -57,9 +57,11 @@ def open_database(
 
 
 def _use_wal(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
-    """Switch to write-ahead logging. While another connection is switching, SQLite says at once
-    that it is locked,
-    without the wait it makes elsewhere."""
+    """Switch to write-ahead logging.
+
+    SQLite does not wait here if another connection is switching: it fails at once. So this tries
+    again.
+    """
     for attempt in Retrying(
         retry=retry_if_exception_type(sqlite3.OperationalError),
         stop=stop_after_delay(busy_timeout_s),
@@ -95,6 +97,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Run the block in one write transaction; any exception rolls it back."""
+    # Take the write lock now: a lock taken at the first write could fail after the reads.
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -106,7 +109,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the block's reads on the file as it is now, whatever others commit meanwhile."""
+    """Run the block's reads on one state of the file, whatever others commit meanwhile."""
     if connection.in_transaction:
         yield
         return

@@ -1,6 +1,4 @@
-"""The embedded log: Kafka's model (topics, partitions, offsets, groups, headers, compaction) in one
-SQLite file.
-"""
+"""The embedded log: Kafka's topics, partitions, offsets, groups and compaction in SQLite."""
 
 import sqlite3
 import time
@@ -28,6 +26,7 @@ from streams.storage.errors import LogUnavailableError, LogUnreadableError
 from streams.storage.partitions import partition_of
 from streams.storage.records import Headers, NewRecord, Record
 
+# Followers that are a day behind must still see that a key was deleted.
 TOMBSTONE_GRACE = timedelta(days=1)
 _POLL_S = 0.005
 
@@ -57,7 +56,7 @@ class EmbeddedLog:
         self._data_version = -1
 
     def close(self) -> None:
-        """Close the connection; what was not committed is rolled back."""
+        """Close the connection. Uncommitted changes are rolled back."""
         self.connection.close()
 
     def __enter__(self) -> Self:
@@ -200,9 +199,7 @@ class EmbeddedLog:
     def committed(
         self, group: str, topics: Iterable[str], partitions: Iterable[int]
     ) -> dict[tuple[str, int], int]:
-        """Return the next offset a group will read, by topic and partition; the beginning where it
-        has read nothing.
-        """
+        """Return the next offset of a group, by topic and partition; 0 if it has read nothing."""
         wanted = list(partitions)
         positions: dict[tuple[str, int], int] = {}
         for topic in topics:
@@ -271,9 +268,7 @@ class EmbeddedLog:
         )
 
     def wait_for_change(self, timeout_s: float) -> bool:
-        """Return True as soon as another connection has committed since the last call, False after
-        `timeout_s`.
-        """
+        """Return True as soon as another connection has committed, or False after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while True:
             version = self._rows("PRAGMA data_version")[0][0]
@@ -296,9 +291,7 @@ class EmbeddedLog:
             )
 
     def used_bytes(self) -> int:
-        """Return how much of the file is in use; what was deleted is used again before the file
-        grows.
-        """
+        """Return the used bytes of the file. Deleted space is used again before the file grows."""
         pages, free, size = (
             self._rows(f"PRAGMA {name}")[0][0]
             for name in ("page_count", "freelist_count", "page_size")
@@ -367,8 +360,9 @@ class EmbeddedLog:
 
 @contextmanager
 def _translate_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours: a locked, full or vanished disk may come back, a damaged file
-    will not.
+    """Turn SQLite's errors into ours.
+
+    A locked, full or vanished disk may come back; a damaged file will not.
     """
     try:
         yield
