@@ -86,7 +86,7 @@ def test_the_clients_wheel_is_typed_and_needs_httpx_only(wheels: dict[str, Path]
 def test_everloop_its_client_and_openais_agents_sdk_share_an_environment(
     wheels: dict[str, Path], tmp_path: Path, gateway: Gateway
 ) -> None:
-    python = _environment(tmp_path / "both", *map(str, wheels.values()), "openai-agents")
+    python = _environment(tmp_path / "both", *map(str, wheels.values()), "openai-agents==0.24.0")
     _run(python, tmp_path, OWNERS)
     _run(python, tmp_path, _code("docs/adopting.md", "from agents import", gateway))
     _run(python, tmp_path, _code("agents/client/README.md", "everloop_client", gateway))
