@@ -278,8 +278,8 @@ def pack_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_Answer]:
-    """Return the answers in the examples after all corrections, in order, as the configuration
-    selects.
+    """Return the answers in the examples after all corrections and retractions, in order, as the
+    configuration selects.
     """
     newest: dict[tuple[str, str], ExampleEvent] = {}
     for event in examples:
@@ -287,6 +287,7 @@ def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_A
             # A correction repeats an example with the same last source, and replaces the earlier
             # one.
             newest[event.payload.body.head, event.payload.source_event_ids[-1]] = event
+    newest = {name: event for name, event in newest.items() if not event.payload.retracted}
     latest = max((event.time for event in newest.values()), default=None)
     found = []
     for event in newest.values():

@@ -61,7 +61,7 @@ def rewarded_by(
         example = event.payload
         if not isinstance(example.body, BanditExample):
             continue
-        if reward is not None:
+        if reward is not None and not example.retracted:
             value = _new_reward(reward, example)
             if value is None:
                 continue
@@ -108,6 +108,8 @@ def held_out(events: Iterable[ExampleEvent], config: BanditConfig) -> list[Logge
         body = event.payload.body
         if event.payload.split != "train" and isinstance(body, BanditExample):
             newest[body.decision_id] = Logged(body.decision, earned(event.payload, config))
+            if event.payload.retracted:
+                del newest[body.decision_id]
     return list(newest.values())
 
 

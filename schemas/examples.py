@@ -61,6 +61,8 @@ class Example(EventData):
         target: logical name of the learner's target; also the key of the record.
         reward: the rollout's reward.
         reward_revision: 1 for the first reward; higher for a correction of an earlier example.
+        retracted: whether the example has no reward any more. It counts as never given, and
+            `reward` is the one that it had. It may be rewarded again, with a higher revision.
         criteria: the scores that the reward was made of, by criterion.
         expected: label of the task, if there is one.
         cost: cost of its model call, or of all calls of the rollout, in the unit of the endpoints'
@@ -74,6 +76,7 @@ class Example(EventData):
     group: Name = "default"
     reward: UnitInterval
     reward_revision: int = Field(ge=1)
+    retracted: bool = False
     criteria: dict[str, UnitInterval] = {}
     expected: JsonValue = None
     cost: float = Field(default=0.0, ge=0.0)

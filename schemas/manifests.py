@@ -16,7 +16,7 @@ class Manifest(EventData):
         target: logical name of the learner's target.
         head: kind of the examples.
         ranges: offsets on the topic of examples; examples of another target or head are skipped.
-        examples: number of examples.
+        examples: number of examples; retractions lie there too and are not counted.
         number: 1 for the target's first batch, one more for each later one.
     """
 

@@ -142,6 +142,8 @@ def logged_decisions(
             ):
                 decision = example.body.decision
                 newest[example.body.decision_id] = Logged(decision, earned(example, config))
+                if example.retracted:
+                    del newest[example.body.decision_id]
     yield from newest.values()
 
 

@@ -33,6 +33,8 @@ class Observation:
         propensity: probability that the choice had, in (0, 1].
         slate: number of candidates.
         value: the learned reward, costs subtracted.
+        retracted: whether the reward was taken back. The decision then teaches nothing. It keeps
+            its place, because a reward may come after all.
     """
 
     decision_id: str
@@ -40,6 +42,7 @@ class Observation:
     propensity: float
     slate: int
     value: float
+    retracted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the observation as JSON, exact to the bit."""
@@ -77,7 +80,9 @@ class Knowledge:
     _detector: "ADWIN | None" = None
 
     def learn(self, observation: Observation, config: BanditConfig) -> None:
-        """Learn one example."""
+        """Learn one example. An example that was retracted changes nothing."""
+        if observation.retracted:
+            return
         believed = self.regressor.predict_one(observation.x)
         error = observation.value - believed
         recent = max(1.0 - 0.5 ** (1.0 / config.error_halflife), 1.0 / (self.examples + 1))

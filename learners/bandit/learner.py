@@ -40,8 +40,8 @@ class BanditState:
         snapshot: knowledge before the recent examples, as bytes.
         knowledge: the snapshot with the recent examples learned.
         recent: examples whose reward may still be corrected, in the order learned.
-        corrected: number of corrections learned; each undid the reward before it.
-        uncorrected: number of corrections that came too late, or for decisions never learned.
+        corrected: number of corrections and retractions learned; each undid the reward before it.
+        uncorrected: number of those that came too late, or for decisions never learned.
     """
 
     snapshot: bytes
@@ -81,12 +81,16 @@ class BanditLearner:
         return BanditState(knowledge.to_bytes(), knowledge)
 
     def fold(self, state: BanditState, event: ExampleEvent) -> BanditState:
-        """Learn one rewarded decision, or the correction of one. Other events change nothing."""
+        """Learn one rewarded decision, or the correction or retraction of one.
+
+        Other events change nothing.
+        """
         example = event.payload
         if not isinstance(example.body, BanditExample) or example.split != "train":
             return state
         if example.reward_revision > 1:
-            return self._corrected(state, example.body.decision_id, taught(example, self.config))
+            value = taught(example, self.config)
+            return self._corrected(state, example.body.decision_id, value, example.retracted)
         observation = self._observation(event, example.body)
         state.knowledge.learn(observation, self.config)
         state.recent.append(observation)
@@ -162,13 +166,15 @@ class BanditLearner:
             value=taught(event.payload, config),
         )
 
-    def _corrected(self, state: BanditState, decision_id: str, value: float) -> BanditState:
-        """Learn the recent examples again, with the corrected reward of one decision."""
+    def _corrected(
+        self, state: BanditState, decision_id: str, value: float, retracted: bool
+    ) -> BanditState:
+        """Learn the recent examples again, with the corrected reward of one decision or none."""
         if all(observation.decision_id != decision_id for observation in state.recent):
             state.uncorrected += 1
             return state
         state.recent = [
-            replace(observation, value=value)
+            replace(observation, value=value, retracted=retracted)
             if observation.decision_id == decision_id
             else observation
             for observation in state.recent

@@ -36,9 +36,10 @@ class AdapterConfig(BaseModel):
 
 
 def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
-    """Return the examples in a rewarded trajectory, in a fixed order; none when it did not succeed.
+    """Return the examples in a trajectory, in a fixed order; none when it did not succeed.
 
-    A span's own reward counts for its example before the rollout's; what has neither is no example.
+    A span's own reward counts for its example before the rollout's. What has neither comes as
+    retracted, with a reward of 0: whoever was given it with a reward must be told.
     An answer that a person corrected is one more, as it should have been. Decisions of failed
     rollouts teach nothing either: a failure of the infrastructure says nothing of the choice.
     """
@@ -56,7 +57,8 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
             task_id=task.id if task else None,
             split=trajectory.rollout.split,
             group=trajectory.rollout.group,
-            reward=reward,
+            reward=0.0 if reward is None else reward,
+            retracted=reward is None,
             reward_revision=max(1, trajectory.reward_revision),
             criteria=criteria,
             expected=task.expected if task else None,
@@ -65,7 +67,6 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
             body=body,
         )
         for target, source, span_id, reward, body in _bodies(event, config)
-        if reward is not None
     ]
 
 
@@ -136,12 +137,13 @@ def _demonstrations(trajectory: Trajectory, target: str, nodes: frozenset[str]) 
     spans = {span.span_id: span for span in trajectory.spans}
     for event in trajectory.rewards:
         edit, span = event.payload.edit, spans.get(event.payload.target_span_id or "")
-        if edit is None or span is None or event.event_id in superseded or _node(span) not in nodes:
+        if edit is None or span is None or _node(span) not in nodes:
             continue
+        withdrawn = event.payload.retracted or event.event_id in superseded
         message = edit if isinstance(edit, dict) else {"content": str(edit)}
         messages = [*_messages(span, "input"), {"role": "assistant", **message}]
         body = SftExample(node=_node(span), messages=messages, tools=_tools(span))
-        yield target, event.event_id, span.span_id, 1.0, body
+        yield target, event.event_id, span.span_id, None if withdrawn else 1.0, body
 
 
 def _credited(

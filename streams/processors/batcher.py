@@ -64,9 +64,13 @@ class OpenBatch(BaseModel):
     dropped: bool = False
 
     def take(self, source: Record, event: ExampleEvent, config: BatchConfig) -> None:
-        """Add an example."""
+        """Add an example, or what retracts one."""
+        if event.payload.retracted and not self.examples:
+            return  # of a batch before, which says by offsets what it holds
         first, _ = self.ranges.get(source.partition, (source.offset, 0))
         self.ranges[source.partition] = (first, source.offset)
+        if event.payload.retracted:
+            return  # the trainer reads it, and leaves the example out
         self.examples += 1
         if self.closes is None and config.seconds is not None:
             self.closes = event.time + timedelta(seconds=config.seconds)

@@ -169,6 +169,11 @@ class Promotion(Processor[PromotionState]):
         last straw.
         """
         worth = self._worth(example)
+        if example.retracted:
+            # a wager cannot be taken back, so trials and tallies keep what they have counted
+            if isinstance(example.body, BanditExample):
+                state.evidence.pop(example.body.decision_id, None)
+            return Ruling()
         if isinstance(example.body, BanditExample) and example.split == "validation":
             item = Evidence(decision=example.body.decision, reward=worth)
             state.evidence[example.body.decision_id] = item

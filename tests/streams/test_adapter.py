@@ -112,7 +112,10 @@ def test_a_rejected_proposal_earns_no_credit_unless_asked_for() -> None:
 
 def test_nothing_is_learned_without_a_reward_or_from_a_failure() -> None:
     decision = events.decision("r", ["a"], 0)
-    assert examples_of(trajectory(decision), CONFIG) == []
+    assert [e.retracted for e in examples_of(trajectory(decision), CONFIG)] == [True]
+    unrewarded = trajectory(decision)
+    router = ExampleRouter(CONFIG, timedelta(days=1))
+    assert router.handle(None, unrewarded, events.record(unrewarded, 0)).records == ()
     failed = trajectory(
         decision, events.reward("r", 0.5), end=events.rollout("r", RolloutState.FAILED)
     )
@@ -213,7 +216,7 @@ def test_a_span_with_its_own_reward_is_a_example_of_that_reward() -> None:
     )
     of_span = events.reward("r", 0.25, target_span_id=first.span_id)
     alone = examples_of(trajectory(first, second, of_span), CONFIG)
-    assert [(example.reward, example.source_event_ids[1]) for example in alone] == [
+    assert [(e.reward, e.source_event_ids[1]) for e in alone if not e.retracted] == [
         (0.25, first.event_id)
     ]
     both = examples_of(trajectory(first, second, of_span, events.reward("r", 0.75)), CONFIG)
