@@ -4,7 +4,6 @@ import getpass
 import socket
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -14,12 +13,11 @@ from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.envelope import AnyEvent
 from schemas.keys import ApiKey, KeyEvent, Scope
 from schemas.routes import Route, RouteEvent, RouteTarget
-from schemas.serialization import decode_all
 from schemas.topics import AUDIT, CHECKPOINTS, KEYS, ROUTES, Topic
-from streams.storage.log import Log, read_all
+from streams.storage.log import Log
 from streams.storage.records import NewRecord, Outgoing
-
-E = TypeVar("E", bound=AnyEvent)
+from streams.views.events import events_on
+from streams.views.routes import RouteHistory, newest_routes, served_versions
 
 
 class OperatingError(Exception):
@@ -33,12 +31,12 @@ def local_actor() -> str:
 
 def keys_on(log: Log) -> dict[str, ApiKey]:
     """Return all keys by id, revoked ones too."""
-    return {event.payload.id: event.payload for event in _events(log, KEYS, KeyEvent)}
+    return {event.payload.id: event.payload for event in events_on(log, KEYS)}
 
 
 def routes_on(log: Log) -> dict[str, Route]:
     """Return what is served by logical name."""
-    return {event.payload.name: event.payload for event in _events(log, ROUTES, RouteEvent)}
+    return newest_routes(events_on(log, ROUTES))
 
 
 def checkpoints_on(log: Log, name: str) -> dict[str, Checkpoint]:
@@ -46,7 +44,7 @@ def checkpoints_on(log: Log, name: str) -> dict[str, Checkpoint]:
     artifact.
     """
     found: dict[str, Checkpoint] = {}
-    for event in _events(log, CHECKPOINTS, CheckpointEvent):
+    for event in events_on(log, CHECKPOINTS):
         change = event.payload
         if change.name != name:
             continue
@@ -159,26 +157,17 @@ def roll_back(log: Log, actor: str, name: str, reason: str) -> Route:
     Raises:
         OperatingError: nothing else was served before.
     """
-    history = [
-        event.payload for event in _events(log, AUDIT, AuditEvent) if event.payload.subject == name
-    ]
-    served = [
-        event.payload for event in _events(log, ROUTES, RouteEvent) if event.payload.name == name
-    ]
-    if not served:
+    history = RouteHistory(name)
+    for event in events_on(log, ROUTES, AUDIT):
+        history.apply(event)
+    if not history.steps:
         raise OperatingError(f"there is no route {name!r}; see `everloop routes list`")
-    now = _versions(served[-1])
-    earlier = [route for route in served[:-1] if _versions(route) != now]
-    earlier += [
-        Route.model_validate(a.before)
-        for a in history
-        if a.before and _versions(Route.model_validate(a.before)) != now
-    ]
-    if not earlier:
+    now = served_versions(history.steps[-1])
+    if len(history.steps) == 1:
         raise OperatingError(
             f"nothing but {', '.join(now)} was ever served as {name}, as far as the log still says"
         )
-    back = earlier[-1]
+    back = history.steps[-2]
 
     def change(_: Route | None) -> tuple[Route, list[Checkpoint]]:
         known = checkpoints_on(log, name)
@@ -233,7 +222,7 @@ def drain(log: Log, actor: str, name: str, version: str, reason: str) -> Route:
     """
 
     def change(before: Route | None) -> tuple[Route, list[Checkpoint]]:
-        if before is None or version not in _versions(before):
+        if before is None or version not in served_versions(before):
             raise OperatingError(f"{name} does not serve {version!r}; see `everloop routes list`")
         targets = [
             t.model_copy(update={"weight": 0.0}) if t.version == version else t
@@ -328,10 +317,6 @@ def _moved(checkpoint: Checkpoint, state: CheckpointState, reason: str) -> Check
     return checkpoint.model_copy(update={"state": state, "reason": reason, "metrics": {}})
 
 
-def _versions(route: Route) -> list[str]:
-    return [target.version for target in route.targets if target.weight > 0]
-
-
 def _shown(key: ApiKey) -> BaseModel:
     return key.model_copy(update={"sha256": "0" * 64})
 
@@ -357,14 +342,3 @@ def _audit(
         after=after.model_dump(mode="json") if after else None,
     )
     return _record(AUDIT, subject, AuditEvent(payload=payload))
-
-
-def _events(log: Log, topic: Topic, kind: type[E]) -> list[E]:
-    """Return a topic's events by the time they happened; partitions of Kafka have no common
-    order.
-    """
-    records = [record for record in read_all(log, topic.name) if record.value is not None]
-    records.sort(
-        key=lambda record: (record.sequence, record.timestamp_ms, record.partition, record.offset)
-    )
-    return [event for record in records for event in decode_all(kind, record.value)]

@@ -3,7 +3,7 @@ topics.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
 
@@ -17,11 +17,10 @@ from schemas.envelope import AnyEvent, rollout_key
 from schemas.keys import KeyEvent, UsageEvent
 from schemas.rollouts import TERMINAL, RolloutEvent
 from schemas.routes import RouteEvent
-from schemas.serialization import UndecodableError, decode_all
-from schemas.topics import KEYS, LIGHTNING, ROLLOUTS, ROUTES, TOPICS, USAGE, Topic
+from schemas.topics import KEYS, LIGHTNING, ROLLOUTS, ROUTES, USAGE, Topic
 from streams.storage.errors import LogUnavailableError
 from streams.storage.log import Log, read_all
-from streams.storage.records import Record
+from streams.views.events import events_of
 
 FOLLOWED: tuple[Topic, ...] = (ROUTES, KEYS, USAGE)
 logger = structlog.get_logger(__name__)
@@ -80,6 +79,8 @@ class Follower:
                 self._catch_up(log, self._poll_s)
             except LogUnavailableError as error:
                 logger.warning("cannot follow routes; what is served stays", error=str(error))
+                if log is not None:
+                    log.close()
                 log = None
                 self._stop.wait(1.0)
         if log is not None:
@@ -92,7 +93,7 @@ class Follower:
         self._catch_up(log)
         self._restore_rollouts(log)
         self._lightning.restore(
-            event for record in read_all(log, LIGHTNING.name) for event in _events(record)
+            event for record in read_all(log, LIGHTNING.name) for event in events_of(record)
         )
         self._begun = True
 
@@ -100,7 +101,7 @@ class Follower:
         while records := log.fetch(self._positions, 500, wait_s):
             wait_s = 0.0
             for record in records:
-                for event in _events(record):
+                for event in events_of(record):
                     self._take(event)
                 self._positions[record.topic, record.partition] = record.offset + 1
 
@@ -118,7 +119,7 @@ class Follower:
         opened: dict[str, RolloutEvent] = {}
         versions: dict[str, dict[str, str]] = {}
         for record in read_all(log, ROLLOUTS.name):
-            for change in _events(record):
+            for change in events_of(record):
                 assert isinstance(change, RolloutEvent)  # noqa: S101 - the topic holds nothing else
                 key = rollout_key(change.tenant, change.rollout_id)
                 if change.payload.state in TERMINAL:
@@ -131,14 +132,3 @@ class Follower:
             self._table.restore(key, versions[key], began.payload.group)
             if began.payload.agent == AGENT:
                 self._conversations.restore(began.tenant, began.rollout_id)
-
-
-def _events(record: Record) -> Iterable[AnyEvent]:
-    """Return a record's events; what cannot be read is passed over, and said."""
-    if record.value is None:
-        return ()
-    try:
-        return decode_all(TOPICS[record.topic].event, record.value)
-    except UndecodableError as error:
-        logger.error("record skipped", record=record.position, error=str(error))
-        return ()

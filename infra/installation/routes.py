@@ -12,11 +12,11 @@ from infra.installation.log import open_log
 from infra.runtime.errors import ConfigError
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteEvent, RouteTarget
-from schemas.serialization import decode
 from schemas.topics import ROUTES
 from streams.processors.promotion import baseline_route
-from streams.storage.log import Log, read_all
 from streams.storage.records import Outgoing
+from streams.views.events import events_on
+from streams.views.routes import newest_routes
 
 CONFIGURED = "configured:"
 RANDOM_POLICY = "random-policy"
@@ -41,7 +41,7 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
             f"no endpoint for {missing}; set models.NAME.base_url and models.NAME.model"
         )
     with open_log(settings) as log:
-        served = _served(log)
+        served = newest_routes(events_on(log, ROUTES))
         wanted = [*_model_routes(settings, simulator_url), *_choice_routes(settings)]
         wanted += [
             baseline_route(name)
@@ -101,12 +101,3 @@ def _learned(route: Route) -> bool:
 
 def _target(endpoint: Endpoint) -> RouteTarget:
     return RouteTarget(version=f"{CONFIGURED}{endpoint.model}", endpoint=endpoint)
-
-
-def _served(log: Log) -> dict[str, Route]:
-    routes: dict[str, Route] = {}
-    for record in read_all(log, ROUTES.name):
-        if record.value is not None:
-            route = decode(RouteEvent, record.value).payload
-            routes[route.name] = route
-    return routes

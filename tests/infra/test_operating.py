@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from infra.config.settings import Settings
 from infra.control.routes import (
     OperatingError,
     canary,
@@ -16,17 +17,19 @@ from infra.control.routes import (
     release,
     roll_back,
     routes_on,
+    set_route,
 )
+from infra.installation.routes import publish_initial_routes
 from learners.gate import GateConfig
 from schemas.audit import Audit, AuditEvent
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, CheckpointState
-from schemas.routes import Route, RouteEvent
+from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import AUDIT, CHECKPOINTS, ROUTES
 from streams.processors.promotion import Promotion, PromotionState, baseline_route
 from streams.storage.artifacts import ArtifactStore
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import Log
-from streams.storage.records import Outgoing
+from streams.storage.records import NewRecord, Outgoing
 from tests import events
 from tests.infra.conftest import Gateway, model_route, publish
 from tests.waiting import eventually
@@ -97,6 +100,41 @@ def test_rolling_back_serves_what_was_served_before(log: EmbeddedLog) -> None:
     assert states(log)[-1] == ("v1", "rolled-back")
     with pytest.raises(OperatingError, match="is rolled-back"):
         promote(log, "ada", NAME, "v1", "")
+
+
+def serve(log: Log, version: str) -> None:
+    route = Route(name=NAME, kind="policy", targets=[RouteTarget(version=version)])
+    log.append([Outgoing.of(ROUTES, NAME, RouteEvent(payload=route)).record()])
+
+
+def test_rolling_back_goes_to_what_the_gate_served_before_and_then_further(
+    log: EmbeddedLog,
+) -> None:
+    serve_baseline(log)
+    by_hand = Route(name=NAME, kind="policy", targets=[RouteTarget(version="v1")])
+    set_route(log, "ada", by_hand, "")
+    release(log, "ada", NAME, "")
+    serve(log, "v2")
+    serve(log, "v3")
+    for version in ("v2", "v1", "uniform"):
+        roll_back(log, "ada", NAME, "worse")
+        assert versions(log) == {version: 1.0}
+    with pytest.raises(OperatingError, match="nothing but uniform"):
+        roll_back(log, "ada", NAME, "worse")
+
+
+def test_a_record_that_cannot_be_read_stops_neither_start_nor_changes_by_hand(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    with EmbeddedLog(settings.log_path) as log:
+        log.append([NewRecord(ROUTES.name, NAME.encode(), b"not an event")])
+        log.append([NewRecord(AUDIT.name, NAME.encode(), b"not an event")])
+        publish_initial_routes(settings, "http://127.0.0.1:9")
+        serve_baseline(log)
+        serve(log, "v1")
+        roll_back(log, "ada", NAME, "")
+        assert versions(log) == {"uniform": 1.0}
 
 
 def test_a_canary_gets_its_share_and_can_be_drained(log: EmbeddedLog) -> None:
