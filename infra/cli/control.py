@@ -24,14 +24,12 @@ from infra.control.routes import (
     set_route,
 )
 from infra.installation.log import open_log
-from schemas.audit import AuditEvent
 from schemas.endpoints import Endpoint
 from schemas.envelope import DEFAULT_TENANT
 from schemas.keys import ApiKey, Scope
 from schemas.routes import Route, RouteTarget
-from schemas.serialization import decode_all
 from schemas.topics import AUDIT
-from streams.storage.log import read_all
+from streams.views.events import events_on
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
 routes_app = typer.Typer(
@@ -218,7 +216,7 @@ def release_command(name: Name, reason: Reason = "", as_json: AsJson = False) ->
 def audit(as_json: AsJson = False) -> None:
     """Show what was changed by hand, by whom and why, the oldest first."""
     with existing_log(load_settings()) as log:
-        events = [e for r in read_all(log, AUDIT.name) for e in decode_all(AuditEvent, r.value)]
+        events = list(events_on(log, AUDIT))
     if as_json:
         print_json(
             [{"time": e.time.isoformat(), **e.payload.model_dump(mode="json")} for e in events]

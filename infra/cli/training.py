@@ -17,12 +17,12 @@ from learners.training.config import HEADS, MODEL, AnyConfig, Method
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
 from schemas.manifests import Manifest
-from schemas.serialization import decode_all, readable
+from schemas.serialization import readable
 from schemas.topics import COMMANDS, EXAMPLES, TRAININGS
-from schemas.trainings import TrainingEvent
 from streams.processors.batcher import examples_of
 from streams.storage.log import Log, read_all
 from streams.storage.records import Outgoing
+from streams.views.events import events_of
 
 BEGINNING, NOW = "beginning", "now"
 POLL_S = 0.2
@@ -111,7 +111,7 @@ def trainings(as_json: AsJson = False) -> None:
     newest: dict[str, Any] = {}
     with existing_log(load_settings()) as log:
         for record in read_all(log, TRAININGS.name):
-            for event in decode_all(TrainingEvent, record.value):
+            for event in events_of(record):
                 newest[event.payload.job] = event.payload
     if as_json:
         print_json([training.model_dump(mode="json") for training in newest.values()])

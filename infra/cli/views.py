@@ -20,15 +20,15 @@ from infra.config.sources import explained
 from infra.installation.log import open_log
 from infra.processes.run_file import running
 from infra.runtime.errors import ConfigError
-from schemas.checkpoints import CheckpointEvent
-from schemas.commands import CommandEvent
 from schemas.decisions import Candidate
+from schemas.envelope import AnyEvent
 from schemas.manifests import Manifest
-from schemas.serialization import UndecodableError, decode, decode_all
 from schemas.topics import CHECKPOINTS, COMMANDS, PREFIX, TOPICS, Topic, topic_named
 from streams.storage.errors import StreamError
-from streams.storage.log import Log, read_all
+from streams.storage.log import Log
 from streams.storage.records import Record
+from streams.views.checkpoints import folded_checkpoints
+from streams.views.events import events_on
 
 events_app = typer.Typer(no_args_is_help=True, help="Look at the events on the log.")
 app.add_typer(events_app, name="events")
@@ -117,22 +117,15 @@ def print_report(built: Report) -> None:
 @app.command()
 def checkpoints(as_json: AsJson = False) -> None:
     """List every checkpoint with its state, its lineage and why it is there."""
-    latest: dict[tuple[str, str], dict[str, Any]] = {}
     with existing_log(load_settings()) as log:
-        for record in read_all(log, CHECKPOINTS.name):
-            try:
-                change = decode(CheckpointEvent, record.value).payload.model_dump(
-                    mode="json", exclude_none=True
-                )
-            except UndecodableError:
-                continue  # promotion has made it a dead letter
-            latest.setdefault((change["name"], change["version"]), {}).update(change)
+        found = folded_checkpoints(events_on(log, CHECKPOINTS)).values()
+    latest = [checkpoint.model_dump(mode="json", exclude_none=True) for checkpoint in found]
     if as_json:
-        print_json(list(latest.values()))
+        print_json(latest)
         return
     rows = [
         (c["name"], c["version"], c["state"], c.get("lineage", {}).get("examples"), c["reason"])
-        for c in latest.values()
+        for c in latest
     ]
     print_table("Checkpoints", ("name", "version", "state", "examples", "reason"), rows)
 
@@ -268,18 +261,13 @@ def current_report(settings: Settings) -> Report:
 @app.command()
 def batches(as_json: AsJson = False) -> None:
     """List the batches of examples that learners were told to train on, with where they lie."""
-    found: list[tuple[CommandEvent, Manifest]] = []
+    found: list[tuple[AnyEvent, Manifest]] = []
     with existing_log(load_settings()) as log:
-        for record in read_all(log, COMMANDS.name):
-            try:
-                events = decode_all(CommandEvent, record.value)
-            except UndecodableError:
-                continue  # it has become a dead letter
-            found += [
-                (event, event.payload.manifest)
-                for event in events
-                if event.payload.manifest is not None
-            ]
+        found += [
+            (event, event.payload.manifest)
+            for event in events_on(log, COMMANDS)
+            if event.payload.manifest is not None
+        ]
     if as_json:
         print_json(
             [

@@ -16,6 +16,7 @@ from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import AUDIT, CHECKPOINTS, KEYS, ROUTES, Topic
 from streams.storage.log import Log
 from streams.storage.records import NewRecord, Outgoing
+from streams.views.checkpoints import folded_checkpoints
 from streams.views.events import events_on
 from streams.views.routes import RouteHistory, newest_routes, served_versions
 
@@ -43,15 +44,8 @@ def checkpoints_on(log: Log, name: str) -> dict[str, Checkpoint]:
     """Return the checkpoints of a logical name by version, each with its last state and with its
     artifact.
     """
-    found: dict[str, Checkpoint] = {}
-    for event in events_on(log, CHECKPOINTS):
-        change = event.payload
-        if change.name != name:
-            continue
-        known = found.get(change.version)
-        artifact = change.artifact or (known.artifact if known else None)
-        found[change.version] = change.model_copy(update={"artifact": artifact})
-    return found
+    found = folded_checkpoints(events_on(log, CHECKPOINTS))
+    return {version: checkpoint for (of, version), checkpoint in found.items() if of == name}
 
 
 def create_key(

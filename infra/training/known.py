@@ -11,10 +11,10 @@ from schemas.commands import CommandEvent
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent
-from schemas.serialization import UndecodableError, decode_all
 from schemas.topics import CHECKPOINTS, COMMANDS, ROUTES, TRAININGS
 from schemas.trainings import ENDED, Training, TrainingEvent, TrainingState
 from streams.storage.log import Log
+from streams.views.events import events_of
 
 REFUSED = frozenset({CheckpointState.REJECTED, CheckpointState.ROLLED_BACK})
 
@@ -115,13 +115,6 @@ class Following:
         while records := self._log.fetch(self._positions, 500):
             for record in records:
                 self._positions[record.topic, record.partition] = record.offset + 1
-                topic = next(topic for topic in self.topics if topic.name == record.topic)
-                try:
-                    events = (
-                        decode_all(topic.event, record.value) if record.value is not None else []
-                    )
-                except UndecodableError:
-                    continue  # whoever processes the topic makes it a dead letter
-                for event in events:
+                for event in events_of(record):
                     self.known.take(event)
         return self.known
