@@ -1,4 +1,4 @@
-"""Tests that train; they run where the extra `learn` is installed (`make test-learn`)."""
+"""Tests that train; they run where the extra `learn` is installed (`make test-all`)."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
