@@ -15,12 +15,13 @@ LEARN := $(VENV)-learn
 # Per cent of lines. What trains models is not run by `make test`; `make test-all` asks for 85.
 LEAST_COVERAGE := 75
 
-.PHONY: help setup learn demo test test-all lint format bench bench-bandit bench-training bench-gateway soak faults schemas clean
+.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-training bench-gateway soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
 	@echo "make test    run the tests that are quick and need no trainers, with their coverage"
 	@echo "make test-all  run all tests: also Kafka at length, faults, and what trains models (6 GB)"
+	@echo "make mutants change the code in 2,400 places and count what the tests notice; a quarter of an hour"
 	@echo "make learn   set up .venv-learn, which has what trains models (6 GB)"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   measure, and write the figures to bench-results.json"
@@ -65,6 +66,11 @@ test-all: setup $(LEARN)/.synced
 	$(RUN)/pytest --ignore tests/training -m kafka --cov --cov-append --cov-report= --cov-fail-under=0
 	$(LEARN)/bin/pytest tests/training -n 2 --dist loadfile --cov --cov-append --cov-report=term
 
+# A run keeps its results in mutants/ and goes on where it ended, so that it begins without them.
+mutants: setup
+	rm -rf mutants
+	$(RUN)/python -m tests.mutants
+
 lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
@@ -99,4 +105,4 @@ schemas: setup
 	$(RUN)/python -m schemas.export
 
 clean:
-	rm -rf $(VENV) $(LEARN) .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(LEARN) .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* mutants

@@ -56,7 +56,10 @@ def test_a_key_is_refused_when_its_cost_reaches_its_budget_and_not_before() -> N
     with pytest.raises(ProblemError) as refused:
         limits.check(budgeted)
     assert refused.value.status_code == 402
-    assert "1.0000 of 1.0" in str(refused.value.detail)
+    assert refused.value.title == "Budget used up"
+    assert refused.value.detail == (
+        f"key {KEY} has cost 1.0000 of 1.0 this month; raise its budget"
+    )
 
 
 def test_a_key_is_refused_beyond_its_requests_and_told_when_to_try_again() -> None:
@@ -67,7 +70,10 @@ def test_a_key_is_refused_beyond_its_requests_and_told_when_to_try_again() -> No
         limits.check(limited)
     assert refused.value.status_code == 429
     headers = refused.value.headers or {}
-    assert 1 <= int(headers["retry-after"]) <= 120
+    wait = headers["retry-after"]
+    assert 1 <= int(wait) <= 120
+    assert refused.value.title == "Rate limit reached"
+    assert refused.value.detail == (f"key {KEY} may use 2 requests a minute; try again in {wait} s")
 
 
 def test_a_key_is_refused_when_its_tokens_are_used_up_also_by_one_large_call() -> None:

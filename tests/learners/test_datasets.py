@@ -8,7 +8,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.datasets import DatasetConfig, pack_rows, preference_rows, rl_rows, sft_rows
+from learners.datasets import (
+    DatasetConfig,
+    pack_rows,
+    preference_rows,
+    prompt_rows,
+    rl_rows,
+    sft_rows,
+)
 from schemas.examples import Example, ExampleEvent, RlExample, SftExample
 from schemas.identifiers import new_event_id
 from tests import events
@@ -208,3 +215,48 @@ def test_calls_that_no_schema_allows_are_not_imitated() -> None:
     (row,) = sft_rows([*wrong, right], ALL)
     assert row.origin.event_ids[0] == right.event_id
     assert len(sft_rows([*wrong, right], ALL.model_copy(update={"valid_calls": False}))) == 5
+
+
+def test_a_prompt_comes_once_with_its_best_answer_and_all_its_events() -> None:
+    answers = [example(said("because"), 0.8), example(said("so"), 0.95), example(said("no"), 0.1)]
+    (row,) = prompt_rows(answers, ALL)
+    assert row.prompt == [{"role": "user", "content": "why?"}]
+    assert row.expected == {"role": "assistant", "content": "so"}
+    assert row.tools == []
+    assert row.origin.event_ids == tuple(
+        event_id
+        for event in answers
+        for event_id in (event.event_id, *event.payload.source_event_ids)
+    )
+    assert not row.origin.held_out
+
+
+def test_a_prompts_label_is_expected_before_its_best_answer() -> None:
+    (row,) = prompt_rows([example(said("because"), 1.0, expected="label")], ALL)
+    assert row.expected == "label"
+
+
+def test_a_prompt_whose_answers_all_earned_too_little_expects_nothing() -> None:
+    (at_least,) = prompt_rows([example(said("because"), 0.8)], ALL)
+    (below,) = prompt_rows([example(said("because"), 0.79)], ALL)
+    assert at_least.expected == {"role": "assistant", "content": "because"}
+    assert below.expected is None
+
+
+def test_prompts_of_two_tenants_or_with_other_words_are_apart() -> None:
+    rows = prompt_rows(
+        [
+            example(said("because"), 1.0),
+            example(said("because"), 1.0, tenant="acme"),
+            example(said("then", question="when?"), 1.0),
+        ],
+        ALL,
+    )
+    found = [(row.origin.tenant, row.prompt[0]["content"]) for row in rows]
+    assert found == [("default", "why?"), ("acme", "why?"), ("default", "when?")]
+
+
+def test_a_prompt_is_held_out_where_one_of_its_answers_is() -> None:
+    answers = [example(said("because"), 1.0), example(said("so"), 0.9, split="validation")]
+    (row,) = prompt_rows(answers, ALL)
+    assert row.origin.held_out

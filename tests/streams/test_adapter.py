@@ -1,5 +1,6 @@
 """The adapter's three heads and the router: which example goes where, once a reward."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from schemas.trajectories import TrajectoryEvent
 from streams.processors.adapter import AdapterConfig, examples_of
 from streams.processors.router import ExampleRouter
 from streams.processors.trajectories import TrajectoryJoin
+from streams.storage.records import REWARD_REVISION_HEADER
 from tests import events
 
 CONFIG = AdapterConfig(
@@ -230,6 +232,62 @@ def test_a_call_that_the_agent_and_the_gateway_both_recorded_is_learned_once() -
     of_gateway = of_gateway.model_copy(update={"payload": inside})
     found = examples_of(trajectory(of_agent, of_gateway, events.reward("r", 0.75)), CONFIG)
     assert [example.source_event_ids[1] for example in found] == [of_gateway.event_id]
+
+
+def test_a_sample_has_its_messages_tools_and_tokens_as_they_were() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    span = events.model_span("r", "refiner", "refined")
+    attributes = span.payload.attributes | {
+        Attribute.TOOL_DEFINITIONS.value: tools,
+        Attribute.PROMPT_TOKEN_IDS.value: [7, 8],
+    }
+    span = span.model_copy(
+        update={"payload": span.payload.model_copy(update={"attributes": attributes})}
+    )
+    (found,) = examples_of(trajectory(span, events.reward("r", 0.75)), CONFIG)
+    assert isinstance(found.body, RlExample)
+    assert found.body.node == "refiner"
+    assert [message["content"] for message in found.body.prompt] == ["ask refiner"]
+    assert found.body.tools == tools
+    assert found.body.prompt_token_ids == [7, 8]
+    assert (found.task_id, found.split, found.expected) == ("task-r", "train", "yes")
+
+
+def test_a_call_that_failed_or_is_no_model_call_teaches_nothing() -> None:
+    span = events.model_span("r", "refiner", "refined")
+    failed = span.payload.model_copy(update={"status": "error"})
+    attributes = span.payload.attributes | {Attribute.OPERATION.value: "execute_tool"}
+    tool = span.payload.model_copy(update={"attributes": attributes})
+    for payload in (failed, tool):
+        other = span.model_copy(update={"payload": payload})
+        assert examples_of(trajectory(other, events.reward("r", 0.75)), CONFIG) == []
+
+
+def test_a_completion_is_a_model_call_too() -> None:
+    span = events.model_span("r", "refiner", "refined")
+    attributes = span.payload.attributes | {Attribute.OPERATION.value: "text_completion"}
+    span = span.model_copy(
+        update={"payload": span.payload.model_copy(update={"attributes": attributes})}
+    )
+    assert len(examples_of(trajectory(span, events.reward("r", 0.75)), CONFIG)) == 1
+
+
+def test_a_router_reads_only_trajectories_that_have_a_reward() -> None:
+    router = ExampleRouter(CONFIG, timedelta(days=1))
+    source = events.record(full_trajectory())
+    none = replace(source, headers=((REWARD_REVISION_HEADER, b"0"),))
+    some = replace(source, headers=((REWARD_REVISION_HEADER, b"1"),))
+    assert [router.concerns(record) for record in (source, none, some)] == [True, False, True]
+
+
+def test_a_routed_example_keeps_tenant_rollout_and_trace() -> None:
+    event = full_trajectory().model_copy(update={"tenant": "acme"})
+    outcome = ExampleRouter(CONFIG, timedelta(days=1)).handle(None, event, events.record(event))
+    assert {
+        (output.event.tenant, output.event.rollout_id, output.event.trace_id)
+        for output in outcome.records
+    } == {("acme", "r", events.TRACE)}
+    assert outcome.deadline == events.START + timedelta(days=1)
 
 
 def test_an_answer_that_a_person_corrected_is_a_demonstration() -> None:

@@ -138,6 +138,30 @@ def test_time_runs_from_the_first_example_of_a_batch() -> None:
     assert deadlines == [first, first, None, fourth]
 
 
+def test_a_batch_that_time_closes_says_so_and_what_is_in_it_and_a_repeat_has_the_same_id() -> None:
+    batching = Batching("sft", [TARGET], BatchConfig(examples=100, seconds=60, least=2))
+    full = OpenBatch(examples=2, ranges={0: (3, 7)}, number=4)
+    now = events.at(61)
+    (closed,) = batching.expire(full, TARGET, now).records
+    (again,) = batching.expire(full, TARGET, now).records
+    (other,) = batching.expire(full, "another", now).records
+    event = closed.event
+    assert (event.time, event.payload.target, event.payload.action) == (now, TARGET, "train")
+    assert event.payload.reason == "60 s since its first example"
+    manifest = event.payload.manifest
+    assert (manifest.examples, manifest.number, manifest.head) == (2, 5, "sft")
+    assert [(r.partition, r.first, r.last) for r in manifest.ranges] == [(0, 3, 7)]
+    assert event.event_id == again.event.event_id
+    assert event.event_id != other.event.event_id
+
+
+def test_a_batch_too_small_for_time_to_close_stays_as_it_was() -> None:
+    batching = Batching("sft", [TARGET], BatchConfig(examples=100, seconds=60, least=2))
+    small = OpenBatch(examples=1, ranges={0: (0, 0)})
+    outcome = batching.expire(small, TARGET, events.at(61))
+    assert (outcome.records, outcome.state) == ((), small)
+
+
 def test_a_deadline_from_before_time_closed_no_batch_closes_none() -> None:
     batching = Batching("sft", [TARGET], BatchConfig(examples=100))
     state = OpenBatch(examples=1, ranges={0: (0, 0)}, closes=events.START)

@@ -197,6 +197,42 @@ def test_a_rollout_that_falls_silent_is_closed_as_failed_and_then_forgotten() ->
     assert processor.expire(closed.state, "r", events.at(10**7)).state is None
 
 
+def test_a_rollout_closed_for_silence_keeps_who_it_belongs_to_and_says_how_long_it_was_silent() -> (
+    None
+):
+    processor = TrajectoryJoin(JoinConfig(idle_limit=timedelta(minutes=5)))
+    started = events.started("r").model_copy(update={"tenant": "acme"})
+    state = processor.handle(None, started, events.record(started)).state
+    assert state is not None
+    kept = processor.encode_state(state)
+    now = events.at(10**6)
+    first, again, other = (
+        processor.expire(processor.decode_state(kept), key, now).records[0]
+        for key in ("r", "r", "another")
+    )
+    event = first.event
+    assert (event.tenant, event.rollout_id, event.trace_id, event.time) == (
+        "acme",
+        "r",
+        events.TRACE,
+        now,
+    )
+    assert event.payload.rollout.error == "nothing was heard of it for 0:05:00"
+    assert event.payload.revision == 1
+    assert event.event_id == again.event.event_id, "a repeat has the same id"
+    assert event.event_id != other.event.event_id
+
+
+def test_a_rollout_that_was_closed_for_silence_cannot_succeed_later() -> None:
+    processor = TrajectoryJoin()
+    started, ended = events.started("r"), events.succeeded("r")
+    state = processor.handle(None, started, events.record(started)).state
+    assert state is not None
+    closed = processor.expire(state, "r", events.at(10**6)).state
+    with pytest.raises(RejectedRecordError, match="cannot go from failed to succeeded"):
+        processor.handle(closed, ended, events.record(ended, 1))
+
+
 def test_the_rewards_that_count_is_the_latest_of_the_best_source() -> None:
     rule = events.reward("r", 0.1, RewardSource.RULE, time=events.at(9))
     judge = events.reward("r", 0.2, RewardSource.JUDGE, time=events.at(1))
