@@ -3,7 +3,7 @@ how far all are.
 """
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,26 +16,33 @@ from infra.analytics.page import as_page
 from infra.analytics.report import Report, build_report
 from infra.analytics.sink import follow
 from infra.analytics.tables import create_tables
-from infra.config.settings import Settings
-from infra.installation.log import open_log
-from infra.installation.processors import all_processors
 from infra.runtime.threads import vital_thread
+from streams.processing.processor import Processor
 from streams.runners.lag import lag_metrics
+from streams.storage.log import Log
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the analytics application."""
+def create_app(
+    dsn: str, open_log: Callable[[], Log], processors: Sequence[Processor[Any]]
+) -> FastAPI:
+    """Return the analytics application.
+
+    Args:
+        dsn: where analytics are kept; see `AnalyticsSettings.location`.
+        open_log: opens the log, for each thread of its own.
+        processors: whose lag `/metrics` tells.
+    """
     stop = threading.Event()
     local = threading.local()
 
     def client() -> Any:
         """Return this thread's client: one shared by threads would raise."""
         if not hasattr(local, "client"):
-            local.client = connect(settings.analytics_dsn)
+            local.client = connect(dsn)
         return local.client
 
     def run() -> None:
-        follow(lambda: open_log(settings), client, stop)
+        follow(open_log, client, stop)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,9 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/metrics")
     def metrics() -> Response:
-        with open_log(settings) as log:
-            return Response(
-                lag_metrics(log, all_processors(settings)), media_type=CONTENT_TYPE_LATEST
-            )
+        with open_log() as log:
+            return Response(lag_metrics(log, processors), media_type=CONTENT_TYPE_LATEST)
 
     return app

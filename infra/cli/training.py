@@ -208,7 +208,7 @@ def _offsets(log: Log, said: str, option: str) -> dict[int, int]:
 
 def _run(settings: Settings, folder: JobFolder) -> None:
     """Run a job's process to its end, with its steps on a bar."""
-    process = start_process(settings, folder)
+    process = start_process(folder, settings.training.python, settings.environment)
     read = 0
     with progress_bar() as progress:
         bar = progress.add_task("steps", total=None)

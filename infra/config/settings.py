@@ -216,6 +216,14 @@ class Settings(BaseSettings):
         return Path(self.log.removeprefix("sqlite:///"))
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Variables that lead another process to this installation, wherever it starts."""
+        return {
+            f"{PREFIX}DATA_DIR": str(self.data_dir.absolute()),
+            f"{PREFIX}LOG": self.log or f"sqlite:///{self.log_path.absolute()}",
+        }
+
+    @property
     def artifacts_dir(self) -> Path:
         """The folder of the artifact store."""
         return self.data_dir / "artifacts"

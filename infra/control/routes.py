@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from infra.gateway.http.access import new_key
+from infra.control.keys import new_key
 from schemas.audit import Audit, AuditEvent
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.envelope import AnyEvent

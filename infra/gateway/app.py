@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from infra.config.settings import Settings
 from infra.gateway.apis import feedback, metrics, openai, operations, rollouts, traces
 from infra.gateway.apis.lightning import api as lightning
 from infra.gateway.apis.lightning.state import LightningState
@@ -24,10 +24,10 @@ from infra.gateway.records.export import SpanExport
 from infra.gateway.records.publisher import Publisher
 from infra.gateway.records.redaction import Redactor
 from infra.gateway.routes.table import RoutingTable
-from infra.gateway.services import Services
-from infra.installation.log import open_log
+from infra.gateway.services import OpenLog, Services
+from infra.gateway.settings import GatewaySettings
 from schemas.topics import USAGE
-from streams.storage.artifacts import ArtifactStore
+from streams.storage.artifacts import ArtifactReader
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import Log
 
@@ -37,30 +37,34 @@ SPOOL_AFTER_S = 2.0
 TELL_USAGE_EVERY_S = 1.0
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(
+    gateway: GatewaySettings, open_log: OpenLog, spool: Path, artifacts: ArtifactReader
+) -> FastAPI:
     """Return the gateway.
+
+    Args:
+        open_log: opens the log, for each thread of its own.
+        spool: file of the events that wait while the log cannot be written.
+        artifacts: where the policies that it serves lie.
 
     Raises:
         LogUnreadableError, LogUnavailableError: the spool cannot be used.
     """
-    gateway = settings.gateway
 
     def open_for_writing() -> Log:
-        return open_log(settings, "power", SPOOL_AFTER_S)
+        return open_log("power", SPOOL_AFTER_S)
 
     def open_spool() -> EmbeddedLog:
-        return EmbeddedLog(settings.spool_path, "power")
+        return EmbeddedLog(spool, "power")
 
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
     publisher = Publisher(open_for_writing, open_spool, gateway.spool_max_bytes)
-    table = RoutingTable(ArtifactStore(settings.artifacts_dir))
-    keys = KeyRing(settings.gateway.keys_required)
+    table = RoutingTable(artifacts)
+    keys = KeyRing(gateway.keys_required)
     limits = Limits()
     conversations = Conversations(gateway.conversation_idle_s)
     lightning_state = LightningState()
-    follower = Follower(
-        table, keys, limits, conversations, lightning_state, lambda: open_log(settings)
-    )
+    follower = Follower(table, keys, limits, conversations, lightning_state, open_log)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +75,8 @@ def create_app(settings: Settings) -> FastAPI:
         await upstreams.start()
         redactor = Redactor(gateway.redaction)
         services = Services(
-            settings,
+            gateway,
+            open_log,
             publisher,
             table,
             keys,

@@ -4,12 +4,11 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import structlog
 from fastapi import Depends, Request
 
-from infra.config.settings import Settings
 from infra.gateway.apis.lightning.state import LightningState
 from infra.gateway.calls.conversations import Conversations
 from infra.gateway.http.access import KeyRing
@@ -19,13 +18,26 @@ from infra.gateway.records.export import SpanExport
 from infra.gateway.records.publisher import Publisher
 from infra.gateway.records.redaction import Redactor
 from infra.gateway.routes.table import RoutingTable
+from infra.gateway.settings import GatewaySettings
 from schemas.envelope import AnyEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import Topic
+from streams.storage.embedded.database import BUSY_TIMEOUT_S, Durability
+from streams.storage.log import Log
 from streams.storage.records import MAX_RECORD_BYTES, Outgoing
 
 MOST_BACKGROUND = 256
 logger = structlog.get_logger(__name__)
+
+
+class OpenLog(Protocol):
+    """Opens the log of the installation; see `infra.installation.log.open_log`."""
+
+    def __call__(
+        self, durability: Durability = "process", timeout_s: float = BUSY_TIMEOUT_S
+    ) -> Log:
+        """Return a connection to the log."""
+        ...
 
 
 @dataclass
@@ -53,7 +65,8 @@ class Counts:
 class Services:
     """The gateway's parts."""
 
-    settings: Settings
+    settings: GatewaySettings
+    open_log: OpenLog
     publisher: Publisher
     routing: RoutingTable
     keys: KeyRing

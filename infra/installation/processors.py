@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from infra.config.settings import Settings
-from infra.judges.graders import configured_grader, configured_reader
+from infra.installation.judges import configured_grader, configured_reader
 from learners.bandit import BanditLearner
 from learners.bandit.worth import earned
 from streams.processing.processor import Processor

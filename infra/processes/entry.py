@@ -56,10 +56,10 @@ def _run(name: str, settings: Settings, fd: int | None) -> None:
 def _train(settings: Settings) -> None:
     """Run what trains models and serves them."""
     from infra.installation.log import open_log
-    from infra.training.trainer import Trainer
+    from infra.installation.training import configured_trainer
 
     with open_log(settings) as log:
-        trainer = Trainer(settings, log)
+        trainer = configured_trainer(settings, log)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: trainer.stop())
         trainer.run()
@@ -100,18 +100,18 @@ def _serve(name: str, settings: Settings, fd: int | None) -> None:
     from infra.runtime.http import bound_socket, serve
 
     if name == "gateway":
-        from infra.gateway.app import create_app
+        from infra.installation.apps import gateway_app
 
-        app, host, port = create_app(settings), settings.gateway.host, settings.gateway.port
+        app, host, port = gateway_app(settings), settings.gateway.host, settings.gateway.port
     elif name == "simulator":
         from research_society.simulator.app import create_app as create_simulator
 
         app, host, port = create_simulator(), settings.simulator.host, settings.simulator.port
     else:
-        from infra.analytics.app import create_app as create_analytics
+        from infra.installation.apps import analytics_app
 
         app, host, port = (
-            create_analytics(settings),
+            analytics_app(settings),
             settings.analytics.host,
             settings.analytics.port,
         )

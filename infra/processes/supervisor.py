@@ -160,13 +160,15 @@ class Supervisor:
     def _start_processes(self) -> None:
         logs = self._settings.data_dir / "logs"
         logs.mkdir(exist_ok=True)
-        environment = os.environ | {
-            "EVERLOOP_DATA_DIR": str(self._settings.data_dir.absolute()),
-            "EVERLOOP_LOG": self._settings.log or f"sqlite:///{self._settings.log_path.absolute()}",
-            "EVERLOOP_ANALYTICS__DSN": self._settings.analytics_dsn,
-            "EVERLOOP_GATE": self._settings.gate.model_dump_json(),
-            "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
-        }
+        environment = (
+            os.environ
+            | self._settings.environment
+            | {
+                "EVERLOOP_ANALYTICS__DSN": self._settings.analytics_dsn,
+                "EVERLOOP_GATE": self._settings.gate.model_dump_json(),
+                "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
+            }
+        )
         for name in ("trainer", "learner", "worker", "analytics", "gateway", "simulator"):
             listener = self._listeners.get(name)
             if name == "trainer" and not self._settings.training.models:

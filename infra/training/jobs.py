@@ -5,6 +5,7 @@ the failure.
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import orjson
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from infra.config.settings import Settings
 from learners.training.config import AnyConfig
 from schemas.manifests import Manifest
 
@@ -141,26 +141,32 @@ class _JobProcess(BaseModel):
     created: float
 
 
-def start_process(settings: Settings, folder: JobFolder) -> "subprocess.Popen[bytes]":
+def start_process(
+    folder: JobFolder, python: Path | None, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
     """Start the process of a job, with its output in the job's folder.
 
     One that a killed predecessor of this process left running there is ended first.
+
+    Args:
+        python: interpreter that has the extra `learn`; None is this process's own.
+        environment: variables that lead the process to this installation.
     """
     _end_other(folder)
     (folder.folder / FAILURE).unlink(missing_ok=True)
-    environment = os.environ | {
-        "EVERLOOP_DATA_DIR": str(settings.data_dir.absolute()),
-        "EVERLOOP_LOG": settings.log or f"sqlite:///{settings.log_path.absolute()}",
-    }
-    python = str(settings.training.python or sys.executable)
     with (folder.folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [python, "-m", "infra.processes.training_run", str(folder.folder.absolute())],
-            env=environment,
+            [
+                str(python or sys.executable),
+                "-m",
+                "infra.processes.training_run",
+                str(folder.folder.absolute()),
+            ],
+            env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C is for who start_process it
+            start_new_session=True,  # Ctrl-C is for whoever started it
         )
     created = psutil.Process(process.pid).create_time()
     folder.write(RUNNING, _JobProcess(pid=process.pid, created=created))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import structlog
 
-from infra.config.settings import Settings
 from infra.serving.servers import Server, Servers, ServingError
+from infra.serving.settings import ServingSettings
 from infra.training.known import Known
 from learners.training.config import ADAPTER_FILE
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointState
@@ -41,16 +41,19 @@ class Keeper:
     """Serves checkpoints from the artifact store, as long as something needs them.
 
     Args:
+        data_dir: of the installation; weights are laid out in its `models`.
         known: what the log says, which its owner keeps up to date.
     """
 
-    def __init__(self, settings: Settings, known: Known) -> None:
-        self._settings, self._known = settings, known
-        self._artifacts = ArtifactStore(settings.artifacts_dir)
+    def __init__(
+        self, settings: ServingSettings, data_dir: Path, artifacts: ArtifactStore, known: Known
+    ) -> None:
+        self._settings, self._data_dir = settings, data_dir
+        self._artifacts, self._known = artifacts, known
         self._idle_since: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
-        self.servers = Servers(settings.training.serving, settings.data_dir / "logs" / "models")
+        self.servers = Servers(settings, data_dir / "logs" / "models")
         self.servers.adopt()  # what is not needed any more is stopped like any other
 
     def keep(self) -> list[Checkpoint]:
@@ -114,7 +117,7 @@ class Keeper:
         if artifact is None or artifact.media_type != FOLDER_TYPE:
             raise RejectedRecordError(f"{name} {version} has no weights")
         return self._artifacts.get_folder(
-            artifact, self._settings.data_dir / "models" / artifact.sha256[:16]
+            artifact, self._data_dir / "models" / artifact.sha256[:16]
         )
 
     def _wanted(self, checkpoint: Checkpoint) -> bool:
@@ -150,7 +153,7 @@ class Keeper:
         flight.
         """
         since = self._idle_since.setdefault(name, time.monotonic())
-        if time.monotonic() - since < self._settings.training.serving.drain_s:
+        if time.monotonic() - since < self._settings.drain_s:
             return False
         del self._idle_since[name]
         return True

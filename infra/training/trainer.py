@@ -9,18 +9,20 @@ killed goes on.
 
 import subprocess
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import structlog
 
-from infra.config.settings import Settings
 from infra.serving.servers import ServingError
 from infra.training.checks import checked
 from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder, start_process
 from infra.training.keeper import Keeper
 from infra.training.known import Following
+from infra.training.settings import TrainingSettings
 from infra.training.trackers import trackers
 from learners.training.config import HEADS, MODEL, AnyConfig
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState, Lineage
@@ -53,18 +55,26 @@ class Trainer:
     """Runs jobs and serves what they made.
 
     Args:
+        data_dir: of the installation.
+        environment: variables that lead a job's process to this installation.
         log: of its own.
     """
 
-    def __init__(self, settings: Settings, log: Log) -> None:
-        self._settings, self._log = settings, log
-        self._training = settings.training
-        self._folder = settings.data_dir / "trainings"
-        self._artifacts = ArtifactStore(settings.artifacts_dir)
-        self._trackers = trackers(settings.training.track, settings.data_dir / "tracking")
-        self._following = Following(log, settings.training.models.keys())
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        data_dir: Path,
+        artifacts: ArtifactStore,
+        environment: Mapping[str, str],
+        log: Log,
+    ) -> None:
+        self._training, self._artifacts, self._log = settings, artifacts, log
+        self._environment = environment
+        self._folder = data_dir / "trainings"
+        self._trackers = trackers(settings.track, data_dir / "tracking")
+        self._following = Following(log, settings.models.keys())
         self._known = self._following.known
-        self.keeper = Keeper(settings, self._known)
+        self.keeper = Keeper(settings.serving, data_dir, artifacts, self._known)
         self._runs: dict[str, Run] = {}
         self._stop = threading.Event()
 
@@ -203,7 +213,7 @@ class Trainer:
             _, run.read = folder.progress()  # what an earlier trainer told already
         folder.write(JOB, job)
         run.attempts += 1
-        run.process = start_process(self._settings, folder)
+        run.process = start_process(folder, self._training.python, self._environment)
         self._change(run, TrainingState.RUNNING, f"attempt {run.attempts}")
 
     def _follow(self, run: Run, folder: JobFolder) -> None:

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.config.settings import Settings
-from infra.gateway.app import create_app
 from infra.gateway.settings import GatewaySettings, UpstreamSettings
+from infra.installation.apps import gateway_app
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
@@ -86,7 +86,7 @@ def publish(log_path: Path, *routes: Route) -> None:
 
 @contextmanager
 def running_gateway(settings: Settings) -> Iterator[Gateway]:
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as http:
+    with serving(gateway_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as http:
         yield Gateway(url, settings, http)
 
 

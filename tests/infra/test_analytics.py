@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.analytics.app import create_app
 from infra.analytics.client import connect
 from infra.analytics.page import write_report
 from infra.analytics.report import Report, build_report
 from infra.analytics.sink import GROUP, Sink
 from infra.config.settings import Settings
+from infra.installation.apps import analytics_app
 from infra.runtime.errors import ConfigError
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.clock import now
@@ -147,7 +147,7 @@ def test_the_process_that_owns_the_store_answers_reports(tmp_path: Path) -> None
     settings = Settings(data_dir=tmp_path)
     with EmbeddedLog(settings.log_path) as log:
         filled(log)
-    with serving(create_app(settings)) as url:
+    with serving(analytics_app(settings)) as url:
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
         assert httpx.get(f"{url}/").text.count("<svg") == 2
         lag = metrics_of(httpx.get(f"{url}/metrics").text, "everloop_consumer_lag")

@@ -109,11 +109,11 @@ def test_an_admin_may_do_everything(guarded: Gateway) -> None:
 
 
 def test_every_route_of_the_application_is_listed_here_or_open() -> None:
-    from infra.gateway.app import create_app
+    from infra.installation.apps import gateway_app
 
     opened = {"/healthz", "/livez", "/readyz", "/metrics", "/openapi.json"}
     listed = {path.partition("?")[0] for _, path, _ in REQUESTS}
-    paths = set(create_app(Settings()).openapi()["paths"])
+    paths = set(gateway_app(Settings()).openapi()["paths"])
     covered = {path for path in paths for other in listed if _alike(path, other)}
     alike = {"/v1/models/{name}", "/v1/completions", "/v1/responses", "/v1/embeddings"}
     prefixes = ("/everloop/v1/routes/", "/api/rollouts/", "/proxy/", "/rollout/")

@@ -14,13 +14,12 @@ from research_society.rewards import JUDGE_WEIGHTS
 
 from infra.config.settings import Settings
 from infra.gateway.settings import ModelSettings
+from infra.installation.judges import configured_grader, configured_reader
 from infra.judges.graders import (
     JudgeModel,
     MeasuredGrader,
     ModelGrader,
     ModelReader,
-    configured_grader,
-    configured_reader,
 )
 from infra.judges.settings import JudgeSettings
 from schemas.rewards import RewardSource

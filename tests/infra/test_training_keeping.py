@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.config.settings import Settings
+from infra.serving.settings import ServingSettings
 from infra.training import keeper as keeping
 from infra.training.keeper import ATTEMPTS, Keeper
 from infra.training.known import Known
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointState
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteTarget
-from streams.storage.artifacts import FOLDER_TYPE
+from streams.storage.artifacts import FOLDER_TYPE, ArtifactStore
 
 GONE = Artifact(sha256="0" * 64, size=3, media_type=FOLDER_TYPE)
 ENDPOINT = Endpoint(base_url="http://127.0.0.1:9/v1", model="m1")
@@ -30,7 +30,7 @@ def keeper(folder: Path, state: CheckpointState, fallbacks: list[RouteTarget]) -
     known.routes["writer"] = Route(
         name="writer", kind="model", targets=[target], fallbacks=fallbacks
     )
-    return Keeper(Settings(data_dir=folder), known)
+    return Keeper(ServingSettings(), folder, ArtifactStore(folder / "artifacts"), known)
 
 
 @pytest.mark.parametrize(

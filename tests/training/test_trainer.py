@@ -15,6 +15,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from infra.config.settings import Settings
+from infra.installation.training import configured_trainer
 from infra.runtime.errors import ConfigError
 from infra.serving.servers import Servers
 from infra.serving.settings import ServingSettings
@@ -81,7 +82,7 @@ def command(log: EmbeddedLog, said: Command) -> None:
 
 @contextmanager
 def trainer_of(settings: Settings, log: EmbeddedLog) -> Iterator[Trainer]:
-    trainer = Trainer(settings, log)
+    trainer = configured_trainer(settings, log)
     try:
         yield trainer
     finally:

@@ -24,7 +24,6 @@ from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.egress import EndpointRefusedError, check_address
 from infra.gateway.routes.table import LoadedRoute, Target
 from infra.gateway.services import Services, Shared
-from infra.installation.log import open_log
 from schemas.envelope import Name
 from schemas.routes import Choice, Route, RouteTarget
 from schemas.serialization import readable
@@ -171,7 +170,7 @@ async def _operate(services: Services, work: Callable[[Log], Route]) -> Route:
     """
 
     def done() -> Route:
-        with open_log(services.settings, "power") as log:
+        with services.open_log("power") as log:
             return work(log)
 
     try:

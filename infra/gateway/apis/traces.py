@@ -49,7 +49,7 @@ async def export(request: Request, services: Shared, caller: Agent) -> Response:
     """
     body = await read_body(request)
     if request.headers.get("content-encoding") == "gzip":
-        body = _inflated(body, services.settings.gateway.max_body_bytes)
+        body = _inflated(body, services.settings.max_body_bytes)
     as_json = request.headers.get("content-type", "").startswith("application/json")
     batch = _parsed_json(body) if as_json else _parsed(body)
     events: list[SpanEvent] = []

@@ -117,7 +117,7 @@ async def serve(
     if taken is not None:
         services.record(DECISIONS, taken.decision)
     model_call = ModelCall(api, call, rollout_id, services.routing.group(key), body, target)
-    repairs = services.settings.gateway.tool_calls == "repair" and api is CHAT
+    repairs = services.settings.tool_calls == "repair" and api is CHAT
     finish = _Finish(services, model_call, conversation, observer, repairs)
     if observer is not None:
         observer.began(model_call)
@@ -324,7 +324,7 @@ class _Finish:
         """Whether tool calls that no schema allows are passed back; to a trainer's agents
         always.
         """
-        return self._services.settings.gateway.tool_calls == "pass" or self._observer is not None
+        return self._services.settings.tool_calls == "pass" or self._observer is not None
 
     async def later(self, status: int | None, error: str | None) -> None:
         """Record after the answer was passed back: nobody waits for it."""

@@ -1,6 +1,5 @@
 """Who is calling: API keys with scopes and tenants, known by their hashes alone."""
 
-import secrets
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
@@ -8,12 +7,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from infra.control.keys import KEY_PREFIX
 from infra.gateway.http.problems import ProblemError
 from schemas.clock import now
 from schemas.envelope import DEFAULT_TENANT
 from schemas.keys import ApiKey, Scope
 
-KEY_PREFIX = "evl_"
 _NO_HASH = "0" * 64
 
 
@@ -41,13 +40,6 @@ class Caller:
 
 ANONYMOUS = Caller()
 """Who shows no key where none is asked for: everybody may do everything, as the default tenant."""
-
-
-def new_key() -> tuple[str, str, str]:
-    """Return a new key, its id and its hash. The key is shown once and kept nowhere."""
-    key_id = secrets.token_hex(6)
-    key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
-    return key, key_id, sha256(key.encode()).hexdigest()
 
 
 class KeyRing:

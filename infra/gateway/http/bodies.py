@@ -22,7 +22,7 @@ async def read_body(request: Request) -> bytes:
         ProblemError: 413, it is longer than `gateway.max_body_bytes`; 400, the caller hung up
             half-way.
     """
-    limit: int = request.app.state.services.settings.gateway.max_body_bytes
+    limit: int = request.app.state.services.settings.max_body_bytes
     chunks: list[bytes] = []
     size = 0
     try:

@@ -372,7 +372,7 @@ def _chosen(
     """Return what serves a rollout: a registered server, always the same one, else the configured
     logical model.
     """
-    name = services.settings.gateway.lightning_model
+    name = services.settings.lightning_model
     servers = store.servers.get(name, {}) if name else next(iter(store.servers.values()), {})
     if servers:
         pool = [servers[endpoint] for endpoint in sorted(servers)]
@@ -388,7 +388,7 @@ def _chosen(
 
 
 def _temperature(services: Services, mode: str) -> float:
-    gateway = services.settings.gateway
+    gateway = services.settings
     return gateway.train_temperature if mode == "train" else gateway.val_temperature
 
 
@@ -475,7 +475,7 @@ async def _tell_reward(
     """Give a reward to the rollout, in [0, 1]; what cannot be brought there is kept with the events
     only.
     """
-    worst, best = services.settings.gateway.lightning_rewards
+    worst, best = services.settings.lightning_rewards
     value = data.get("value")
     scaled = (value - worst) / (best - worst) if isinstance(value, int | float) else None
     if scaled is None or not 0 <= scaled <= 1:
