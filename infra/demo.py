@@ -186,7 +186,7 @@ def _result(
         decision_alignment=learned.decision_alignment or 0.0,
         decision_alignment_random_policy=random.decision_alignment or 0.0,
         mean_turns=learned.mean_turns or 0.0,
-        policy_updates=state.state.examples if state else 0,
+        policy_updates=learning.learner.examples(state.state) if state else 0,
         checkpoints=report.checkpoints,
         switches=len(report.switches),
         failed_requests=gateway["requests"].get("failed", 0),

@@ -4,6 +4,7 @@ to announce.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import fsum, isfinite
 from typing import Protocol, TypeVar
 
 from schemas.checkpoints import Kind
@@ -11,6 +12,9 @@ from schemas.decisions import Candidate, Decision
 from schemas.examples import ExampleEvent
 
 S = TypeVar("S")
+
+SUM_TOLERANCE = 1e-6
+"""How far probabilities may be from summing to 1. Sums of floats are not exact."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,17 @@ class Learner(Protocol[S]):
         identity: learner and version, such as `bandit@1`; changes when its arithmetic does.
         target: the logical name it learns.
         config_sha256: of its configuration.
+        policy_type: what reads the artifacts of its policies; most simply the policy's class.
     """
 
     identity: str
     target: str
     config_sha256: str
+
+    @property
+    def policy_type(self) -> "PolicyType":
+        """What reads the artifacts of its policies."""
+        ...
 
     def initial(self) -> S:
         """Return the state before the first example."""
@@ -58,6 +68,10 @@ class Learner(Protocol[S]):
         """Return the state after an example. May change `state` in place; after an exception it
         must be read anew.
         """
+        ...
+
+    def examples(self, state: S) -> int:
+        """Return the number of examples in the state, retracted ones not counted."""
         ...
 
     def checkpoint(self, state: S) -> NewCheckpoint | None:
@@ -78,10 +92,13 @@ class Policy(Protocol):
 
     Attributes:
         feature_version: version of the function from text to features; 0 for a policy that reads
-            none.
+            no features. Each decision is logged with it.
     """
 
-    feature_version: int
+    @property
+    def feature_version(self) -> int:
+        """Version of the function from text to features."""
+        ...
 
     def probabilities(
         self, context: str, candidates: Sequence[Candidate], tenant: str = ""
@@ -95,8 +112,58 @@ class Policy(Protocol):
         ...
 
 
+class PolicyType(Protocol):
+    """Reads the artifacts of one kind of policy.
+
+    Attributes:
+        media_type: of the artifacts that it reads; equal to that of the learner's checkpoints.
+    """
+
+    @property
+    def media_type(self) -> str:
+        """Media type of the artifacts that it reads."""
+        ...
+
+    def load(self, content: bytes) -> Policy:
+        """Return the policy in an artifact. May raise any exception when the bytes are damaged."""
+        ...
+
+
+class PolicyError(ValueError):
+    """A policy raised, or returned probabilities that are not a distribution."""
+
+
+def chances(
+    policy: Policy, context: str, candidates: Sequence[Candidate], tenant: str
+) -> list[float]:
+    """Return the probabilities of a policy, checked.
+
+    Raises:
+        PolicyError: the policy raised, or did not return one probability above 0 for each
+            candidate, with sum 1.
+    """
+    try:
+        found = [float(one) for one in policy.probabilities(context, candidates, tenant)]
+    except Exception as error:  # the policy may be somebody else's code
+        raise PolicyError(f"the policy raised {type(error).__name__}: {error}") from error
+    if len(found) != len(candidates):
+        raise PolicyError(
+            f"the policy returned {len(found)} probabilities for {len(candidates)} candidates"
+        )
+    if not all(isfinite(one) and one > 0.0 for one in found) or (
+        abs(fsum(found) - 1.0) > SUM_TOLERANCE
+    ):
+        raise PolicyError(
+            f"the policy returned {str(found)[:200]}; probabilities must be above 0 and sum to 1"
+        )
+    return found
+
+
 def distribution(policy: Policy, decision: Decision) -> list[float]:
     """Return the probabilities that a policy would have given the candidates of a logged
     decision.
+
+    Raises:
+        PolicyError: see `chances`.
     """
-    return policy.probabilities(decision.context, decision.candidates, decision.tenant)
+    return chances(policy, decision.context, decision.candidates, decision.tenant)

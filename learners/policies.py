@@ -2,10 +2,10 @@
 type.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
-from learners.bandit import MEDIA_TYPE, BanditPolicy
-from learners.contract import Policy
+from learners.bandit import BanditPolicy
+from learners.contract import Policy, PolicyType
 from schemas.decisions import Candidate
 
 UNIFORM_VERSION = "uniform"
@@ -27,15 +27,51 @@ class UniformPolicy:
         return [1.0 / len(candidates)] * len(candidates)
 
 
-_LOADERS: dict[str, Callable[[bytes], Policy]] = {MEDIA_TYPE: BanditPolicy.from_bytes}
+class PolicyLoader:
+    """Loads policies from artifacts, by media type.
+
+    Args:
+        types: what reads them besides the bandit's.
+
+    Raises:
+        ValueError: two different types read one media type.
+    """
+
+    def __init__(self, types: Iterable[PolicyType] = ()) -> None:
+        self._types: dict[str, PolicyType] = {}
+        both: list[PolicyType] = [BanditPolicy, *types]
+        for one in both:
+            known = self._types.setdefault(one.media_type, one)
+            if known is not one:
+                raise ValueError(f"{known!r} and {one!r} both read {one.media_type}")
+
+    def load(self, content: bytes, media_type: str) -> Policy:
+        """Return the policy in an artifact.
+
+        Raises:
+            ValueError: no type reads this media type, or the type could not read the bytes.
+        """
+        if media_type not in self._types:
+            known = ", ".join(self._types)
+            raise ValueError(f"no policy reads {media_type!r}; known: {known}")
+        try:
+            return self._types[media_type].load(content)
+        except ValueError:
+            raise
+        except Exception as error:  # the type may be somebody else's code
+            raise ValueError(
+                f"no {media_type}: loading it raised {type(error).__name__}: {error}"
+            ) from error
+
+
+BUILT_IN = PolicyLoader()
+"""Loads the policies that come with Everloop."""
 
 
 def load_policy(content: bytes, media_type: str) -> Policy:
-    """Return the policy in an artifact.
+    """Return the policy in an artifact of a learner that comes with Everloop.
 
     Raises:
-        ValueError: nothing here reads this media type, or the bytes are damaged.
+        ValueError: see `PolicyLoader.load`.
     """
-    if media_type not in _LOADERS:
-        raise ValueError(f"no policy reads {media_type!r}; known: {', '.join(_LOADERS)}")
-    return _LOADERS[media_type](content)
+    return BUILT_IN.load(content, media_type)

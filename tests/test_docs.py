@@ -2,16 +2,16 @@
 
 import ast
 import re
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
+import pytest
 
-from infra.config.settings import Settings
-from learners.contract import Learner, NewCheckpoint
-from schemas.examples import BanditExample, ExampleEvent
+from infra.config.settings import Settings, load_settings
+from infra.installation.processors import learning_processors
+from learners.contract import Learner, distribution
+from learners.policies import PolicyLoader
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.serialization import decode
@@ -66,22 +66,36 @@ def test_five_lines_make_an_agents_traffic_a_rewarded_rollout(tmp_path: Path) ->
     assert states == [RolloutState.STARTED, RolloutState.SUCCEEDED]
 
 
-def test_the_learner_of_the_guide_learns() -> None:
-    scope: dict[str, Any] = {
-        "sha256": sha256,
-        "orjson": orjson,
-        "NewCheckpoint": NewCheckpoint,
-        "BanditExample": BanditExample,
-        "ExampleEvent": ExampleEvent,
-    }
-    exec(code("docs/writing-a-learner.md", 1), scope)
-    learner = scope["MeanByCandidate"]("supervisor-policy")
+def test_the_learner_of_the_guide_learns_corrects_and_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written as printed to a folder of its own, named by the settings as printed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mean_learner.py").write_text(code("docs/writing-a-learner.md", 1))
+    page = (ROOT / "docs/writing-a-learner.md").read_text()
+    (toml,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    (tmp_path / "everloop.toml").write_text(toml)
+    learners = {p.learner.target: p.learner for p in learning_processors(load_settings())}
+    learner, given = (
+        learners["reply-policy"],
+        [events.example(["a", "b"], number % 2, 0.25) for number in range(10)],
+    )
     state = learner.initial()
-    for number in range(10):
-        state = learner.fold(state, events.example(["a", "b"], number % 2, 0.25))
-    assert state == {"junior-0": [1.25, 5.0], "junior-1": [1.25, 5.0]}
-    assert learner.checkpoint(state).examples == 10
-    assert learner.decode(learner.encode(state)) == state
+    for event in given:
+        state = learner.fold(state, event)
+    assert learner.examples(state) == 10
+    announced = learner.checkpoint(state)
+    assert announced is not None
+    policy = PolicyLoader([learner.policy_type]).load(announced.artifact, announced.media_type)
+    decision = events.decision_of(["a", "b"], 0)
+    assert distribution(policy, decision) == pytest.approx([0.95, 0.05])
+    assert learner.encode(learner.decode(learner.encode(state))) == learner.encode(state)
+    for event in given:
+        again = {"reward_revision": 2, "retracted": True}
+        gone = event.payload.model_copy(update=again)
+        state = learner.fold(state, event.model_copy(update={"payload": gone}))
+    assert learner.examples(state) == 0
+    assert state["totals"] == {"junior-0": [0, 0], "junior-1": [0, 0]}
 
 
 def kept(topic: Topic) -> str:

@@ -11,10 +11,11 @@ from infra.cli.options import AsJson, app, console, moment, print_json, print_ta
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.control.routes import checkpoints_on
+from infra.installation.learners import policy_loader
 from infra.runtime.errors import ConfigError
 from learners.bandit.worth import earned
 from learners.contract import Policy
-from learners.policies import UNIFORM_VERSION, UniformPolicy, load_policy
+from learners.policies import UNIFORM_VERSION, UniformPolicy
 from schemas.clock import from_milliseconds
 from schemas.examples import BanditExample, ExampleEvent
 from schemas.rollouts import Split
@@ -36,7 +37,7 @@ def ope(
         str, typer.Option(help="What it is compared with: a version, or `uniform`.")
     ] = UNIFORM_VERSION,
     name: Annotated[
-        str | None, typer.Option(help="Logical name; by default the first of bandit.targets.")
+        str | None, typer.Option(help="Logical name; by default the first that is learned.")
     ] = None,
     since: Annotated[
         str | None, typer.Option(help="Only decisions rewarded from then on (ISO 8601).")
@@ -59,7 +60,7 @@ def ope(
     from learners.evaluation import compare, decisions_needed, difference_deviation, evaluate
 
     settings = load_settings()
-    name = name or settings.bandit.targets[0]
+    name = name or settings.policies[0]
     splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
     with existing_log(settings) as log:
         begin = moment(since, "--since") if since is not None else None
@@ -154,7 +155,7 @@ def _policy(settings: Settings, log: Log, name: str, version: str) -> Policy:
     if checkpoint is None or checkpoint.artifact is None:
         raise ConfigError(f"{name} has no checkpoint {version!r}; see `everloop checkpoints`")
     content = ArtifactStore(settings.artifacts_dir).get(checkpoint.artifact)
-    return load_policy(content, checkpoint.artifact.media_type)
+    return policy_loader(settings.learners).load(content, checkpoint.artifact.media_type)
 
 
 def _range(interval: dict[str, float]) -> str:

@@ -11,9 +11,10 @@ from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.control.routes import checkpoints_on
+from infra.installation.learners import policy_loader
 from infra.runtime.errors import ConfigError
 from learners.bandit import BanditPolicy
-from learners.policies import UNIFORM_VERSION, load_policy
+from learners.policies import UNIFORM_VERSION
 from schemas.checkpoints import Checkpoint
 from schemas.decisions import DecisionEvent
 from schemas.serialization import decode_all
@@ -110,7 +111,7 @@ def _print_decision(document: dict[str, Any]) -> None:
 @explain_app.command("policy")
 def explain_policy(
     name: Annotated[
-        str | None, typer.Argument(help="Logical name; by default the first of bandit.targets.")
+        str | None, typer.Argument(help="Logical name; by default the first that is learned.")
     ] = None,
     top: Top = 10,
     as_json: AsJson = False,
@@ -122,7 +123,7 @@ def explain_policy(
     from learners.evaluation import arms, regrets
 
     settings = load_settings()
-    name = name or settings.bandit.targets[0]
+    name = name or settings.policies[0]
     with existing_log(settings) as log:
         rewarded = list(logged_decisions(log, settings, name, (*HELD_OUT, "train"), None))
         stages = [
@@ -228,7 +229,7 @@ def _policy(settings: Settings, log: Log, name: str, version: str) -> BanditPoli
     if checkpoint is None or checkpoint.artifact is None:
         raise ConfigError(f"{name} has no checkpoint {version!r}; see `everloop checkpoints`")
     content = ArtifactStore(settings.artifacts_dir).get(checkpoint.artifact)
-    policy = load_policy(content, checkpoint.artifact.media_type)
+    policy = policy_loader(settings.learners).load(content, checkpoint.artifact.media_type)
     if not isinstance(policy, BanditPolicy):
         raise ConfigError(
             f"{name} {version} is a {checkpoint.artifact.media_type}, and only bandits can say why"

@@ -10,6 +10,7 @@ from infra.cli.options import AsJson, app, console, moment, print_json, progress
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.runtime.errors import ConfigError
+from learners.bandit import BanditLearner
 from streams.processors.learner import Learning
 from streams.runners.replay import live_state, replay
 from streams.storage.log import Log
@@ -52,6 +53,10 @@ def replay_command(
     if reward is not None or config is not None:
         from infra.cli.what_if import what_if
 
+        if not isinstance(processor.learner, BanditLearner):
+            raise ConfigError(
+                f"{processor.learner.identity} is no bandit; --reward and --config need one"
+            )
         what_if(settings, processor.learner.target, reward, config, chart, as_json)
         return
     with existing_log(settings) as log:
@@ -67,7 +72,7 @@ def replay_command(
         "learner": processor.learner.identity,
         "target": processor.learner.target,
         "from": start,
-        "examples": replayed.state.examples,
+        "examples": processor.learner.examples(replayed.state),
         "weights_sha256": weights,
         "live_weights_sha256": _hash(processor, live) if live is not None else None,
         "identical": live is not None and _hash(processor, live) == weights,

@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from infra.analytics.settings import AnalyticsSettings
 from infra.gateway.settings import GatewaySettings, ModelSettings
+from infra.installation.learners import LearnerSettings, policy_loader
 from infra.judges.settings import JudgeSettings
 from infra.kafka.settings import KafkaSettings
 from infra.pipeline.settings import PipelineSettings
@@ -96,6 +97,8 @@ class Settings(BaseSettings):
         data_dir: folder for everything Everloop writes; relative paths below are relative to it.
         log: `sqlite:///path` (embedded) or `kafka://host:port[,host:port]`. None is `log.db` in the
             data folder.
+        learners: tables `[[learners]]`, each a class of the user's that learns a policy; what they
+            learn, the bandit does not.
         choices: logical model name to the policy that chooses who answers, and among what; such a
             policy is learned like those of `bandit.targets`.
         models: logical model name to the OpenAI-compatible endpoint behind it. Names that a role
@@ -124,6 +127,7 @@ class Settings(BaseSettings):
     worker: WorkerConfig = WorkerConfig()
     analytics: AnalyticsSettings = AnalyticsSettings()
     bandit: BanditSettings = BanditSettings()
+    learners: tuple[LearnerSettings, ...] = ()
     batches: BatchConfig = BatchConfig()
     gate: GateConfig = GateConfig()
     join: JoinConfig = JoinConfig()
@@ -189,8 +193,23 @@ class Settings(BaseSettings):
     @property
     def policies(self) -> tuple[str, ...]:
         """Logical names of the policies that are learned."""
+        return (*self.bandit_policies, *(name for own in self.learners for name in own.learned))
+
+    @property
+    def bandit_policies(self) -> tuple[str, ...]:
+        """Logical names of the policies that the bandit learns: those of no other learner."""
         chosen = [choice.policy for choice in self.choices.values()]
-        return tuple(dict.fromkeys([*self.bandit.targets, *chosen]))
+        others = {name for own in self.learners for name in own.learned}
+        names = dict.fromkeys([*self.bandit.targets, *chosen])
+        return tuple(name for name in names if name not in others)
+
+    @model_validator(mode="after")
+    def _one_learner_each(self) -> Self:
+        names = [name for own in self.learners for name in own.learned]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} has two [[learners]]; a policy can have one")
+        policy_loader(self.learners)
+        return self
 
     @model_validator(mode="after")
     def _known_log(self) -> Self:

@@ -26,6 +26,7 @@ from infra.gateway.records.redaction import Redactor
 from infra.gateway.routes.table import RoutingTable
 from infra.gateway.services import OpenLog, Services
 from infra.gateway.settings import GatewaySettings
+from learners.policies import BUILT_IN, PolicyLoader
 from schemas.topics import USAGE
 from streams.storage.artifacts import ArtifactReader
 from streams.storage.embedded.log import EmbeddedLog
@@ -38,7 +39,11 @@ TELL_USAGE_EVERY_S = 1.0
 
 
 def create_app(
-    gateway: GatewaySettings, open_log: OpenLog, spool: Path, artifacts: ArtifactReader
+    gateway: GatewaySettings,
+    open_log: OpenLog,
+    spool: Path,
+    artifacts: ArtifactReader,
+    policies: PolicyLoader = BUILT_IN,
 ) -> FastAPI:
     """Return the gateway.
 
@@ -46,6 +51,7 @@ def create_app(
         open_log: opens the log, for each thread of its own.
         spool: file of the events that wait while the log cannot be written.
         artifacts: where the policies that it serves lie.
+        policies: loads them.
 
     Raises:
         LogUnreadableError, LogUnavailableError: the spool cannot be used.
@@ -59,7 +65,7 @@ def create_app(
 
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
     publisher = Publisher(open_for_writing, open_spool, gateway.spool_max_bytes)
-    table = RoutingTable(artifacts)
+    table = RoutingTable(artifacts, policies)
     keys = KeyRing(gateway.keys_required)
     limits = Limits()
     conversations = Conversations(gateway.conversation_idle_s)

@@ -5,6 +5,7 @@ from functools import partial
 from fastapi import FastAPI
 
 from infra.config.settings import Settings
+from infra.installation.learners import policy_loader
 from infra.installation.log import open_log
 from infra.installation.processors import all_processors
 from streams.storage.artifacts import ArtifactStore
@@ -23,6 +24,7 @@ def gateway_app(settings: Settings) -> FastAPI:
         partial(open_log, settings),
         settings.spool_path,
         ArtifactStore(settings.artifacts_dir),
+        policy_loader(settings.learners),
     )
 
 

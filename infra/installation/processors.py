@@ -5,8 +5,10 @@ from typing import Any
 
 from infra.config.settings import Settings
 from infra.installation.judges import configured_grader, configured_reader
+from infra.installation.learners import policy_loader
 from learners.bandit import BanditLearner
 from learners.bandit.worth import earned
+from learners.contract import Learner
 from streams.processing.processor import Processor
 from streams.processors.batcher import Batching
 from streams.processors.implicit import ImplicitFeedback
@@ -28,7 +30,10 @@ def stream_processors(settings: Settings) -> list[Processor[Any]]:
         ExampleRouter(settings.adapter, settings.join.late_reward_window),
         Judge(configured_grader(settings)),
         Promotion(
-            settings.gate, artifacts, partial(earned, config=settings.bandit.learner_config())
+            settings.gate,
+            artifacts,
+            partial(earned, config=settings.bandit.learner_config()),
+            policy_loader(settings.learners),
         ),
         Batching("sft", settings.adapter.sft, settings.batches),
         Batching("rl", settings.adapter.rl, settings.batches),
@@ -39,7 +44,11 @@ def learning_processors(settings: Settings) -> list[Learning[Any]]:
     """Return the online learners, one for each thing to be learned."""
     artifacts = ArtifactStore(settings.artifacts_dir)
     config = settings.bandit.learner_config()
-    return [Learning(BanditLearner(target, config), artifacts) for target in settings.policies]
+    learners: list[Learner[Any]] = [
+        BanditLearner(name, config) for name in settings.bandit_policies
+    ]
+    learners += [learner for own in settings.learners for learner in own.build()]
+    return [Learning(learner, artifacts) for learner in learners]
 
 
 def all_processors(settings: Settings) -> list[Processor[Any]]:

@@ -67,6 +67,7 @@ class BanditLearner:
     """
 
     identity = f"bandit@2.{FEATURE_VERSION}"
+    policy_type = BanditPolicy
 
     def __init__(self, target: str, config: BanditConfig | None = None) -> None:
         self.target = target
@@ -100,6 +101,10 @@ class BanditLearner:
             state.snapshot = self._after(state.snapshot, settled).to_bytes()
             state.recent = state.recent[self.config.correctable :]
         return state
+
+    def examples(self, state: BanditState) -> int:
+        """Return the number of rewarded decisions in the state."""
+        return state.examples
 
     def checkpoint(self, state: BanditState) -> NewCheckpoint | None:
         """Return the policy after every `announce_every`-th example, else None."""

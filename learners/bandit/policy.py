@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
 from operator import mul
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import orjson
@@ -63,6 +63,8 @@ class BanditPolicy:
         tenant_share: see `features`.
     """
 
+    media_type: ClassVar[str] = MEDIA_TYPE
+
     beliefs: Weights | BlockBayesianRegressor
     exploration: Exploration
     greed: float
@@ -109,6 +111,11 @@ class BanditPolicy:
             },
             option=orjson.OPT_SORT_KEYS,
         )
+
+    @classmethod
+    def load(cls, content: bytes) -> "BanditPolicy":
+        """Return the policy that `to_bytes` wrote; as `from_bytes`."""
+        return cls.from_bytes(content)
 
     @classmethod
     def from_bytes(cls, value: bytes) -> "BanditPolicy":

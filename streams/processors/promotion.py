@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from learners.contract import Policy
 from learners.evaluation import Logged
 from learners.gate import GateConfig, Tally, Trial, Verdict, Watch, judge
-from learners.policies import UNIFORM_VERSION, UniformPolicy, load_policy
+from learners.policies import BUILT_IN, UNIFORM_VERSION, PolicyLoader, UniformPolicy
 from learners.registry import IllegalTransitionError, Registry
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.decisions import Decision
@@ -108,6 +108,7 @@ class Promotion(Processor[PromotionState]):
     Args:
         worth: what versions are compared by, in [0, 1]; the reward, where nothing else is wanted of
             them.
+        policies: loads the artifacts of candidates and of what serves.
     """
 
     name = "promotion"
@@ -118,10 +119,12 @@ class Promotion(Processor[PromotionState]):
         config: GateConfig,
         artifacts: ArtifactReader,
         worth: Callable[[Example], float] = _reward,
+        policies: PolicyLoader = BUILT_IN,
     ) -> None:
         self.config = config
         self._artifacts = artifacts
         self._worth = worth
+        self._policies = policies
 
     def handle(
         self, state: PromotionState | None, event: AnyEvent, source: Record
@@ -223,8 +226,8 @@ class Promotion(Processor[PromotionState]):
         """Take in a change of state that was not made here; judge a candidate."""
         ruling = Ruling()
         known = state.checkpoints.get(change.version)
-        if known is not None and known.state is change.state:
-            return ruling  # a repeat
+        if known is not None and change.state in (known.state, CheckpointState.CANDIDATE):
+            return ruling  # a repeat, or a learner that retractions brought back to an old version
         _apply(state.registry, change)
         if change.kind == "policy" and state.stable is None:
             state.stable = baseline_route(change.name)
@@ -379,7 +382,8 @@ class Promotion(Processor[PromotionState]):
             return UniformPolicy()
         if checkpoint.artifact is None:
             raise ValueError(f"{checkpoint.name} {checkpoint.version} has no artifact")
-        return load_policy(self._artifacts.get(checkpoint.artifact), checkpoint.artifact.media_type)
+        artifact = checkpoint.artifact
+        return self._policies.load(self._artifacts.get(artifact), artifact.media_type)
 
 
 def baseline_route(name: str) -> Route:

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from infra.gateway.calls.formats import Api
 from infra.gateway.http.context import CallContext
 from infra.gateway.routes.table import unit_draw
 from infra.gateway.services import Services
+from learners.contract import PolicyError, chances
+from learners.policies import UNIFORM_VERSION, UniformPolicy
 from schemas.decisions import Candidate, Decision, DecisionEvent
 from schemas.routes import Choice, Option
 
 CONTEXT_CHARACTERS = 4000
+logger = structlog.get_logger(__name__)
 
 
 def decided(
@@ -26,6 +31,7 @@ def decided(
 ) -> DecisionEvent:
     """Choose a candidate with the policy the rollout is pinned to; the event is not recorded yet.
 
+    A policy that raises or returns no distribution is replaced by the uniform baseline.
     The draw depends on rollout, policy and context only: asked again, the same policy chooses the
     same.
 
@@ -36,12 +42,20 @@ def decided(
     target, _ = services.routing.resolve(policy, "policy", key)
     assert target.policy is not None  # noqa: S101 - routes of kind policy have one
     context, shown = services.redactor.text(context), services.redactor.candidates(list(candidates))
-    probabilities = target.policy.probabilities(context, shown, tenant)
+    version, feature_version = target.version, target.policy.feature_version
+    try:
+        probabilities = chances(target.policy, context, shown, tenant)
+    except PolicyError as error:
+        # The agent needs a choice now. The baseline makes it and is logged as its maker, so that
+        # the propensity is right.
+        logger.error("baseline chose", policy=policy, version=version, error=str(error))
+        version, feature_version = UNIFORM_VERSION, UniformPolicy.feature_version
+        probabilities = UniformPolicy().probabilities(context, shown, tenant)
     choice = _drawn(probabilities, unit_draw(policy, key, context))
     payload = Decision(
         policy=policy,
-        policy_version=target.version,
-        feature_version=target.policy.feature_version,
+        policy_version=version,
+        feature_version=feature_version,
         tenant=tenant,
         context=context,
         candidates=shown,

@@ -12,7 +12,7 @@ import structlog
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.egress import check_address
 from learners.contract import Policy
-from learners.policies import UniformPolicy, load_policy
+from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
 from schemas.endpoints import Endpoint
 from schemas.rollouts import Recorded
 from schemas.routes import Choice, Route, RouteTarget
@@ -86,8 +86,9 @@ class RoutingTable:
     Rollouts are named by their keys (`schemas.envelope.rollout_key`), so tenants do not meet.
     """
 
-    def __init__(self, artifacts: ArtifactReader) -> None:
+    def __init__(self, artifacts: ArtifactReader, policies: PolicyLoader = BUILT_IN) -> None:
         self._artifacts = artifacts
+        self._policies = policies
         self._routes: Mapping[str, LoadedRoute] = MappingProxyType({})
         self._only: Pins | None = MappingProxyType({})
         self._versions: OrderedDict[tuple[str, str], Target] = OrderedDict()
@@ -264,7 +265,7 @@ class RoutingTable:
             if known is not None and known.policy is not None:
                 policy = known.policy
             elif target.artifact is not None:
-                policy = load_policy(
+                policy = self._policies.load(
                     self._artifacts.get(target.artifact), target.artifact.media_type
                 )
             else:

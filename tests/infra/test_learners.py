@@ -1,0 +1,191 @@
+"""Learners of the user's: named by settings, checked at start, served, gated and replayed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.config.settings import Settings, load_settings
+from infra.gateway.routes.table import RoutingTable
+from infra.installation.learners import policy_loader
+from infra.installation.processors import learning_processors
+from infra.runtime.errors import ConfigError
+from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
+from schemas.routes import Route, RouteTarget
+from streams.processors.promotion import Promotion
+from streams.storage.artifacts import ArtifactStore
+from tests import events
+
+MODULE = """
+import json
+from hashlib import sha256
+
+from learners.contract import NewCheckpoint
+from pydantic import BaseModel
+
+
+class Policy:
+    feature_version = 0
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def probabilities(self, context, candidates, tenant=""):
+        if self.answer == "raise":
+            raise TypeError("no such tenant")
+        if self.answer == "halves":
+            return [0.5] * 3
+        return [1 / len(candidates)] * len(candidates)
+
+
+class Type:
+    media_type = "application/vnd.test+json"
+
+    @staticmethod
+    def load(content):
+        return Policy(json.loads(content)["answer"])
+
+
+class Learner:
+    identity, config_sha256, policy_type = "mine@1", "none", Type
+
+    class Config(BaseModel, extra="forbid"):
+        every: int = 10
+
+    def __init__(self, target, config):
+        self.target, self.every = target, config.every
+
+    def initial(self): return 0
+    def fold(self, state, event): return state + 1
+    def examples(self, state): return state
+    def encode(self, state): return str(state).encode()
+    def decode(self, value): return int(value)
+    def checkpoint(self, state): return None
+
+
+class Bare:
+    def __init__(self, target, every=10): self.target = target
+
+
+class OldLearner(Learner):
+    def fold(self, event): return event
+
+
+class Raises(Learner):
+    def __init__(self, target, config): raise RuntimeError("no disk")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MODULE)
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def configure(folder: Path, learner: str) -> None:
+    text = 'data_dir = "data"\n[bandit]\ntargets = ["taught", "other"]\n[[learners]]\n'
+    (folder / "everloop.toml").write_text(text + learner)
+
+
+def test_a_named_class_learns_its_target_in_the_bandits_place(mine: Path) -> None:
+    configure(mine, 'class = "mine:Learner"\ntargets = ["taught", "third"]\nevery = 3\n')
+    settings = load_settings()
+    learners = {p.learner.target: p.learner for p in learning_processors(settings)}
+    assert {name: one.identity.partition("@")[0] for name, one in learners.items()} == {
+        "other": "bandit",
+        "taught": "mine",
+        "third": "mine",
+    }
+    assert learners["taught"].every == 3  # type: ignore[attr-defined]
+    assert set(settings.policies) == {"taught", "other", "third"}
+
+
+@pytest.mark.parametrize(
+    ("learner", "said"),
+    [
+        ('class = "mine:Nobody"\ntarget = "p"', "has no attribute 'Nobody'"),
+        ('class = "nowhere:Learner"\ntarget = "p"', "No module named 'nowhere'"),
+        ('class = "mine.Learner"\ntarget = "p"', "must be module:"),
+        ('class = "mine:Learner"', "needs target"),
+        ('class = "mine:Learner"\ntarget = "p"\nevry = 3', "evry"),
+        ('class = "mine:Bare"\ntarget = "p"\nevry = 3', "unexpected keyword argument 'evry'"),
+        ('class = "mine:Bare"\ntarget = "p"', "its identity is None"),
+        (
+            'class = "mine:OldLearner"\ntarget = "p"',
+            "fold must take 2 arguments",
+        ),
+        ('class = "mine:Raises"\ntarget = "p"', "RuntimeError: no disk"),
+        (
+            'class = "mine:Learner"\ntarget = "p"\n[[learners]]\n'
+            'class = "mine:Learner"\ntarget = "p"',
+            "p has two [[learners]]",
+        ),
+    ],
+)
+def test_a_class_that_cannot_be_used_is_said_at_start(mine: Path, learner: str, said: str) -> None:
+    configure(mine, learner)
+    with pytest.raises(ConfigError) as found:
+        load_settings()
+    assert said in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_a_command_says_it_in_one_line_and_exits_with_2(mine: Path) -> None:
+    configure(mine, 'class = "mine:Nobody"\ntarget = "p"')
+    everloop = Path(sys.executable).with_name("everloop")
+    done = subprocess.run([everloop, "up"], cwd=mine, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "mine:Nobody" in done.stderr
+
+
+def test_its_policies_are_loaded_by_its_own_type(mine: Path) -> None:
+    configure(mine, 'class = "mine:Learner"\ntarget = "p"')
+    settings = load_settings()
+    store = ArtifactStore(settings.artifacts_dir)
+    stored = store.put(b'{"answer": 1}', "application/vnd.test+json")
+    table = RoutingTable(ArtifactStore(settings.artifacts_dir), policy_loader(settings.learners))
+    table.apply(
+        Route(name="p", kind="policy", targets=[RouteTarget(version="v1", artifact=stored)])
+    )
+    assert table.resolve("p", "policy", "r")[0].version == "v1"
+
+
+@pytest.mark.parametrize(
+    ("artifact", "reason"),
+    [
+        (b'{"answer": "raise"}', "the policy raised TypeError: no such tenant"),
+        (b'{"answer": "halves"}', "the policy returned 3 probabilities for 2 candidates"),
+        (b"{}", "loading it raised KeyError"),
+    ],
+)
+def test_promotion_rejects_a_policy_that_does_not_work(
+    mine: Path, artifact: bytes, reason: str
+) -> None:
+    configure(mine, 'class = "mine:Learner"\ntarget = "supervisor-policy"')
+    settings: Settings = load_settings()
+    store = ArtifactStore(settings.artifacts_dir)
+    promotion = Promotion(settings.gate, store, policies=policy_loader(settings.learners))
+    state = None
+    for number in range(20):
+        held_out = events.example(["a", "b"], number % 2, 1.0, split="validation")
+        record = events.record(held_out, number, "supervisor-policy")
+        state = promotion.handle(state, held_out, record).state
+    candidate = CheckpointEvent(
+        time=events.START,
+        payload=Checkpoint(
+            name="supervisor-policy",
+            version="v1",
+            kind="policy",
+            state=CheckpointState.CANDIDATE,
+            artifact=store.put(artifact, "application/vnd.test+json"),
+        ),
+    )
+    outcome = promotion.handle(state, candidate, events.record(candidate, 0, "supervisor-policy"))
+    (change,) = [output.event.payload for output in outcome.records]
+    assert change.state is CheckpointState.REJECTED
+    assert reason in change.reason
