@@ -139,8 +139,9 @@ def chances(
     """Return the probabilities of a policy, checked.
 
     Raises:
-        PolicyError: the policy raised, or did not return one probability above 0 for each
-            candidate, with sum 1.
+        PolicyError: the policy raised, or did not return one probability for each candidate,
+            with sum 1. A probability of 0 is allowed: off-policy evaluation compares with policies
+            that never explore.
     """
     try:
         found = [float(one) for one in policy.probabilities(context, candidates, tenant)]
@@ -150,11 +151,11 @@ def chances(
         raise PolicyError(
             f"the policy returned {len(found)} probabilities for {len(candidates)} candidates"
         )
-    if not all(isfinite(one) and one > 0.0 for one in found) or (
+    if not all(isfinite(one) and one >= 0.0 for one in found) or (
         abs(fsum(found) - 1.0) > SUM_TOLERANCE
     ):
         raise PolicyError(
-            f"the policy returned {str(found)[:200]}; probabilities must be above 0 and sum to 1"
+            f"the policy returned {str(found)[:200]}; they must be 0 or more and sum to 1"
         )
     return found
 
