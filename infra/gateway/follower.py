@@ -15,7 +15,7 @@ from infra.gateway.routes.table import RoutingTable
 from infra.runtime.threads import vital_thread
 from schemas.envelope import AnyEvent, rollout_key
 from schemas.keys import KeyEvent, UsageEvent
-from schemas.rollouts import TERMINAL, RolloutEvent
+from schemas.rollouts import TERMINAL, RolloutEvent, RolloutState
 from schemas.routes import RouteEvent
 from schemas.topics import KEYS, LIGHTNING, ROLLOUTS, ROUTES, USAGE, Topic
 from streams.storage.errors import LogUnavailableError
@@ -126,9 +126,13 @@ class Follower:
                     opened.pop(key, None)
                     versions.pop(key, None)
                 else:
-                    opened.setdefault(key, change)
+                    # Only who announces a rollout says that it was created; that counts, also
+                    # after a call of it has said that it started.
+                    if key not in opened or change.payload.state is RolloutState.CREATED:
+                        opened[key] = change
                     versions.setdefault(key, {}).update(change.payload.checkpoints)
         for key, began in opened.items():
-            self._table.restore(key, versions[key], began.payload.group)
+            announced = began.payload.state is RolloutState.CREATED
+            self._table.restore(key, versions[key], began.payload.group, announced)
             if began.payload.agent == AGENT:
                 self._conversations.restore(began.tenant, began.rollout_id)
