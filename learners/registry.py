@@ -45,9 +45,16 @@ class Registry:
 
 
 def merged(known: Checkpoint, change: Checkpoint) -> Checkpoint:
-    """Return a checkpoint after a change of state; what the change does not say stays as it was."""
+    """Return a checkpoint after a change of state; what the change does not say stays as it was.
+
+    A version that is announced once more as a candidate keeps its state: retractions can bring a
+    learner back to weights that were judged before.
+    """
+    announced_again = change.state is CheckpointState.CANDIDATE
     return change.model_copy(
         update={
+            "state": known.state if announced_again else change.state,
+            "reason": known.reason if announced_again else change.reason,
             "artifact": change.artifact or known.artifact,
             "endpoint": change.endpoint or known.endpoint,
             "lineage": change.lineage or known.lineage,

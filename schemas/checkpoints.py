@@ -30,8 +30,9 @@ TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
     CheckpointState.PROMOTED: frozenset({CheckpointState.RETIRED, CheckpointState.ROLLED_BACK}),
     # A retired checkpoint serves again when its successor is rolled back.
     CheckpointState.RETIRED: frozenset({CheckpointState.PROMOTED}),
-    CheckpointState.REJECTED: frozenset(),
-    CheckpointState.ROLLED_BACK: frozenset(),
+    # A person may promote what the gate refused.
+    CheckpointState.REJECTED: frozenset({CheckpointState.PROMOTED}),
+    CheckpointState.ROLLED_BACK: frozenset({CheckpointState.PROMOTED}),
 }
 """Legal next states."""
 

@@ -10,6 +10,9 @@ from schemas.checkpoints import Artifact
 from schemas.endpoints import Endpoint
 from schemas.envelope import Event, EventData, Name
 
+HISTORY = 20
+"""Entries of a route's history. A route is one record, which every gateway keeps in memory."""
+
 
 class RouteTarget(EventData):
     """One version that gets traffic. A model has an endpoint, a policy an artifact, a built-in
@@ -52,6 +55,23 @@ class Choice(EventData):
     options: list[Option] = Field(min_length=1, max_length=100)
 
 
+class Served(EventData):
+    """What a route served at one time.
+
+    Attributes:
+        targets: those that new rollouts were pinned to.
+        fallbacks: what answered where the pinned target did not.
+    """
+
+    targets: list[RouteTarget] = Field(min_length=1)
+    fallbacks: list[RouteTarget] = []
+
+    @property
+    def versions(self) -> frozenset[str]:
+        """The versions that new rollouts were pinned to."""
+        return frozenset(target.version for target in self.targets if target.weight > 0)
+
+
 class Route(EventData):
     """The route of a logical name.
 
@@ -64,6 +84,8 @@ class Route(EventData):
         shadows: each gets a copy of a share `weight` of the calls, in [0, 1]. Their answers are
             recorded and never served.
         held: whether a person decides what is served; the gate then promotes nothing here.
+        history: what was served before, the latest last; at most `HISTORY` entries. It is a stack:
+            the last entry is what a rollback serves.
     """
 
     name: Name
@@ -74,6 +96,36 @@ class Route(EventData):
     shadows: list[RouteTarget] = []
     held: bool = False
     reason: str = ""
+    history: list[Served] = []
+
+    @property
+    def served(self) -> Served:
+        """What the route serves."""
+        return Served(targets=self.targets, fallbacks=self.fallbacks)
+
+    def succeeding(self, before: "Route | None") -> "Route":
+        """Return this route with the history it has when it follows `before` on the log.
+
+        What `before` served is added to its history, with three exceptions:
+
+        - The same versions are served on, by other weights. Nothing is added.
+        - This route serves what `before` would have been rolled back to. That entry is taken off.
+        - `before` was a trial: it served its last entry and a candidate beside it. Nobody rolls
+          back to a trial, so nothing is added.
+
+        Args:
+            before: None where this is the first route of its name that is known. The route then
+                keeps the history that it carries.
+        """
+        if before is None:
+            return self
+        history, last = before.history, before.served.versions
+        if last != self.served.versions:
+            if history and history[-1].versions == self.served.versions:
+                history = history[:-1]
+            elif not (history and history[-1].versions < last):
+                history = [*history, before.served][-HISTORY:]
+        return self.model_copy(update={"history": history})
 
     @model_validator(mode="after")
     def _choosing(self) -> Self:

@@ -19,7 +19,7 @@ from infra.cli import (
     views,
 )
 from infra.cli.options import app
-from infra.control.routes import OperatingError
+from infra.control.audit import ControlError
 from infra.processes.run_file import StartError
 from infra.runtime.errors import ConfigError
 from infra.runtime.logger import configure_logging
@@ -42,7 +42,7 @@ __all__ = [
     "views",
 ]
 
-USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, OperatingError)
+USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, ControlError)
 
 
 def main() -> None:

@@ -10,15 +10,13 @@ import typer
 from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.cli.views import existing_log
 from infra.config.settings import load_settings
+from infra.control.audit import local_actor
+from infra.control.keys import create_key, keys_on, revoke_key
 from infra.control.routes import (
     canary,
-    create_key,
     drain,
-    keys_on,
-    local_actor,
     promote,
     release,
-    revoke_key,
     roll_back,
     routes_on,
     set_route,
@@ -28,8 +26,8 @@ from schemas.endpoints import Endpoint
 from schemas.envelope import DEFAULT_TENANT
 from schemas.keys import ApiKey, Scope
 from schemas.routes import Route, RouteTarget
-from schemas.topics import AUDIT
-from streams.views.events import events_on
+from streams.views.audit import AuditTrail
+from streams.views.follower import read_views
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
 routes_app = typer.Typer(
@@ -216,7 +214,9 @@ def release_command(name: Name, reason: Reason = "", as_json: AsJson = False) ->
 def audit(as_json: AsJson = False) -> None:
     """Show what was changed by hand, by whom and why, the oldest first."""
     with existing_log(load_settings()) as log:
-        events = list(events_on(log, AUDIT))
+        trail = AuditTrail()
+        read_views(log, trail)
+    events = trail.entries
     if as_json:
         print_json(
             [{"time": e.time.isoformat(), **e.payload.model_dump(mode="json")} for e in events]

@@ -23,6 +23,13 @@ from infra.processes.run_file import StartError, running
 from infra.runtime.errors import ConfigError
 from learners.gate import GateConfig
 from streams.runners.lag import lag
+from streams.views.audit import AuditTrail
+from streams.views.checkpoints import Checkpoints
+from streams.views.follower import read_views
+from streams.views.keys import Keys
+from streams.views.orders import Orders
+from streams.views.routes import Routes
+from streams.views.trainings import Trainings
 
 if TYPE_CHECKING:
     from infra.demo import DemoResult
@@ -68,6 +75,7 @@ def status(as_json: AsJson = False) -> None:
     state = running(settings.data_dir)
     document: dict[str, Any] = {"running": state is not None, "data_dir": str(settings.data_dir)}
     document["groups"] = _groups(settings)
+    document["unreadable"] = _unreadable(settings)
     if state is not None:
         document |= state.model_dump(mode="json")
         document["gateway"] = _gateway_health(state.urls["gateway"])
@@ -89,6 +97,11 @@ def status(as_json: AsJson = False) -> None:
         for name, lags in document["groups"].items()
     ]
     print_table("Consumer groups", ("group", "records behind", "on"), rows)
+    for topic, count in document["unreadable"].items():
+        console.print(
+            f"{topic}: {count} records cannot be read and are skipped; see `everloop dead-letters"
+            " list`"
+        )
 
 
 @app.command()
@@ -204,6 +217,16 @@ def _groups(settings: Settings) -> dict[str, dict[str, int]]:
             }
             for processor in processors
         }
+
+
+def _unreadable(settings: Settings) -> dict[str, int]:
+    """Return how many records cannot be read, by the topics that views read."""
+    if settings.log_kind == "sqlite" and not settings.log_path.exists():
+        return {}
+    with open_log(settings) as log:
+        return dict(
+            read_views(log, Routes(), Checkpoints(), Keys(), Trainings(), Orders(), AuditTrail())
+        )
 
 
 def _gateway_health(url: str) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
 from schemas.manifests import Manifest
 from schemas.serialization import readable
-from schemas.topics import COMMANDS, EXAMPLES, TRAININGS
+from schemas.topics import COMMANDS, EXAMPLES
 from streams.processors.batcher import examples_of
-from streams.storage.log import Log, read_all
+from streams.storage.log import Log
 from streams.storage.records import Outgoing
-from streams.views.events import events_of
+from streams.views.follower import read_views
+from streams.views.trainings import Trainings
 
 BEGINNING, NOW = "beginning", "now"
 POLL_S = 0.2
@@ -108,11 +109,11 @@ def train(
 @app.command()
 def trainings(as_json: AsJson = False) -> None:
     """List the runs of batch learners: what they learn, how far they are, and what came of them."""
-    newest: dict[str, Any] = {}
+    view = Trainings()
     with existing_log(load_settings()) as log:
-        for record in read_all(log, TRAININGS.name):
-            for event in events_of(record):
-                newest[event.payload.job] = event.payload
+        read_views(log, view)
+    # A run that is ordered again is one job: the last order counts.
+    newest = {training.job: training for training in view.runs.values()}
     if as_json:
         print_json([training.model_dump(mode="json") for training in newest.values()])
         return

@@ -21,14 +21,13 @@ from infra.installation.log import open_log
 from infra.processes.run_file import running
 from infra.runtime.errors import ConfigError
 from schemas.decisions import Candidate
-from schemas.envelope import AnyEvent
-from schemas.manifests import Manifest
-from schemas.topics import CHECKPOINTS, COMMANDS, PREFIX, TOPICS, Topic, topic_named
+from schemas.topics import PREFIX, TOPICS, Topic, topic_named
 from streams.storage.errors import StreamError
 from streams.storage.log import Log
 from streams.storage.records import Record
-from streams.views.checkpoints import folded_checkpoints
-from streams.views.events import events_on
+from streams.views.checkpoints import Checkpoints
+from streams.views.follower import read_views
+from streams.views.orders import Orders
 
 events_app = typer.Typer(no_args_is_help=True, help="Look at the events on the log.")
 app.add_typer(events_app, name="events")
@@ -118,8 +117,9 @@ def print_report(built: Report) -> None:
 def checkpoints(as_json: AsJson = False) -> None:
     """List every checkpoint with its state, its lineage and why it is there."""
     with existing_log(load_settings()) as log:
-        found = folded_checkpoints(events_on(log, CHECKPOINTS)).values()
-    latest = [checkpoint.model_dump(mode="json", exclude_none=True) for checkpoint in found]
+        view = Checkpoints()
+        read_views(log, view)
+    latest = [found.model_dump(mode="json", exclude_none=True) for found in view.all.values()]
     if as_json:
         print_json(latest)
         return
@@ -261,13 +261,14 @@ def current_report(settings: Settings) -> Report:
 @app.command()
 def batches(as_json: AsJson = False) -> None:
     """List the batches of examples that learners were told to train on, with where they lie."""
-    found: list[tuple[AnyEvent, Manifest]] = []
+    orders = Orders()
     with existing_log(load_settings()) as log:
-        found += [
-            (event, event.payload.manifest)
-            for event in events_on(log, COMMANDS)
-            if event.payload.manifest is not None
-        ]
+        read_views(log, orders)
+    found = [
+        (order, order.payload.manifest)
+        for order in orders.all.values()
+        if order.payload.manifest is not None
+    ]
     if as_json:
         print_json(
             [

@@ -1,1 +1,1 @@
-"""What people change by hand: API keys and routes, each change with an audit event."""
+"""What people change by hand: API keys and routes, each with a line in the audit trail."""

@@ -13,7 +13,7 @@ from infra.gateway.apis.lightning import api as lightning
 from infra.gateway.apis.lightning.state import LightningState
 from infra.gateway.calls.conversations import Conversations
 from infra.gateway.calls.exchange import end_conversations
-from infra.gateway.follower import Follower
+from infra.gateway.follower import GatewayFollower
 from infra.gateway.http import problems
 from infra.gateway.http.access import KeyRing
 from infra.gateway.http.direct import Direct
@@ -31,6 +31,7 @@ from schemas.topics import USAGE
 from streams.storage.artifacts import ArtifactReader
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import Log
+from streams.views.keys import Keys
 
 SPOOL_AFTER_S = 2.0
 """How long the log may be locked or away before events are spooled."""
@@ -66,11 +67,11 @@ def create_app(
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
     publisher = Publisher(open_for_writing, open_spool, gateway.spool_max_bytes)
     table = RoutingTable(artifacts, policies)
-    keys = KeyRing(gateway.keys_required)
+    keys = Keys()
     limits = Limits()
     conversations = Conversations(gateway.conversation_idle_s)
     lightning_state = LightningState()
-    follower = Follower(table, keys, limits, conversations, lightning_state, open_log)
+    follower = GatewayFollower(table, keys, limits, conversations, lightning_state, open_log)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,7 +86,7 @@ def create_app(
             open_log,
             publisher,
             table,
-            keys,
+            KeyRing(gateway.keys_required, keys),
             limits,
             conversations,
             upstreams,

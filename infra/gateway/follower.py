@@ -1,65 +1,68 @@
-"""Following: what the gateway serves, whom it knows and what was used, kept at the end of their
-topics.
-"""
+"""What the gateway follows: the routes it serves, the keys it knows, and what these have used."""
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import structlog
 
 from infra.gateway.apis.lightning.state import LightningState
 from infra.gateway.calls.conversations import AGENT, Conversations
-from infra.gateway.http.access import KeyRing
 from infra.gateway.http.limits import Limits
 from infra.gateway.routes.table import RoutingTable
 from infra.runtime.threads import vital_thread
-from schemas.envelope import AnyEvent, rollout_key
-from schemas.keys import KeyEvent, UsageEvent
-from schemas.rollouts import TERMINAL, RolloutEvent, RolloutState
+from schemas.envelope import AnyEvent
+from schemas.keys import UsageEvent
+from schemas.lightning import LightningEvent
 from schemas.routes import RouteEvent
-from schemas.topics import KEYS, LIGHTNING, ROLLOUTS, ROUTES, USAGE, Topic
+from schemas.topics import LIGHTNING, ROUTES, USAGE, Topic
 from streams.storage.errors import LogUnavailableError
-from streams.storage.log import Log, read_all
-from streams.views.events import events_of
+from streams.storage.log import Log
+from streams.views.follower import Follower, read_views
+from streams.views.keys import Keys
+from streams.views.rollouts import Rollouts
+from streams.views.routes import Routes
 
-FOLLOWED: tuple[Topic, ...] = (ROUTES, KEYS, USAGE)
+POLL_S = 0.25
 logger = structlog.get_logger(__name__)
 
 
-class Follower:
-    """Keeps routes, keys and usage at the end of their topics, from a thread of its own."""
+class GatewayFollower:
+    """Keeps what the gateway serves at the end of the log, from a thread of its own.
+
+    Args:
+        open_log: opens a connection to the log; each thread has its own.
+    """
 
     def __init__(
         self,
         table: RoutingTable,
-        keys: KeyRing,
+        keys: Keys,
         limits: Limits,
         conversations: Conversations,
         lightning: LightningState,
         open_log: Callable[[], Log],
-        poll_s: float = 0.25,
     ) -> None:
         self._table = table
-        self._keys = keys
-        self._limits = limits
         self._conversations = conversations
         self._lightning = lightning
         self._open_log = open_log
-        self._poll_s = poll_s
+        self._follower = Follower([_ServedRoutes(table), keys, _CountedUsage(limits)])
+        self._restored = False
         self._stop = threading.Event()
-        self._positions = {
-            (topic.name, partition): 0
-            for topic in FOLLOWED
-            for partition in range(topic.partitions)
-        }
-        self._begun = False
         self._thread = vital_thread("follower", self._run)
+
+    @property
+    def unreadable(self) -> Counter[str]:
+        """By topic, how many records could not be read."""
+        return self._follower.unreadable
 
     def start(self) -> None:
         """Catch up, so that the first request already sees what was served last; then follow."""
         try:
             with self._open_log() as log:
-                self._begin(log)
+                self._restore(log)
         except LogUnavailableError as error:
             logger.warning("cannot read the routes yet; nothing is served", error=str(error))
         self._thread.start()
@@ -70,69 +73,70 @@ class Follower:
         self._thread.join()
 
     def _run(self) -> None:
-        log: Log | None = None
-        while not self._stop.is_set():
+        self._follower.follow(self._open_restored_log, self._stop, POLL_S)
+
+    def _open_restored_log(self) -> Log:
+        """Return a connection; where `start` could not read the log, restore what it says first."""
+        log = self._open_log()
+        if not self._restored:
             try:
-                log = log or self._open_log()
-                if not self._begun:
-                    self._begin(log)
-                self._catch_up(log, self._poll_s)
-            except LogUnavailableError as error:
-                logger.warning("cannot follow routes; what is served stays", error=str(error))
-                if log is not None:
-                    log.close()
-                log = None
-                self._stop.wait(1.0)
-        if log is not None:
-            log.close()
+                self._restore(log)
+            except BaseException:
+                log.close()
+                raise
+        return log
 
-    def _begin(self, log: Log) -> None:
-        """Take in what was served, then pin what began under it: in this order, since pins name
-        versions.
-        """
-        self._catch_up(log)
-        self._restore_rollouts(log)
-        self._lightning.restore(
-            event for record in read_all(log, LIGHTNING.name) for event in events_of(record)
-        )
-        self._begun = True
-
-    def _catch_up(self, log: Log, wait_s: float = 0.0) -> None:
-        while records := log.fetch(self._positions, 500, wait_s):
-            wait_s = 0.0
-            for record in records:
-                for event in events_of(record):
-                    self._take(event)
-                self._positions[record.topic, record.partition] = record.offset + 1
-
-    def _take(self, event: AnyEvent) -> None:
-        match event:
-            case RouteEvent():
-                self._table.apply(event.payload)
-            case KeyEvent():
-                self._keys.apply(event.payload)
-            case UsageEvent():
-                self._limits.apply(event.payload)
-
-    def _restore_rollouts(self, log: Log) -> None:
-        """Pin rollouts that are still open to what they began with."""
-        opened: dict[str, RolloutEvent] = {}
-        versions: dict[str, dict[str, str]] = {}
-        for record in read_all(log, ROLLOUTS.name):
-            for change in events_of(record):
-                assert isinstance(change, RolloutEvent)  # noqa: S101 - the topic holds nothing else
-                key = rollout_key(change.tenant, change.rollout_id)
-                if change.payload.state in TERMINAL:
-                    opened.pop(key, None)
-                    versions.pop(key, None)
-                else:
-                    # Only who announces a rollout says that it was created; that counts, also
-                    # after a call of it has said that it started.
-                    if key not in opened or change.payload.state is RolloutState.CREATED:
-                        opened[key] = change
-                    versions.setdefault(key, {}).update(change.payload.checkpoints)
-        for key, began in opened.items():
-            announced = began.payload.state is RolloutState.CREATED
-            self._table.restore(key, versions[key], began.payload.group, announced)
+    def _restore(self, log: Log) -> None:
+        """Serve what was served, then pin the open rollouts: a pin names a version of a route."""
+        self._follower.catch_up(log)
+        rollouts, calls = Rollouts(), _LightningCalls()
+        unreadable = read_views(log, rollouts, calls)
+        for key, rollout in rollouts.open.items():
+            began = rollout.began
+            self._table.restore(key, rollout.checkpoints, began.payload.group)
             if began.payload.agent == AGENT:
                 self._conversations.restore(began.tenant, began.rollout_id)
+        self._lightning.restore(calls.events)
+        self._follower.unreadable.update(unreadable)
+        self._restored = True
+
+
+class _ServedRoutes:
+    """The routes, each taken into service when it changes."""
+
+    topics: ClassVar[Sequence[Topic]] = (ROUTES,)
+
+    def __init__(self, table: RoutingTable) -> None:
+        self._table = table
+        self._routes = Routes()
+
+    def apply(self, event: AnyEvent) -> None:
+        self._routes.apply(event)
+        if isinstance(event, RouteEvent):
+            self._table.apply(self._routes.current[event.payload.name])
+
+
+class _CountedUsage:
+    """What keys have used, as every gateway process counts it."""
+
+    topics: ClassVar[Sequence[Topic]] = (USAGE,)
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def apply(self, event: AnyEvent) -> None:
+        if isinstance(event, UsageEvent):
+            self._limits.apply(event.payload)
+
+
+class _LightningCalls:
+    """What was asked through Agent Lightning's API, in order."""
+
+    topics: ClassVar[Sequence[Topic]] = (LIGHTNING,)
+
+    def __init__(self) -> None:
+        self.events: list[LightningEvent] = []
+
+    def apply(self, event: AnyEvent) -> None:
+        if isinstance(event, LightningEvent):
+            self.events.append(event)

@@ -12,6 +12,7 @@ from learners.contract import Learner
 from streams.processing.processor import Processor
 from streams.processors.batcher import Batching
 from streams.processors.implicit import ImplicitFeedback
+from streams.processors.inspection import inspections
 from streams.processors.judge import Judge
 from streams.processors.learner import Learning
 from streams.processors.promotion import Promotion
@@ -37,6 +38,7 @@ def stream_processors(settings: Settings) -> list[Processor[Any]]:
         ),
         Batching("sft", settings.adapter.sft, settings.batches),
         Batching("rl", settings.adapter.rl, settings.batches),
+        *inspections(),
     ]
 
 

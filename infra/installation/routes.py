@@ -15,8 +15,8 @@ from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import ROUTES
 from streams.processors.promotion import baseline_route
 from streams.storage.records import Outgoing
-from streams.views.events import events_on
-from streams.views.routes import newest_routes
+from streams.views.follower import read_views
+from streams.views.routes import Routes
 
 CONFIGURED = "configured:"
 RANDOM_POLICY = "random-policy"
@@ -41,7 +41,9 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
             f"no endpoint for {missing}; set models.NAME.base_url and models.NAME.model"
         )
     with open_log(settings) as log:
-        served = newest_routes(events_on(log, ROUTES))
+        routes = Routes()
+        read_views(log, routes)
+        served = routes.current
         wanted = [*_model_routes(settings, simulator_url), *_choice_routes(settings)]
         wanted += [
             baseline_route(name)
@@ -49,8 +51,11 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
             if name not in served
         ]
         held = {name for name, route in served.items() if route.held or _learned(route)}
+        following = [route.succeeding(served.get(route.name)) for route in wanted]
         changed = [
-            route for route in wanted if route.name not in held and served.get(route.name) != route
+            route
+            for route in following
+            if route.name not in held and served.get(route.name) != route
         ]
         log.append(
             [

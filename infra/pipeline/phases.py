@@ -19,7 +19,7 @@ from infra.config.settings import Settings
 from infra.installation.processors import all_processors
 from infra.pipeline.settings import PhaseSettings
 from infra.runtime.errors import ConfigError
-from infra.training.known import Following
+from infra.training.views import TrainingViews
 from learners.training.config import HEADS
 from schemas.checkpoints import Checkpoint, CheckpointState
 from schemas.commands import Command, CommandEvent
@@ -117,8 +117,8 @@ class Pipeline:
         self._settings, self._pipeline, self._log = settings, settings.pipeline, log
         self._say = on_progress
         self._processors = all_processors(settings)
-        self._following = Following(
-            log, {phase.target for phase in self._pipeline.phases if phase.target}
+        self._known = TrainingViews(
+            {phase.target for phase in self._pipeline.phases if phase.target}
         )
         order = list(tasks)
         Random(0).shuffle(order)  # noqa: S311 - a reproducible order, not a secret
@@ -187,9 +187,10 @@ class Pipeline:
         many those were.
         """
         assert phase.target is not None  # noqa: S101 - a phase with a method has a target
-        known, version = self._following.read(), None
+        version = None
+        self._known.catch_up(self._log)
         if phase.method == "bandit":
-            before = known.promoted(phase.target)
+            before = self._known.promoted(phase.target)
         else:
             training = self._trained(phase, group)
             if training is None:
@@ -204,13 +205,13 @@ class Pipeline:
             together = min(TRIED_TOGETHER, phase.trial - tried)
             self._gather(phase, group, together)
             tried += together
-            self._following.read()
+            self._known.catch_up(self._log)
         if phase.method == "bandit":
-            after = known.promoted(phase.target)
+            after = self._known.promoted(phase.target)
             if after is None or (before is not None and after.version == before.version):
                 return Came("kept", "nothing surely better was learned"), tried
             return _came(after), tried
-        return _came(known.checkpoints[phase.target, str(version)]), tried
+        return _came(self._known.checkpoints.all[phase.target, str(version)]), tried
 
     def _trained(self, phase: PhaseSettings, group: str) -> Training | None:
         """Order a run on what was gathered since the last, and return how it ended; None without
@@ -219,8 +220,8 @@ class Pipeline:
         assert phase.target is not None  # noqa: S101 - a phase with a method has a target
         assert phase.method is not None  # noqa: S101 - asked for where there is one
         assert phase.method != "bandit"  # noqa: S101 - it learns by itself
-        known = self._following.read()
-        known.orders.clear()
+        self._known.catch_up(self._log)
+        self._known.orders.take()
         order = Command(
             target=phase.target,
             action="train",
@@ -231,9 +232,13 @@ class Pipeline:
             [Outgoing.of(COMMANDS, phase.target, CommandEvent(payload=order)).record()]
         )
         self._drained()
-        self._following.read()
+        self._known.catch_up(self._log)
         closed = next(
-            (o for o in known.orders if o.payload.manifest and o.payload.reason == order.reason),
+            (
+                o
+                for o in self._known.orders.waiting
+                if o.payload.manifest and o.payload.reason == order.reason
+            ),
             None,
         )
         if closed is None:
@@ -241,7 +246,7 @@ class Pipeline:
         self._say(f"{group}: {phase.target} learns by {phase.method}")
         deadline = time.monotonic() + self._pipeline.training_s
         while (
-            training := known.trainings.get(closed.event_id)
+            training := self._known.trainings.runs.get(closed.event_id)
         ) is None or training.state not in ENDED:
             if time.monotonic() > deadline:
                 raise ConfigError(
@@ -250,7 +255,7 @@ class Pipeline:
                     " see `everloop trainings`, and whether a trainer runs"
                 )
             time.sleep(POLL_S)
-            self._following.read()
+            self._known.catch_up(self._log)
         return training
 
     def _undecided(self, target: str, version: str | None) -> bool:
@@ -259,7 +264,7 @@ class Pipeline:
         """
         return any(
             checkpoint.state in UNDECIDED and version in (None, checkpoint.version)
-            for checkpoint in self._following.known.checkpoints.values()
+            for checkpoint in self._known.checkpoints.all.values()
             if checkpoint.name == target
         )
 

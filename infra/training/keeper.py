@@ -11,7 +11,7 @@ import structlog
 
 from infra.serving.servers import Server, Servers, ServingError
 from infra.serving.settings import ServingSettings
-from infra.training.known import Known
+from infra.training.views import TrainingViews
 from learners.training.config import ADAPTER_FILE
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointState
 from schemas.endpoints import Endpoint
@@ -46,7 +46,11 @@ class Keeper:
     """
 
     def __init__(
-        self, settings: ServingSettings, data_dir: Path, artifacts: ArtifactStore, known: Known
+        self,
+        settings: ServingSettings,
+        data_dir: Path,
+        artifacts: ArtifactStore,
+        known: TrainingViews,
     ) -> None:
         self._settings, self._data_dir = settings, data_dir
         self._artifacts, self._known = artifacts, known
@@ -65,7 +69,7 @@ class Keeper:
         """
         given_up = []
         wanted = {
-            (c.name, c.version): c for c in self._known.checkpoints.values() if self._wanted(c)
+            (c.name, c.version): c for c in self._known.checkpoints.all.values() if self._wanted(c)
         }
         for checkpoint in wanted.values():
             if time.monotonic() < self._not_before.get(checkpoint.version, 0.0):
@@ -112,7 +116,7 @@ class Keeper:
         if version is None:
             return None
         if artifact is None:
-            known = self._known.checkpoints.get((name, version))
+            known = self._known.checkpoints.all.get((name, version))
             artifact = known.artifact if known is not None else None
         if artifact is None or artifact.media_type != FOLDER_TYPE:
             raise RejectedRecordError(f"{name} {version} has no weights")
@@ -130,7 +134,7 @@ class Keeper:
             or checkpoint.artifact.media_type != FOLDER_TYPE
         ):
             return False
-        route = self._known.routes.get(checkpoint.name)
+        route = self._known.routes.current.get(checkpoint.name)
         routed = (
             [t.version for t in [*route.targets, *route.fallbacks, *route.shadows]] if route else []
         )
@@ -145,7 +149,7 @@ class Keeper:
 
     def _replaceable(self, checkpoint: Checkpoint) -> bool:
         """Return whether something else answers calls when this does not."""
-        route = self._known.routes.get(checkpoint.name)
+        route = self._known.routes.current.get(checkpoint.name)
         return checkpoint.state in SERVED and route is not None and bool(route.fallbacks)
 
     def _idle(self, name: str) -> bool:

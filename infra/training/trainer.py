@@ -21,9 +21,9 @@ from infra.serving.servers import ServingError
 from infra.training.checks import checked
 from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder, start_process
 from infra.training.keeper import Keeper
-from infra.training.known import Following
 from infra.training.settings import TrainingSettings
 from infra.training.trackers import trackers
+from infra.training.views import TrainingViews
 from learners.training.config import HEADS, MODEL, AnyConfig
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState, Lineage
 from schemas.commands import Command, CommandEvent
@@ -72,8 +72,7 @@ class Trainer:
         self._environment = environment
         self._folder = data_dir / "trainings"
         self._trackers = trackers(settings.track, data_dir / "tracking")
-        self._following = Following(log, settings.models.keys())
-        self._known = self._following.known
+        self._known = TrainingViews(settings.models.keys())
         self.keeper = Keeper(settings.serving, data_dir, artifacts, self._known)
         self._runs: dict[str, Run] = {}
         self._stop = threading.Event()
@@ -95,7 +94,7 @@ class Trainer:
 
     def run_once(self) -> None:
         """Read what is new, and do what follows from it."""
-        self._following.read()
+        self._known.catch_up(self._log)
         self._take_orders()
         for run in list(self._runs.values()):
             self._advance(run)
@@ -110,8 +109,7 @@ class Trainer:
 
     def _take_orders(self) -> None:
         """Queue what was ordered and has not come to an end; end what is cancelled."""
-        orders, self._known.orders = self._known.orders, []
-        for order in orders:
+        for order in self._known.orders.take():
             if order.payload.action == "cancel":
                 self._cancel(str(order.payload.arguments.get("job", "")))
             else:
@@ -121,7 +119,7 @@ class Trainer:
         """Queue a run; one that an earlier trainer began goes on with the parent that it began
         with.
         """
-        before = self._known.trainings.get(order.event_id)
+        before = self._known.trainings.runs.get(order.event_id)
         if before is not None and before.state in ENDED:
             return
         config = self._config(order.payload) if before is None else self._begun(before)
@@ -136,7 +134,7 @@ class Trainer:
             parent=parent,
         )
         if job.id in self._runs:
-            self._known.orders.append(order)  # when the one that runs has ended
+            self._known.orders.waiting.append(order)  # when the one that runs has ended
             return
         run = Run(job, _training(job, order))
         self._runs[job.id] = run
@@ -165,7 +163,7 @@ class Trainer:
                 "nothing learns so", target=order.target, method=wanted, head=order.manifest.head
             )
             return None
-        failed = self._known.failed(order.target, self._parent(order.target))
+        failed = self._known.failed_configs(order.target, self._parent(order.target))
         return next((config for config in suited if config.sha256 not in failed), suited[0])
 
     def _begun(self, before: Training) -> AnyConfig | None:
@@ -272,7 +270,7 @@ class Trainer:
             metrics=result.metrics,
             reason=f"{run.job.manifest.examples} examples",
         )
-        if (candidate.name, version) in self._known.checkpoints:
+        if (candidate.name, version) in self._known.checkpoints.all:
             self._ended(run, TrainingState.SUCCEEDED, "the same weights as before", version)
             return
         reason = None
@@ -309,7 +307,7 @@ class Trainer:
         """Return held-out prompts of the target's earlier runs, some of all."""
         jobs = dict.fromkeys(
             training.job
-            for training in self._known.trainings.values()
+            for training in self._known.trainings.runs.values()
             if training.target == run.job.target and training.state is TrainingState.SUCCEEDED
         )
         found = [
@@ -334,17 +332,16 @@ class Trainer:
         del self._runs[run.job.id]
 
     def _publish(self, training: Training) -> None:
-        self._log.append(
-            [Outgoing.of(TRAININGS, training.target, TrainingEvent(payload=training)).record()]
-        )
-        self._known.trainings[training.order] = training
+        event = TrainingEvent(payload=training)
+        self._log.append([Outgoing.of(TRAININGS, training.target, event).record()])
+        self._known.trainings.apply(event)
         for track in self._trackers:
             track(training)
 
     def _announce(self, checkpoint: Checkpoint) -> None:
         event = CheckpointEvent(payload=checkpoint)
         self._log.append([Outgoing.of(CHECKPOINTS, checkpoint.name, event).record()])
-        self._known.take(event)
+        self._known.checkpoints.apply(event)
 
 
 def _training(job: Job, order: CommandEvent) -> Training:

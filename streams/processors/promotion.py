@@ -47,6 +47,7 @@ class PromotionState(BaseModel):
         trial: the canary that is under way.
         waiting: version of the newest candidate that was announced meanwhile.
         watch: over what was promoted last.
+        current: the newest route, with its history.
         stable: what is served, or beside a trial was served before it; None where no route is
             known.
         replaced: what was served before the version that is watched.
@@ -61,6 +62,7 @@ class PromotionState(BaseModel):
     trial: Trial | None = None
     waiting: str | None = None
     watch: Watch | None = None
+    current: Route | None = None
     stable: Route | None = None
     replaced: Route | None = None
     own: list[str] = Field(default_factory=list)
@@ -217,6 +219,7 @@ class Promotion(Processor[PromotionState]):
                     "a person took over the route",
                 )
         state.stable = route
+        state.current = route.succeeding(state.current)
         if route.held:
             state.trial = state.watch = None
             self._judge_waiting(state, ruling)
@@ -228,9 +231,12 @@ class Promotion(Processor[PromotionState]):
         known = state.checkpoints.get(change.version)
         if known is not None and change.state in (known.state, CheckpointState.CANDIDATE):
             return ruling  # a repeat, or a learner that retractions brought back to an old version
-        _apply(state.registry, change)
+        if known is None and change.state is CheckpointState.PROMOTED:
+            state.checkpoints[change.version] = change  # promoted by a person, and forgotten here
+        else:
+            _apply(state.registry, change)
         if change.kind == "policy" and state.stable is None:
-            state.stable = baseline_route(change.name)
+            state.stable = state.current = baseline_route(change.name)
         if change.state in (CheckpointState.REJECTED, CheckpointState.ROLLED_BACK):
             self._fell(state, ruling, change)
         if change.state is CheckpointState.CANDIDATE and (
@@ -320,7 +326,7 @@ class Promotion(Processor[PromotionState]):
         ]
         targets = [*beside, _target(candidate).model_copy(update={"weight": share})]
         served = {"targets": targets, "fallbacks": _behind(state), "reason": reason}
-        ruling.routes.append(state.stable.model_copy(update=served))
+        _write_route(state, ruling, state.stable.model_copy(update=served))
         state.trial = Trial.of(candidate.version, _heaviest(state.stable), self.config)
 
     def _promote(
@@ -437,7 +443,13 @@ def _target(checkpoint: Checkpoint) -> RouteTarget:
 def _serve(state: PromotionState, ruling: Ruling, route: Route, reason: str) -> None:
     """Serve a route from now on, with the reason."""
     state.stable = route.model_copy(update={"reason": reason})
-    ruling.routes.append(state.stable)
+    _write_route(state, ruling, state.stable)
+
+
+def _write_route(state: PromotionState, ruling: Ruling, route: Route) -> None:
+    """Write a route with its history, which must outlive the compaction of the topic."""
+    state.current = route.succeeding(state.current)
+    ruling.routes.append(state.current)
 
 
 def _change(

@@ -346,8 +346,6 @@ def _advanced(known: RolloutEvent | None, change: RolloutEvent) -> RolloutEvent:
     """
     if known is None:
         return change
-    if change.payload.state is RolloutState.CREATED and known.payload.state not in TERMINAL:
-        return _announced(known, change)
     if (
         change.payload.state is RolloutState.STARTED
         and known.payload.state is not RolloutState.CREATED
@@ -358,7 +356,8 @@ def _advanced(known: RolloutEvent | None, change: RolloutEvent) -> RolloutEvent:
             f"rollout {change.rollout_id} cannot go from {known.payload.state} to"
             f" {change.payload.state}"
         )
-    said = _said(change.payload)
+    silent = Rollout(state=change.payload.state)
+    said = {name: value for name, value in change.payload if value != getattr(silent, name, None)}
     checkpoints = known.payload.checkpoints | change.payload.checkpoints
     payload = known.payload.model_copy(
         update=said | {"state": change.payload.state, "checkpoints": checkpoints}
@@ -366,22 +365,3 @@ def _advanced(known: RolloutEvent | None, change: RolloutEvent) -> RolloutEvent:
     return change.model_copy(
         update={"payload": payload, "trace_id": change.trace_id or known.trace_id}
     )
-
-
-def _announced(known: RolloutEvent, late: RolloutEvent) -> RolloutEvent:
-    """Return an open rollout after its agent said what it is, though a call of it came first.
-
-    What is said counts: a held-out task must never be trained on. The state stays, and so do the
-    versions that were served before.
-    """
-    update = _said(late.payload) | {
-        "state": known.payload.state,
-        "checkpoints": late.payload.checkpoints | known.payload.checkpoints,
-    }
-    return known.model_copy(update={"payload": known.payload.model_copy(update=update)})
-
-
-def _said(change: Rollout) -> dict[str, Any]:
-    """Return what a change says: what differs from a change that says nothing but the state."""
-    silent = Rollout(state=change.state)
-    return {name: value for name, value in change if value != getattr(silent, name)}

@@ -1,1 +1,1 @@
-"""Views: what a topic says now, folded from its records, with one rule for unreadable ones."""
+"""Views: what a topic says now. Each is a pure fold of one topic's events."""

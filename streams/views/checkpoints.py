@@ -1,19 +1,38 @@
-"""Every checkpoint as it stands, folded from the changes of its state."""
+"""Every checkpoint with its latest state and everything that was said of it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import ClassVar
 
 from learners.registry import merged
-from schemas.checkpoints import Checkpoint, CheckpointEvent
+from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.envelope import AnyEvent
+from schemas.topics import CHECKPOINTS, Topic
 
 
-def folded_checkpoints(events: Iterable[AnyEvent]) -> dict[tuple[str, str], Checkpoint]:
-    """Return checkpoints by name and version; what a later change does not say stays."""
-    found: dict[tuple[str, str], Checkpoint] = {}
-    for event in events:
+class Checkpoints:
+    """Checkpoints by name and version, in the order in which they were announced.
+
+    Attributes:
+        all: each merged from its records by `learners.registry.merged`.
+    """
+
+    topics: ClassVar[Sequence[Topic]] = (CHECKPOINTS,)
+
+    def __init__(self) -> None:
+        self.all: dict[tuple[str, str], Checkpoint] = {}
+
+    def apply(self, event: AnyEvent) -> None:
+        """Take in a change of a checkpoint's state."""
         if isinstance(event, CheckpointEvent):
             change = event.payload
-            place = change.name, change.version
-            known = found.get(place)
-            found[place] = merged(known, change) if known is not None else change
-    return found
+            known = self.all.get((change.name, change.version))
+            self.all[change.name, change.version] = merged(known, change) if known else change
+
+    def of(self, name: str) -> dict[str, Checkpoint]:
+        """Return the checkpoints of a logical name by version."""
+        return {version: found for (of, version), found in self.all.items() if of == name}
+
+    def promoted(self, name: str) -> Checkpoint | None:
+        """Return the promoted version of a name; None where none is."""
+        promoted = (c for c in self.of(name).values() if c.state is CheckpointState.PROMOTED)
+        return next(promoted, None)

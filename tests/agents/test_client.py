@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from openai import OpenAI
 
 from infra.config.settings import Settings
-from infra.control.routes import create_key
+from infra.control.keys import create_key
 from infra.gateway.settings import GatewaySettings
 from schemas.decisions import DecisionEvent
 from schemas.keys import Scope

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from infra.config.settings import Settings
-from infra.control.routes import create_key
+from infra.control.keys import create_key
 from infra.gateway.settings import GatewaySettings
 from schemas.envelope import AnyEvent
 from schemas.keys import Scope

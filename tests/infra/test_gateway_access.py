@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from infra.config.settings import Settings
-from infra.control.routes import create_key, revoke_key
+from infra.control.keys import create_key, revoke_key
 from infra.gateway.settings import GatewaySettings
 from schemas.keys import Scope
 from schemas.rewards import RewardEvent

@@ -1,21 +1,15 @@
 """Rollouts, rewards and decisions over HTTP: durable when answered, idempotent, refused clearly."""
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from infra.config.settings import Settings
 from schemas.decisions import DecisionEvent
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
-from schemas.spans import Attribute, SpanEvent
-from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS
-from streams.processors.promotion import baseline_route
-from tests.infra.conftest import Gateway, model_route, publish, running_gateway
-from tests.infra.test_publishing import locked
-from tests.waiting import eventually
+from schemas.topics import DECISIONS, REWARDS, ROLLOUTS
+from tests.infra.conftest import Gateway
 
 CANDIDATES = [{"id": "a", "text": "it helps"}, {"id": "b", "text": "it harms"}]
 
@@ -152,65 +146,3 @@ def test_a_body_that_is_not_json_is_refused(gateway: Gateway, path: str) -> None
     answer = gateway.http.post(path, content=b"{", headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
-
-
-def test_a_rollout_may_be_announced_after_its_first_call(gateway: Gateway) -> None:
-    gateway.chat(headers={"x-everloop-rollout-id": "r1"})
-    body = {"rollout_id": "r1", "split": "validation", "task": {"id": "t1"}, "group": "arm"}
-    answers = [gateway.http.post("/everloop/v1/rollouts", json=body) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 200]
-    implicit, created, started = gateway.soon(ROLLOUTS, RolloutEvent, 3)
-    assert (implicit.payload.state, implicit.payload.split) == ("started", "train")
-    for event, state in ((created, "created"), (started, "started")):
-        assert (event.payload.state, event.payload.split) == (state, "validation")
-        assert event.payload.group == "arm"
-        assert event.payload.task is not None
-    gateway.chat(headers={"x-everloop-rollout-id": "r1"})
-    *_, span = gateway.soon(SPANS, SpanEvent, 2)
-    assert span.payload.attributes[Attribute.GROUP] == "arm"
-
-
-def test_an_announcement_that_failed_is_written_when_it_is_repeated(settings: Settings) -> None:
-    small = settings.gateway.model_copy(update={"spool_max_bytes": 1})
-    body = {"rollout_id": "r1", "split": "validation"}
-    publish(settings.log_path, baseline_route("supervisor-policy"))
-    with running_gateway(settings.model_copy(update={"gateway": small})) as gateway:
-        with locked(settings.log_path):
-            failed = gateway.http.post("/everloop/v1/rollouts", json=body)
-            assert failed.status_code == 503
-            assert gateway.http.post("/everloop/v1/rollouts", json=body).status_code == 503
-
-        def repeated() -> bool:
-            return gateway.http.post("/everloop/v1/rollouts", json=body).status_code == 201
-
-        eventually(repeated, "a log that can be written again")
-        assert gateway.http.post("/everloop/v1/rollouts", json=body).status_code == 200
-        written = gateway.events(ROLLOUTS, RolloutEvent)
-        assert [event.payload.split for event in written] == ["validation", "validation"]
-
-
-def test_a_late_announcement_is_still_known_after_a_restart(
-    settings: Settings, upstream_url: str
-) -> None:
-    publish(settings.log_path, model_route("tiny", upstream_url))
-    here = {"x-everloop-rollout-id": "r1"}
-    body = {"rollout_id": "r1", "group": "arm"}
-    with running_gateway(settings) as gateway:
-        gateway.chat(headers=here)
-        assert gateway.http.post("/everloop/v1/rollouts", json=body).status_code == 201
-    with running_gateway(settings) as gateway:
-        assert gateway.http.post("/everloop/v1/rollouts", json=body).status_code == 200
-        gateway.chat(headers=here)
-        spans = gateway.soon(SPANS, SpanEvent, 2)
-        groups = {span.payload.attributes[Attribute.GROUP] for span in spans}
-        assert groups == {"default", "arm"}
-
-
-def test_two_announcements_at_once_are_both_durable_when_answered(gateway: Gateway) -> None:
-    body = {"rollout_id": "r1", "split": "test"}
-    with ThreadPoolExecutor(4) as pool:
-        posts = [
-            pool.submit(gateway.http.post, "/everloop/v1/rollouts", json=body) for _ in range(4)
-        ]
-    assert {post.result().status_code for post in posts} <= {200, 201}
-    assert {e.payload.split for e in gateway.events(ROLLOUTS, RolloutEvent)} == {"test"}

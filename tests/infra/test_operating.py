@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from infra.config.settings import Settings
+from infra.control.audit import ControlError
 from infra.control.routes import (
-    OperatingError,
     canary,
     drain,
     promote,
@@ -21,6 +21,7 @@ from infra.control.routes import (
 )
 from infra.installation.routes import publish_initial_routes
 from learners.gate import GateConfig
+from learners.registry import Registry
 from schemas.audit import Audit, AuditEvent
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, CheckpointState
 from schemas.routes import Route, RouteEvent, RouteTarget
@@ -28,10 +29,11 @@ from schemas.topics import AUDIT, CHECKPOINTS, ROUTES
 from streams.processors.promotion import Promotion, PromotionState, baseline_route
 from streams.storage.artifacts import ArtifactStore
 from streams.storage.embedded.log import EmbeddedLog
-from streams.storage.log import Log
+from streams.storage.log import Log, read_all
 from streams.storage.records import NewRecord, Outgoing
 from tests import events
 from tests.infra.conftest import Gateway, model_route, publish
+from tests.streams.test_promotion import candidate, held_out, policy, promoted
 from tests.waiting import eventually
 
 NAME = "supervisor-policy"
@@ -98,8 +100,71 @@ def test_rolling_back_serves_what_was_served_before(log: EmbeddedLog) -> None:
     roll_back(log, "ada", NAME, "worse")
     assert versions(log) == {"uniform": 1.0}
     assert states(log)[-1] == ("v1", "rolled-back")
-    with pytest.raises(OperatingError, match="is rolled-back"):
-        promote(log, "ada", NAME, "v1", "")
+
+
+@pytest.mark.parametrize(
+    ("ended", "before"),
+    [
+        (CheckpointState.REJECTED, [CheckpointState.EVALUATED]),
+        (CheckpointState.RETIRED, [CheckpointState.EVALUATED, CheckpointState.PROMOTED]),
+        (CheckpointState.ROLLED_BACK, [CheckpointState.EVALUATED, CheckpointState.PROMOTED]),
+    ],
+)
+def test_a_version_that_came_to_an_end_can_be_promoted_by_hand(
+    log: EmbeddedLog, ended: CheckpointState, before: list[CheckpointState]
+) -> None:
+    serve_baseline(log)
+    announce(log, "v1", *before, ended)
+    promote(log, "ada", NAME, "v1", "I know better")
+    assert versions(log) == {"v1": 1.0}
+    assert states(log)[-1] == ("v1", "promoted")
+    registry = Registry()
+    for version, state in states(log):
+        registry.apply(
+            Checkpoint(name=NAME, version=version, kind="policy", state=CheckpointState(state))
+        )
+
+
+def test_the_baseline_can_be_promoted_by_hand(log: EmbeddedLog) -> None:
+    announce(log, "v1", CheckpointState.EVALUATED)
+    promote(log, "ada", NAME, "v1", "")
+    promote(log, "ada", NAME, "uniform", "learning went wrong")
+    assert versions(log) == {"uniform": 1.0}
+    assert states(log)[-1] == ("v1", "retired")
+
+
+def test_what_comes_back_by_a_rollback_is_promoted_again(log: EmbeddedLog) -> None:
+    serve_baseline(log)
+    for version in ("v1", "v2"):
+        announce(log, version, CheckpointState.EVALUATED)
+        promote(log, "ada", NAME, version, "")
+    roll_back(log, "ada", NAME, "worse")
+    assert versions(log) == {"v1": 1.0}
+    assert states(log)[-2:] == [("v2", "rolled-back"), ("v1", "promoted")]
+
+
+def test_a_rollback_during_a_trial_ends_the_trial(log: EmbeddedLog) -> None:
+    serve_baseline(log)
+    announce(log, "v1", CheckpointState.EVALUATED)
+    canary(log, "ada", NAME, "v1", 0.1, "")
+    roll_back(log, "ada", NAME, "worse")
+    assert versions(log) == {"uniform": 1.0}
+    assert states(log)[-1] == ("v1", "rolled-back")
+
+
+def test_a_rollback_follows_the_gates_promotions_after_compaction_too(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    versions_by_gate = [candidate(store, f"v{n}", policy(0.9 + n / 100)) for n in (1, 2, 3)]
+    promoted(log, store, *held_out(40), *versions_by_gate)
+    *_, newest = read_all(log, ROUTES.name)
+    with EmbeddedLog(tmp_path / "compacted.db") as compacted:
+        compacted.append([NewRecord(ROUTES.name, newest.key, newest.value)])
+        assert versions(compacted) == {"v3": 1.0}
+        for version in ("v2", "v1", "uniform"):
+            roll_back(compacted, "ada", NAME, "worse")
+            assert versions(compacted) == {version: 1.0}
 
 
 def serve(log: Log, version: str) -> None:
@@ -119,7 +184,7 @@ def test_rolling_back_goes_to_what_the_gate_served_before_and_then_further(
     for version in ("v2", "v1", "uniform"):
         roll_back(log, "ada", NAME, "worse")
         assert versions(log) == {version: 1.0}
-    with pytest.raises(OperatingError, match="nothing but uniform"):
+    with pytest.raises(ControlError, match="nothing but uniform"):
         roll_back(log, "ada", NAME, "worse")
 
 
@@ -146,7 +211,7 @@ def test_a_canary_gets_its_share_and_can_be_drained(log: EmbeddedLog) -> None:
     assert states(log)[-1] == ("v1", "canary")
     drain(log, "ada", NAME, "v1", "")
     assert versions(log)["v1"] == 0.0
-    with pytest.raises(OperatingError, match="would serve nothing"):
+    with pytest.raises(ControlError, match="would serve nothing"):
         drain(log, "ada", NAME, "uniform", "")
     assert release(log, "ada", NAME, "").held is False
     assert [audit.action for audit in audits(log)] == [
@@ -172,7 +237,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(
     log: EmbeddedLog, work: Callable[[Log], Any], says: str
 ) -> None:
     serve_baseline(log)
-    with pytest.raises(OperatingError, match=says):
+    with pytest.raises(ControlError, match=says):
         work(log)
     assert versions(log) == {"uniform": 1.0}
     assert audits(log) == []
@@ -195,7 +260,7 @@ def test_over_http_a_route_is_set_and_rolled_back_and_running_gateways_follow(
     gateway: Gateway, upstream_url: str
 ) -> None:
     wanted = model_route("tiny", upstream_url, "v2").model_dump(
-        mode="json", exclude={"name", "held"}
+        mode="json", exclude={"name", "held", "history"}
     )
     assert (
         gateway.http.put("/everloop/v1/routes/tiny", json=wanted | {"reason": "new"}).json()["held"]

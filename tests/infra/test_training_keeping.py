@@ -10,7 +10,7 @@ import pytest
 from infra.serving.settings import ServingSettings
 from infra.training import keeper as keeping
 from infra.training.keeper import ATTEMPTS, Keeper
-from infra.training.known import Known
+from infra.training.views import TrainingViews
 from schemas.checkpoints import Artifact, Checkpoint, CheckpointState
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteTarget
@@ -22,12 +22,12 @@ ENDPOINT = Endpoint(base_url="http://127.0.0.1:9/v1", model="m1")
 
 def keeper(folder: Path, state: CheckpointState, fallbacks: list[RouteTarget]) -> Keeper:
     """Return one that is to serve a checkpoint whose weights are gone."""
-    known = Known(["writer"])
-    known.checkpoints["writer", "m1"] = Checkpoint(
+    known = TrainingViews(["writer"])
+    known.checkpoints.all["writer", "m1"] = Checkpoint(
         name="writer", version="m1", kind="model", state=state, artifact=GONE, endpoint=ENDPOINT
     )
     target = RouteTarget(version="m1", endpoint=ENDPOINT)
-    known.routes["writer"] = Route(
+    known.routes.current["writer"] = Route(
         name="writer", kind="model", targets=[target], fallbacks=fallbacks
     )
     return Keeper(ServingSettings(), folder, ArtifactStore(folder / "artifacts"), known)

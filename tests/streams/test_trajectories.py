@@ -297,31 +297,3 @@ def test_a_record_with_several_spans_changes_the_trajectory_once() -> None:
     assert trajectory.spans == spans
     assert trajectory.revision == 2
     assert process(TrajectoryJoin(), outcome.state, source).records == ()
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_what_an_agent_says_of_its_rollout_counts_also_after_its_first_call(
-    order: tuple[int, ...],
-) -> None:
-    said = {"split": "validation", "agent": "support", "group": "arm"}
-    sequence = [
-        events.rollout("r", RolloutState.STARTED, checkpoints={"tiny": "v1"}),  # by a first call
-        events.rollout(
-            "r", RolloutState.CREATED, checkpoints={"tiny": "v2", "large": "v1"}, **said
-        ),
-        events.rollout("r", RolloutState.STARTED, checkpoints={"large": "v1"}, **said),
-    ]
-    (trajectory,) = trajectories(*(sequence[n] for n in order), events.succeeded("r"))
-    found = trajectory.rollout
-    assert (found.split, found.agent, found.group) == ("validation", "support", "arm")
-    assert found.checkpoints["large"] == "v1"
-
-
-def test_an_announcement_in_defaults_does_not_undo_one_that_holds_out() -> None:
-    (trajectory,) = trajectories(
-        events.rollout("r", RolloutState.CREATED, split="validation"),
-        events.rollout("r", RolloutState.CREATED),
-        events.started("r"),
-        events.succeeded("r"),
-    )
-    assert trajectory.rollout.split == "validation"

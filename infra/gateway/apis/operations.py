@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from infra.control.audit import ControlError
 from infra.control.routes import (
-    OperatingError,
     canary,
     drain,
     promote,
@@ -175,7 +175,7 @@ async def _operate(services: Services, work: Callable[[Log], Route]) -> Route:
 
     try:
         return await asyncio.to_thread(done)
-    except OperatingError as error:
+    except ControlError as error:
         raise ProblemError(409, "Cannot be done", str(error)) from error
 
 

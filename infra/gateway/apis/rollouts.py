@@ -45,18 +45,15 @@ class Ending(BaseModel):
 async def create(
     new: NewRollout, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
-    """Announce a rollout and pin it to what is served now.
-
-    What it says counts also if a call of the rollout came first. Said twice, it is said once. It
-    is taken for said only when it is durable, so a request that failed can be repeated.
-    """
+    """Begin a rollout and pin it to what is served now. Beginning it twice is beginning it once."""
     call = call_context(request, caller)
     rollout_id = new.rollout_id or new_event_id()
     key = call.key(rollout_id)
     versions = {name: target.version for name, target in services.routing.pin(key).items()}
     answer: dict[str, Any] = {"rollout_id": rollout_id, "checkpoints": versions}
-    if services.routing.is_announced(key):
+    if services.routing.knows_begun(key):
         return JSONResponse(answer, status_code=200)
+    services.routing.begin(key, new.group)
     said = {
         "agent": new.agent,
         "task": new.task,
@@ -74,7 +71,6 @@ async def create(
         for state in (RolloutState.CREATED, RolloutState.STARTED)
     ]
     await services.record_durably(ROLLOUTS, *events)
-    services.routing.announce(key, new.group)
     return JSONResponse(answer, status_code=201)
 
 

@@ -12,6 +12,7 @@ from infra.gateway.http.problems import ProblemError
 from schemas.clock import now
 from schemas.envelope import DEFAULT_TENANT
 from schemas.keys import ApiKey, Scope
+from streams.views.keys import Keys
 
 _NO_HASH = "0" * 64
 
@@ -43,19 +44,16 @@ ANONYMOUS = Caller()
 
 
 class KeyRing:
-    """The keys there are, folded from their topic.
+    """Tells who calls from the API keys.
 
     Args:
         required: whether a call without a key is refused.
+        keys: the keys there are; a follower keeps them up to date.
     """
 
-    def __init__(self, required: bool) -> None:
+    def __init__(self, required: bool, keys: Keys) -> None:
         self.required = required
-        self._keys: dict[str, ApiKey] = {}
-
-    def apply(self, key: ApiKey) -> None:
-        """Take in a key, or a change of one."""
-        self._keys[key.id] = key
+        self._keys = keys
 
     def caller(self, credential: str | None) -> Caller:
         """Return who shows this credential.
@@ -73,7 +71,7 @@ class KeyRing:
                     f"{what}; send one as `Authorization: Bearer {KEY_PREFIX}…` or `x-api-key`"
                 )
             return ANONYMOUS
-        key = self._keys.get(credential[len(KEY_PREFIX) :].partition("_")[0])
+        key = self._keys.all.get(credential[len(KEY_PREFIX) :].partition("_")[0])
         shown = sha256(credential.encode("utf-8", "surrogateescape")).hexdigest()
         # An unknown id is compared as well, so that it takes as long as a wrong secret.
         if not compare_digest(shown, key.sha256 if key is not None else _NO_HASH) or key is None:

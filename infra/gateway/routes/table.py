@@ -68,14 +68,12 @@ class OpenRollout:
     Attributes:
         pins: the target of each logical name, taken when the rollout began.
         begun: whether its beginning is recorded.
-        announced: whether its agent said what it is; else a call of it came first.
         counts: its events by topic; None where it began before this process did, or elsewhere.
         group: experiment arm.
     """
 
     pins: Pins
     begun: bool = False
-    announced: bool = False
     counts: Counter[str] | None = field(default_factory=Counter)
     group: str = "default"
 
@@ -147,16 +145,6 @@ class RoutingTable:
         known.begun = True
         known.group = group
 
-    def announce(self, rollout: str, group: str) -> None:
-        """Note that what its agent said of a rollout is durable."""
-        self.begin(rollout, group)
-        self._opened(rollout).announced = True
-
-    def is_announced(self, rollout: str) -> bool:
-        """Return whether a rollout is open and its agent said what it is."""
-        known = self._rollouts.get(rollout)
-        return known is not None and known.announced
-
     def group(self, rollout: str) -> str:
         """Return the experiment arm of a rollout."""
         known = self._rollouts.get(rollout)
@@ -182,9 +170,7 @@ class RoutingTable:
         known = self._rollouts.get(rollout)
         return known is not None and known.begun
 
-    def restore(
-        self, rollout: str, versions: Mapping[str, str], group: str, announced: bool
-    ) -> None:
+    def restore(self, rollout: str, versions: Mapping[str, str], group: str) -> None:
         """Pin a rollout that began before this process did, as far as its versions are still
         known.
         """
@@ -195,8 +181,7 @@ class RoutingTable:
         }
         with self._lock:
             pins = {**self._drawn(rollout), **known}
-            opened = OpenRollout(pins, begun=True, announced=announced, counts=None, group=group)
-            self._remember(rollout, opened)
+            self._remember(rollout, OpenRollout(pins, begun=True, counts=None, group=group))
 
     def release(self, rollout: str) -> None:
         """Forget an ended rollout."""

@@ -136,6 +136,7 @@ async def _create(
     )  # one input is one task
     key = rollout_key(caller.tenant, rollout_id)
     versions = {name: target.version for name, target in services.routing.pin(key).items()}
+    services.routing.begin(key)
     split = "train" if rollout.is_train else "validation"
     began = Rollout(
         state=RolloutState.CREATED,
@@ -145,7 +146,6 @@ async def _create(
         checkpoints=versions,
     )
     await services.record_durably(ROLLOUTS, _told(caller, rollout_id, began))
-    services.routing.announce(key, began.group)
     await _change(services, caller, store, rollout_id, created)
 
 

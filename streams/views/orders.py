@@ -1,0 +1,27 @@
+"""Every order to a batch learner."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from schemas.commands import CommandEvent
+from schemas.envelope import AnyEvent
+from schemas.topics import COMMANDS, Topic
+
+
+class Orders:
+    """Orders in the order in which they were given to each target. One that comes twice counts
+    once.
+
+    Attributes:
+        all: by event id.
+    """
+
+    topics: ClassVar[Sequence[Topic]] = (COMMANDS,)
+
+    def __init__(self) -> None:
+        self.all: dict[str, CommandEvent] = {}
+
+    def apply(self, event: AnyEvent) -> None:
+        """Take in an order."""
+        if isinstance(event, CommandEvent):
+            self.all.setdefault(event.event_id, event)
