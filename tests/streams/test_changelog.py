@@ -9,8 +9,9 @@ from aiokafka.errors import ProducerFenced
 from schemas.topics import REWARDS
 from streams.processors.trajectories import TrajectoryJoin
 from streams.runners.kafka.changelog import TransactionalChangelog
-from streams.runners.kafka.states import OutdatedError, state_key
+from streams.runners.kafka.states import OutdatedError
 from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.layout import state_key
 from streams.storage.kafka.log import KafkaLog
 from streams.storage.log import read_all
 from streams.storage.records import NewRecord, Record

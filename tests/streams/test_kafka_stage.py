@@ -19,9 +19,10 @@ from streams.processors.router import ExampleRouter
 from streams.processors.trajectories import JoinConfig, JoinState, TrajectoryJoin
 from streams.runners.kafka.faust_app import Gaps, create_app
 from streams.runners.kafka.stage import KafkaStage
-from streams.runners.kafka.states import POSITIONS_KEY, OutdatedError, Positions, state_key
+from streams.runners.kafka.states import POSITIONS_KEY, OutdatedError, Positions
 from streams.storage.artifacts import ArtifactStore
 from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.layout import state_key
 from streams.storage.records import NewRecord, Record
 from tests import events
 

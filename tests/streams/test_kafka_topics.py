@@ -13,10 +13,10 @@ from infra.config.settings import Settings
 from infra.installation.processors import all_processors
 from infra.installation.topics import needed
 from schemas.topics import REWARDS, ROUTES, SPANS, TOPICS
-from streams.runners.kafka.states import changelog_of
 from streams.runners.kafka.topics import Declared, apply, declared_topics, plan
 from streams.storage.errors import LogUnavailableError
 from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.layout import changelog_of
 from streams.storage.kafka.log import KafkaLog
 from streams.storage.log import read_all
 from streams.storage.partitions import partition_of

@@ -9,8 +9,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from streams.runners.kafka.states import OutdatedError, changelog_of
+from streams.runners.kafka.states import OutdatedError
 from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.layout import changelog_of
 from streams.storage.records import MAX_RECORD_BYTES, NewRecord, Record
 
 ACKNOWLEDGED_IN_S = 30.0

@@ -24,11 +24,11 @@ import orjson
 from schemas.clock import to_milliseconds
 from streams.processing.batch import StateChange
 from streams.processing.processor import Processor
+from streams.storage.kafka.layout import STATE_PREFIX, state_key
 from streams.storage.records import Headers, NewRecord, Record
 
 S = TypeVar("S")
 POSITIONS_KEY = b"positions"
-STATE_PREFIX = b"state:"
 DEADLINE_HEADER = "deadline"
 CACHED = 1024
 
@@ -183,16 +183,6 @@ class PartitionStates(Generic[S]):
             if name == DEADLINE_HEADER:
                 self._deadlines[key] = int(value)
                 heapq.heappush(self._queue, (int(value), key))
-
-
-def changelog_of(group: str) -> str:
-    """Return the name of the topic that keeps a group's states."""
-    return f"{group}-states-changelog"
-
-
-def state_key(key: str) -> bytes:
-    """Return the key that a state lies under in its changelog."""
-    return STATE_PREFIX + key.encode()
 
 
 def _state_record(processor: Processor[S], key: str, change: StateChange[S]) -> NewRecord:

@@ -12,9 +12,9 @@ from kafka.errors import KafkaError
 
 from schemas.topics import DEAD_LETTERS, TOPICS
 from streams.processing.processor import Processor
-from streams.runners.kafka.states import changelog_of
 from streams.storage.errors import LogUnavailableError
 from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.layout import changelog_of
 from streams.storage.kafka.log import knock
 from streams.storage.records import MAX_RECORD_BYTES
 

@@ -19,9 +19,9 @@ from tenacity import (
 )
 
 from schemas.clock import to_milliseconds
-from streams.runners.kafka.states import changelog_of, state_key
 from streams.storage.errors import LogUnavailableError
 from streams.storage.kafka.cluster import Cluster
+from streams.storage.kafka.layout import changelog_of, state_key
 from streams.storage.log import read_all
 from streams.storage.records import MAX_RECORD_BYTES, NewRecord, Record
 
