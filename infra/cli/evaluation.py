@@ -11,11 +11,11 @@ from infra.cli.options import AsJson, app, console, moment, print_json, print_ta
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.control.routes import checkpoints_on
-from infra.installation.learners import policy_loader
 from infra.runtime.errors import ConfigError
 from learners.bandit.worth import earned
 from learners.contract import Policy
 from learners.policies import UNIFORM_VERSION, UniformPolicy
+from learners.settings import policy_loader
 from schemas.clock import from_milliseconds
 from schemas.examples import BanditExample, ExampleEvent
 from schemas.rollouts import Split

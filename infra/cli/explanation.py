@@ -11,10 +11,10 @@ from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.control.routes import checkpoints_on
-from infra.installation.learners import policy_loader
 from infra.runtime.errors import ConfigError
 from learners.bandit import BanditPolicy
 from learners.policies import UNIFORM_VERSION
+from learners.settings import policy_loader
 from schemas.checkpoints import Checkpoint
 from schemas.decisions import DecisionEvent
 from schemas.serialization import decode_all

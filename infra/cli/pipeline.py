@@ -41,10 +41,11 @@ def pipeline(
     from research_society.tasks import load_tasks
 
     from infra.analytics.page import write_report
+    from infra.installation.processors import all_processors
     from infra.pipeline.phases import Pipeline, check_pipeline, measured
 
     settings = load_settings()
-    check_pipeline(settings)
+    check_pipeline(settings.pipeline, settings.policies, settings.training.models)
     known = load_tasks(tasks)
     results = []
     with (
@@ -53,7 +54,16 @@ def pipeline(
         ExitStack() as at_end,
         suppress(KeyboardInterrupt),
     ):
-        phases = Pipeline(settings, url, log, known, _say)
+        phases = Pipeline(
+            settings.pipeline,
+            url,
+            log,
+            all_processors(settings),
+            settings.roles,
+            settings.bandit.targets[0],
+            known,
+            _say,
+        )
         at_end.callback(phases.close)
         for result in phases.rounds(rounds or None):
             results.append(result)

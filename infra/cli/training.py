@@ -12,7 +12,7 @@ from infra.cli.options import AsJson, app, console, moment, print_json, print_ta
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.runtime.errors import ConfigError
-from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, start_process
+from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder
 from learners.training.config import HEADS, MODEL, AnyConfig, Method
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
@@ -209,7 +209,9 @@ def _offsets(log: Log, said: str, option: str) -> dict[int, int]:
 
 def _run(settings: Settings, folder: JobFolder) -> None:
     """Run a job's process to its end, with its steps on a bar."""
-    process = start_process(folder, settings.training.python, settings.environment)
+    from infra.installation.training import start_run
+
+    process = start_run(settings, folder)
     read = 0
     with progress_bar() as progress:
         bar = progress.add_task("steps", total=None)

@@ -24,7 +24,6 @@ from pydantic_settings import (
 
 from infra.analytics.settings import AnalyticsSettings
 from infra.gateway.settings import GatewaySettings, ModelSettings
-from infra.installation.learners import LearnerSettings, policy_loader
 from infra.judges.settings import JudgeSettings
 from infra.kafka.settings import KafkaSettings
 from infra.pipeline.settings import PipelineSettings
@@ -33,6 +32,7 @@ from infra.runtime.section import Section
 from infra.training.settings import TrainingSettings
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
+from learners.settings import LearnerSettings, policy_loader
 from schemas.routes import Choice
 from schemas.serialization import readable
 from streams.processors.adapter import AdapterConfig

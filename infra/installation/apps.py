@@ -5,9 +5,9 @@ from functools import partial
 from fastapi import FastAPI
 
 from infra.config.settings import Settings
-from infra.installation.learners import policy_loader
 from infra.installation.log import open_log
 from infra.installation.processors import all_processors
+from learners.settings import policy_loader
 from streams.storage.artifacts import ArtifactStore
 
 

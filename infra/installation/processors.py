@@ -5,10 +5,10 @@ from typing import Any
 
 from infra.config.settings import Settings
 from infra.installation.judges import configured_grader, configured_reader
-from infra.installation.learners import policy_loader
 from learners.bandit import BanditLearner
 from learners.bandit.worth import earned
 from learners.contract import Learner
+from learners.settings import policy_loader
 from streams.processing.processor import Processor
 from streams.processors.batcher import Batching
 from streams.processors.implicit import ImplicitFeedback

@@ -4,7 +4,7 @@ measurement.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 from random import Random
@@ -15,17 +15,16 @@ from research_society.runner import Attempt, Runner
 from research_society.tasks import ResearchTask
 
 from infra.analytics.report import Report
-from infra.config.settings import Settings
-from infra.installation.processors import all_processors
-from infra.pipeline.settings import PhaseSettings
+from infra.pipeline.settings import PhaseSettings, PipelineSettings
 from infra.runtime.errors import ConfigError
 from infra.training.views import TrainingViews
-from learners.training.config import HEADS
+from learners.training.config import HEADS, AnyConfig
 from schemas.checkpoints import Checkpoint, CheckpointState
 from schemas.commands import Command, CommandEvent
 from schemas.rollouts import Split
 from schemas.topics import COMMANDS
 from schemas.trainings import ENDED, Training
+from streams.processing.processor import Processor
 from streams.runners.lag import wait_until_taken
 from streams.storage.log import Log
 from streams.storage.records import Outgoing
@@ -76,22 +75,28 @@ class Came:
     version: str | None = None
 
 
-def check_pipeline(settings: Settings) -> None:
+def check_pipeline(
+    settings: PipelineSettings,
+    policies: Collection[str],
+    models: Mapping[str, Sequence[AnyConfig]],
+) -> None:
     """Refuse phases that nothing here can learn.
+
+    Args:
+        policies: logical names of the policies that are learned.
+        models: logical name of each model that is trained to the ways it is trained in.
 
     Raises:
         ConfigError: with what is missing.
     """
-    for phase in settings.pipeline.phases:
-        if phase.method == "bandit" and phase.target not in settings.policies:
+    for phase in settings.phases:
+        if phase.method == "bandit" and phase.target not in policies:
             raise ConfigError(
-                f"pipeline: no policy {phase.target!r} is learned; there are {settings.policies}"
+                f"pipeline: no policy {phase.target!r} is learned; there are {policies}"
             )
         if phase.target is None or phase.method in (None, "bandit"):
             continue
-        if phase.method not in [
-            config.method for config in settings.training.models.get(phase.target, ())
-        ]:
+        if phase.method not in [config.method for config in models.get(phase.target, ())]:
             raise ConfigError(
                 f"pipeline: phase {phase.name} trains {phase.target} by {phase.method}; say how in"
                 f" [[training.models.{phase.target}]]"
@@ -103,20 +108,26 @@ class Pipeline:
 
     Args:
         log: of the installation.
+        processors: of the installation; a phase waits until they have taken what it wrote.
+        roles: role of the research society to the logical model it calls.
+        policy: logical name of the policy that decides in its rollouts.
         on_progress: called with what is being done.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: PipelineSettings,
         gateway_url: str,
         log: Log,
+        processors: Sequence[Processor[Any]],
+        roles: Mapping[str, str],
+        policy: str,
         tasks: Sequence[ResearchTask],
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._settings, self._pipeline, self._log = settings, settings.pipeline, log
+        self._pipeline, self._log, self._policy = settings, log, policy
         self._say = on_progress
-        self._processors = all_processors(settings)
+        self._processors = processors
         self._known = TrainingViews(
             {phase.target for phase in self._pipeline.phases if phase.target}
         )
@@ -134,7 +145,7 @@ class Pipeline:
         self._loop = (
             asyncio.Runner()
         )  # one for all phases: what the models' clients hold belongs to its loop
-        self._agents = Runner(gateway_url, settings.roles, tasks, PARALLEL)
+        self._agents = Runner(gateway_url, roles, tasks, PARALLEL)
         self._numbers = count()
         self._name = f"pipeline-{time.time_ns() // 1_000_000:x}"
 
@@ -276,9 +287,8 @@ class Pipeline:
         self._rollouts(islice(repeated, rollouts), "train", group)
 
     def _rollouts(self, tasks: Iterable[ResearchTask], split: Split, group: str) -> None:
-        policy = self._settings.bandit.targets[0]
         attempts = [
-            Attempt(f"{self._name}-{next(self._numbers):06d}", task, policy, split, group)
+            Attempt(f"{self._name}-{next(self._numbers):06d}", task, self._policy, split, group)
             for task in tasks
         ]
         self._loop.run(self._attempted(attempts))

@@ -142,13 +142,14 @@ class _JobProcess(BaseModel):
 
 
 def start_process(
-    folder: JobFolder, python: Path | None, environment: Mapping[str, str]
+    folder: JobFolder, module: str, python: Path | None, environment: Mapping[str, str]
 ) -> "subprocess.Popen[bytes]":
     """Start the process of a job, with its output in the job's folder.
 
     One that a killed predecessor of this process left running there is ended first.
 
     Args:
+        module: runs the job of a folder, which is its only argument.
         python: interpreter that has the extra `learn`; None is this process's own.
         environment: variables that lead the process to this installation.
     """
@@ -159,7 +160,7 @@ def start_process(
             [
                 str(python or sys.executable),
                 "-m",
-                "infra.processes.training_run",
+                module,
                 str(folder.folder.absolute()),
             ],
             env=os.environ | environment,

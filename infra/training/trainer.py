@@ -9,7 +9,7 @@ killed goes on.
 
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ import structlog
 
 from infra.serving.servers import ServingError
 from infra.training.checks import checked
-from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder, start_process
+from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder
 from infra.training.keeper import Keeper
 from infra.training.settings import TrainingSettings
 from infra.training.trackers import trackers
@@ -56,7 +56,7 @@ class Trainer:
 
     Args:
         data_dir: of the installation.
-        environment: variables that lead a job's process to this installation.
+        start_process: starts the process of a job.
         log: of its own.
     """
 
@@ -65,11 +65,11 @@ class Trainer:
         settings: TrainingSettings,
         data_dir: Path,
         artifacts: ArtifactStore,
-        environment: Mapping[str, str],
+        start_process: Callable[[JobFolder], "subprocess.Popen[bytes]"],
         log: Log,
     ) -> None:
         self._training, self._artifacts, self._log = settings, artifacts, log
-        self._environment = environment
+        self._start_process = start_process
         self._folder = data_dir / "trainings"
         self._trackers = trackers(settings.track, data_dir / "tracking")
         self._known = TrainingViews(settings.models.keys())
@@ -211,7 +211,7 @@ class Trainer:
             _, run.read = folder.progress()  # what an earlier trainer told already
         folder.write(JOB, job)
         run.attempts += 1
-        run.process = start_process(folder, self._training.python, self._environment)
+        run.process = self._start_process(folder)
         self._change(run, TrainingState.RUNNING, f"attempt {run.attempts}")
 
     def _follow(self, run: Run, folder: JobFolder) -> None:

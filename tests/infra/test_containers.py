@@ -58,7 +58,7 @@ def test_the_articles_configuration_trains_what_its_phases_name(
 ) -> None:
     monkeypatch.setenv("EVERLOOP_CONFIG", str(ROOT / "infra/docker/everloop.article.toml"))
     settings = load_settings()
-    check_pipeline(settings)
+    check_pipeline(settings.pipeline, settings.policies, settings.training.models)
     assert settings.simulated_models == []
     (ppo,) = settings.training.models["senior_researcher_llm"]
     assert isinstance(ppo, PpoConfig)
@@ -68,10 +68,11 @@ def test_the_articles_configuration_trains_what_its_phases_name(
 
 
 def test_a_phase_that_nothing_can_learn_is_refused() -> None:
+    settings = Settings()
     with pytest.raises(
         ConfigError, match=r"say how in \[\[training.models.junior_researcher_llm\]\]"
     ):
-        check_pipeline(Settings())
+        check_pipeline(settings.pipeline, settings.policies, settings.training.models)
 
 
 def test_ports_are_published_on_loopback_alone() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from infra.config.settings import Settings, load_settings
 from infra.gateway.routes.table import RoutingTable
-from infra.installation.learners import policy_loader
 from infra.installation.processors import learning_processors
 from infra.runtime.errors import ConfigError
+from learners.settings import policy_loader
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.routes import Route, RouteTarget
 from streams.processors.promotion import Promotion

@@ -320,7 +320,7 @@ def test_new_tokens_need_whole_weights(base: Path) -> None:
 
 def test_unsloth_is_asked_for_before_what_it_changes_is_imported() -> None:
     changed = {"trl", "transformers", "peft"}
-    imports = "import sys, infra.processes.training_run, learners.training.backend"
+    imports = "import sys, infra.installation.training_run, learners.training.backend"
     program = f"{imports}; print(sorted({changed} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""The process of one run: `python -m infra.processes.training_run FOLDER`. Needs the extra `learn`.
+"""The process of one run: `python -m infra.installation.training_run FOLDER`.
+
+It needs the extra `learn`.
 
 It reads the order in its folder, the examples that the manifest names, and nothing else. What a
 person can mend ends it with status 1 and the reason in `failure.json`; a crash leaves none, and the
