@@ -8,15 +8,11 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from infra.gateway.apis import feedback, metrics, openai, operations, rollouts, traces
-from infra.gateway.apis.lightning import api as lightning
-from infra.gateway.apis.lightning.state import LightningState
-from infra.gateway.calls.conversations import Conversations
+from infra.gateway.apis import feedback, lightning, metrics, openai, operations, rollouts, traces
+from infra.gateway.apis.direct import Direct
 from infra.gateway.calls.exchange import end_conversations
-from infra.gateway.follower import GatewayFollower
 from infra.gateway.http import problems
 from infra.gateway.http.access import KeyRing
-from infra.gateway.http.direct import Direct
 from infra.gateway.http.guard import Shell
 from infra.gateway.http.limits import Limits
 from infra.gateway.models.servers import Upstreams
@@ -24,8 +20,11 @@ from infra.gateway.records.export import SpanExport
 from infra.gateway.records.publisher import Publisher
 from infra.gateway.records.redaction import Redactor
 from infra.gateway.routes.table import RoutingTable
-from infra.gateway.services import OpenLog, Services
 from infra.gateway.settings import GatewaySettings
+from infra.gateway.state.conversations import Conversations
+from infra.gateway.state.follower import GatewayFollower
+from infra.gateway.state.lightning import LightningState
+from infra.gateway.state.services import OpenLog, Services
 from learners.policies import BUILT_IN, PolicyLoader
 from schemas.topics import USAGE
 from streams.storage.artifacts import ArtifactReader

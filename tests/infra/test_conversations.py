@@ -4,7 +4,7 @@ ended.
 
 from typing import Any
 
-from infra.gateway.calls.conversations import Conversations
+from infra.gateway.state.conversations import Conversations
 
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "hello"}

@@ -5,7 +5,7 @@ import socket
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from infra.gateway.models.egress import EndpointRefusedError, GuardedResolver, check_address
+from infra.gateway.http.egress import EndpointRefusedError, GuardedResolver, check_address
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_what_cannot_be_trained_on_fails_with_its_reason_and_is_not_begun_again(
     manifest = order(log)
     with trainer_of(settings, log) as trainer:
         failed = until(trainer, lambda: ended(log))
-    assert (failed.state, "longer than 8" in failed.reason) == (TrainingState.FAILED, True)
+    assert (failed.state, "max_length = 8" in failed.reason) == (TrainingState.FAILED, True)
     assert announced(log) == []
     command(log, Command(target=TARGET, action="train", manifest=manifest, reason="once more"))
     with trainer_of(settings, log) as trainer:

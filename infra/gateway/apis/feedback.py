@@ -12,7 +12,7 @@ from infra.gateway.calls.choices import decided
 from infra.gateway.http.access import Agent, Caller, Feedback
 from infra.gateway.http.bodies import BoundedRoute
 from infra.gateway.http.context import call_context
-from infra.gateway.services import Shared
+from infra.gateway.state.services import Shared
 from schemas.clock import from_milliseconds
 from schemas.decisions import Candidate
 from schemas.envelope import EventId, Name, SpanId, UnitInterval

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from infra.gateway.http.bodies import BoundedRoute
-from infra.gateway.services import Services, Shared
+from infra.gateway.state.services import Services, Shared
 
 router = APIRouter(route_class=BoundedRoute)
 

@@ -11,7 +11,7 @@ from infra.gateway.http.access import Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute, read_object
 from infra.gateway.http.context import call_context
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.services import Shared
+from infra.gateway.state.services import Shared
 
 router = APIRouter(route_class=BoundedRoute)
 _BY_PATH = {api.path: api for api in APIS}
@@ -75,7 +75,7 @@ HANDLERS = {
     "/v1/responses": responses,
     "/v1/embeddings": embeddings,
 }
-"""Model calls by path, for `infra.gateway.http.direct`."""
+"""Model calls by path, for `infra.gateway.apis.direct`."""
 
 
 @router.post("/rollout/{rollout_id}/v1/{path:path}")

@@ -20,10 +20,10 @@ from infra.control.routes import (
 from infra.gateway.http.access import Admin, Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute
 from infra.gateway.http.context import name_of
+from infra.gateway.http.egress import EndpointRefusedError, check_address
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.models.egress import EndpointRefusedError, check_address
 from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.services import Services, Shared
+from infra.gateway.state.services import Services, Shared
 from schemas.envelope import Name
 from schemas.routes import Choice, Route, RouteTarget
 from schemas.serialization import readable

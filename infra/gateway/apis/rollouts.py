@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from infra.gateway.http.access import Agent
 from infra.gateway.http.bodies import BoundedRoute
 from infra.gateway.http.context import call_context
-from infra.gateway.services import Shared
+from infra.gateway.state.services import Shared
 from schemas.envelope import Name
 from schemas.identifiers import new_event_id
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState, Split, Task

@@ -23,12 +23,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from pydantic import ValidationError
 
 from infra.gateway.apis.conventions import understood
-from infra.gateway.calls.conversations import AGENT
 from infra.gateway.calls.exchange import announce
 from infra.gateway.http.access import Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute, parsed, read_body
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.services import Services, Shared
+from infra.gateway.state.conversations import AGENT
+from infra.gateway.state.services import Services, Shared
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import readable
 from schemas.spans import Attribute, Span, SpanEvent

@@ -11,7 +11,7 @@ import structlog
 from infra.gateway.calls.formats import Api
 from infra.gateway.http.context import CallContext
 from infra.gateway.routes.table import unit_draw
-from infra.gateway.services import Services
+from infra.gateway.state.services import Services
 from learners.contract import PolicyError, chances
 from learners.policies import UNIFORM_VERSION, UniformPolicy
 from schemas.decisions import Candidate, Decision, DecisionEvent

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from starlette.background import BackgroundTask
 
 from infra.gateway.calls.choices import chosen
-from infra.gateway.calls.conversations import AGENT, Conversation
 from infra.gateway.calls.formats import CHAT, Api
 from infra.gateway.calls.model_call import ModelCall
 from infra.gateway.calls.shadows import send_shadows
@@ -23,7 +22,8 @@ from infra.gateway.http.context import CHECKPOINT_HEADER, ROLLOUT_HEADER, SPAN_H
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.servers import Reply, UpstreamError
 from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.services import Services
+from infra.gateway.state.conversations import AGENT, Conversation
+from infra.gateway.state.services import Services
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import readable
 from schemas.topics import DECISIONS, ROLLOUTS, SPANS

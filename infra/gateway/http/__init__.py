@@ -1,1 +1,1 @@
-"""HTTP: who calls, for what, within which limits, and how errors are answered."""
+"""HTTP: who calls, within which limits, where we may call, how errors are answered."""

@@ -1,1 +1,1 @@
-"""Model servers: where they may be, and how they are asked."""
+"""Model servers, and how they are asked."""

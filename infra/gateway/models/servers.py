@@ -22,8 +22,8 @@ import aiohttp
 import orjson
 import structlog
 
+from infra.gateway.http.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.models.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.routes.table import Target
 from infra.gateway.settings import UpstreamSettings
 from schemas.clock import now

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 import structlog
 
+from infra.gateway.http.egress import check_address
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.models.egress import check_address
 from learners.contract import Policy
 from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
 from schemas.endpoints import Endpoint

@@ -14,7 +14,16 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from infra.gateway.apis.lightning.state import (
+from infra.gateway.calls.exchange import serve
+from infra.gateway.calls.formats import CHAT, COMPLETIONS
+from infra.gateway.calls.model_call import ModelCall
+from infra.gateway.http.access import Admin, Agent, Caller
+from infra.gateway.http.bodies import BoundedRoute, read_object
+from infra.gateway.http.context import call_context
+from infra.gateway.http.egress import EndpointRefusedError, check_address
+from infra.gateway.http.problems import ProblemError
+from infra.gateway.routes.table import LoadedRoute, Target
+from infra.gateway.state.lightning import (
     MODEL_REQUEST,
     REWARD,
     AttemptEvent,
@@ -29,16 +38,7 @@ from infra.gateway.apis.lightning.state import (
     triplets,
     without_experts,
 )
-from infra.gateway.calls.exchange import serve
-from infra.gateway.calls.formats import CHAT, COMPLETIONS
-from infra.gateway.calls.model_call import ModelCall
-from infra.gateway.http.access import Admin, Agent, Caller
-from infra.gateway.http.bodies import BoundedRoute, read_object
-from infra.gateway.http.context import call_context
-from infra.gateway.http.problems import ProblemError
-from infra.gateway.models.egress import EndpointRefusedError, check_address
-from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.services import Services, Shared
+from infra.gateway.state.services import Services, Shared
 from schemas.clock import from_milliseconds
 from schemas.endpoints import Endpoint
 from schemas.envelope import rollout_key

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Protocol
 import structlog
 from fastapi import Depends, Request
 
-from infra.gateway.apis.lightning.state import LightningState
-from infra.gateway.calls.conversations import Conversations
 from infra.gateway.http.access import KeyRing
 from infra.gateway.http.limits import Limits
 from infra.gateway.models.servers import Upstreams
@@ -19,6 +17,8 @@ from infra.gateway.records.publisher import Publisher
 from infra.gateway.records.redaction import Redactor
 from infra.gateway.routes.table import RoutingTable
 from infra.gateway.settings import GatewaySettings
+from infra.gateway.state.conversations import Conversations
+from infra.gateway.state.lightning import LightningState
 from schemas.envelope import AnyEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import Topic

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.gateway.http.access import Caller, caller_with
 from infra.gateway.http.problems import answer
-from infra.gateway.services import Services
+from infra.gateway.state.services import Services
 from schemas.keys import Scope as KeyScope
 
 Handler = Callable[[Request, Services, Caller], Awaitable[Response]]

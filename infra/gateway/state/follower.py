@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import structlog
 
-from infra.gateway.apis.lightning.state import LightningState
-from infra.gateway.calls.conversations import AGENT, Conversations
 from infra.gateway.http.limits import Limits
 from infra.gateway.routes.table import RoutingTable
+from infra.gateway.state.conversations import AGENT, Conversations
+from infra.gateway.state.lightning import LightningState
 from infra.runtime.threads import vital_thread
 from schemas.envelope import AnyEvent
 from schemas.keys import UsageEvent

@@ -1,1 +1,0 @@
-"""Agent Lightning's 1.0 server API."""

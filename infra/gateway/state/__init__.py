@@ -1,0 +1,1 @@
+"""What the gateway holds between requests, made once and shared by all of them."""
