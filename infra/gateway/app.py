@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infra.gateway.apis import feedback, lightning, metrics, openai, operations, rollouts, traces
 from infra.gateway.apis.direct import Direct
-from infra.gateway.calls.exchange import end_conversations
+from infra.gateway.calls.rollouts import end_conversations
 from infra.gateway.http import problems
 from infra.gateway.http.access import KeyRing
 from infra.gateway.http.guard import Shell

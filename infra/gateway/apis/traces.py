@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from pydantic import ValidationError
 
 from infra.gateway.apis.conventions import understood
-from infra.gateway.calls.exchange import announce
+from infra.gateway.calls.rollouts import announce
 from infra.gateway.http.access import Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute, parsed, read_body
 from infra.gateway.http.problems import ProblemError

@@ -13,20 +13,19 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.background import BackgroundTask
 
-from infra.gateway.calls.choices import chosen
 from infra.gateway.calls.formats import CHAT, Api
 from infra.gateway.calls.model_call import ModelCall
+from infra.gateway.calls.placement import place_call, record_placement
 from infra.gateway.calls.shadows import send_shadows
 from infra.gateway.calls.tool_calls import InvalidToolCallError
 from infra.gateway.http.context import CHECKPOINT_HEADER, ROLLOUT_HEADER, SPAN_HEADER, CallContext
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.servers import Reply, UpstreamError
 from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.state.conversations import AGENT, Conversation
+from infra.gateway.state.conversations import Conversation
 from infra.gateway.state.services import Services
-from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import readable
-from schemas.topics import DECISIONS, ROLLOUTS, SPANS
+from schemas.topics import SPANS
 
 SENT_ON = ("accept", "openai-beta", "openai-organization", "openai-project", "x-request-id")
 """Headers of a request that a model server gets; above all not the caller's key."""
@@ -75,64 +74,42 @@ async def serve(
             limit, no model server answered, or it called tools as the caller's schemas do not
             allow.
     """
+    # 1. Refuse what is no request of this API, or over a limit, before anything is kept of it.
     try:
         api.request.model_validate(body)
     except ValidationError as error:
         raise ProblemError(400, "Invalid request", readable(error)) from error
-    model: str = body["model"]
     services.limits.check(call.caller.key)
-    conversation: Conversation | None = None
-    rollout_id = call.rollout_id
-    if rollout_id is None:
-        previous = body.get("previous_response_id")
-        conversation = services.conversations.join(
-            call.caller.tenant, call.trace_id if call.traced else None, api.messages(body), previous
-        )
-        rollout_id = conversation.rollout_id
-    key = call.key(rollout_id)
-    choice, taken = services.routing.choice(model) if resolved is None else None, None
-    try:
-        if choice is not None:
-            taken = chosen(services, api, call, rollout_id, choice, body)
-            model, body = taken.option.model, taken.body
-        if resolved is None:
-            model = services.routing.own(model, call.caller.tenant)
-        target, route = resolved or services.routing.resolve(model, "model", key)
-    except ProblemError:
-        if conversation is not None:
-            services.conversations.refused(conversation)
-        raise
-    if not services.routing.knows_begun(key):
-        began = RolloutEvent(
-            tenant=call.caller.tenant,
-            rollout_id=rollout_id,
-            trace_id=call.trace_id,
-            payload=Rollout(
-                state=RolloutState.STARTED,
-                agent=AGENT if conversation is not None else "agent",
-                checkpoints={model: target.version},
-            ),
-        )
-        announce(services, began)
-    if taken is not None:
-        services.record(DECISIONS, taken.decision)
-    model_call = ModelCall(api, call, rollout_id, services.routing.group(key), body, target)
-    repairs = services.settings.tool_calls == "repair" and api is CHAT
-    finish = _Finish(services, model_call, conversation, observer, repairs)
+
+    # 2. Find its rollout and the version that serves it.
+    placement = place_call(services, api, call, body, resolved)
+
+    # 3. Record the rollout and the choice first: the span refers to both.
+    record_placement(services, call, placement)
+
+    # 4. Tell who observes, and send copies to what is tried out.
+    rollout_id, route = placement.rollout_id, placement.route
+    group = services.routing.group(call.key(rollout_id))
+    model_call = ModelCall(api, call, rollout_id, group, placement.body, placement.target)
     if observer is not None:
         observer.began(model_call)
     if route.shadows:
         send_shadows(services, route, model_call)
+
+    # 5. Ask, and pass the answer back. The span is recorded when the answer ends.
+    repairs = services.settings.tool_calls == "repair" and api is CHAT
+    finish = _Finish(services, model_call, placement.conversation, observer, repairs)
     try:
         return await _called(services, request, route, model_call, finish)
     except InvalidToolCallError as invalid:
         if not repairs:
             raise ProblemError(502, "Invalid tool call", str(invalid)) from invalid
         again = model_call.repairing()
+
+    # 6. Ask once more for tool calls that no schema allows.
+    finish = _Finish(services, again, placement.conversation, None)
     try:
-        return await _called(
-            services, request, route, again, _Finish(services, again, conversation, None)
-        )
+        return await _called(services, request, route, again, finish)
     except InvalidToolCallError as invalid:
         raise ProblemError(
             502, "Invalid tool call", f"asked again, the model answered: {invalid}"
@@ -361,40 +338,6 @@ def _count(services: Services, model_call: ModelCall, outcome: str) -> None:
         counts.invalid_tool_calls[model, model_call.target.version] += len(model_call.invalid_calls)
     key = model_call.call.caller.key
     services.limits.used(key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost)
-
-
-def announce(services: Services, began: RolloutEvent) -> None:
-    """Tell of a rollout whose agent did not."""
-    services.routing.begin(began.rollout_key)
-    services.record(ROLLOUTS, began)
-
-
-async def end_conversations(services: Services, every_s: float) -> None:
-    """End rollouts that the gateway began and that nothing has continued for a while, for ever."""
-    while True:
-        await asyncio.sleep(every_s)
-        for conversation in services.conversations.ended():
-            end_conversation(services, conversation)
-
-
-def end_conversation(services: Services, conversation: Conversation) -> None:
-    """End a rollout that the gateway began: it failed when its last call did."""
-    event = RolloutEvent(
-        tenant=conversation.tenant,
-        rollout_id=conversation.rollout_id,
-        trace_id=conversation.trace_id,
-        payload=Rollout(
-            state=RolloutState.FAILED if conversation.failed else RolloutState.SUCCEEDED,
-            error="its last call failed" if conversation.failed else None,
-            turns=conversation.calls or None,
-        ),
-    )
-    recorded = services.routing.recorded(event.rollout_key)
-    event = event.model_copy(
-        update={"payload": event.payload.model_copy(update={"recorded": recorded})}
-    )
-    services.record(ROLLOUTS, event)
-    services.routing.release(event.rollout_key)
 
 
 def _outcome(status: int | None, error: str | None, failed: bool) -> str:

@@ -46,7 +46,7 @@ class Cluster:
         return self.prefix + name
 
     def ours(self, name: str) -> str:
-        """Return our name for a topic of the cluster; inverse of `named`."""
+        """Return our name for a topic of the cluster; inverse of `prefixed`."""
         return name.removeprefix(self.prefix)
 
     @property

@@ -1,0 +1,109 @@
+"""The placement of a model call: the rollout it belongs to, and what serves it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from infra.gateway.calls.choices import Chosen, chosen
+from infra.gateway.calls.formats import Api
+from infra.gateway.calls.rollouts import announce
+from infra.gateway.http.context import CallContext
+from infra.gateway.http.problems import ProblemError
+from infra.gateway.routes.table import LoadedRoute, Target
+from infra.gateway.state.conversations import AGENT, Conversation
+from infra.gateway.state.services import Services
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState
+from schemas.topics import DECISIONS
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a call belongs and where it goes.
+
+    Attributes:
+        conversation: of the rollout; None where the caller named the rollout.
+        model: logical name that is called, after a choice has been made.
+        body: the request; where a choice was made, as the chosen option sends it.
+        target: what is asked first.
+        route: what the target is part of.
+        taken: the option that was chosen, where the caller asked for a choice.
+    """
+
+    rollout_id: str
+    conversation: Conversation | None
+    model: str
+    body: dict[str, Any]
+    target: Target
+    route: LoadedRoute
+    taken: Chosen | None = None
+
+
+def place_call(
+    services: Services,
+    api: Api,
+    call: CallContext,
+    body: dict[str, Any],
+    resolved: tuple[Target, LoadedRoute] | None,
+) -> Placement:
+    """Place a call. It joins a conversation where the caller names no rollout.
+
+    Args:
+        resolved: what serves it, where that is not for the routes to say.
+
+    Raises:
+        ProblemError: there is no such model or policy.
+    """
+    if call.rollout_id is not None:
+        return _served_by(services, api, call, body, resolved, call.rollout_id, None)
+    conversation = services.conversations.join(
+        call.caller.tenant,
+        call.trace_id if call.traced else None,
+        api.messages(body),
+        body.get("previous_response_id"),
+    )
+    rollout_id = conversation.rollout_id
+    try:
+        return _served_by(services, api, call, body, resolved, rollout_id, conversation)
+    except ProblemError:
+        services.conversations.refused(conversation)
+        raise
+
+
+def record_placement(services: Services, call: CallContext, placement: Placement) -> None:
+    """Record the rollout, where nobody has announced it, and the choice that was made."""
+    rollout_id, conversation = placement.rollout_id, placement.conversation
+    if not services.routing.knows_begun(call.key(rollout_id)):
+        began = RolloutEvent(
+            tenant=call.caller.tenant,
+            rollout_id=rollout_id,
+            trace_id=call.trace_id,
+            payload=Rollout(
+                state=RolloutState.STARTED,
+                agent=AGENT if conversation is not None else "agent",
+                checkpoints={placement.model: placement.target.version},
+            ),
+        )
+        announce(services, began)
+    if placement.taken is not None:
+        services.record(DECISIONS, placement.taken.decision)
+
+
+def _served_by(
+    services: Services,
+    api: Api,
+    call: CallContext,
+    body: dict[str, Any],
+    resolved: tuple[Target, LoadedRoute] | None,
+    rollout_id: str,
+    conversation: Conversation | None,
+) -> Placement:
+    model: str = body["model"]
+    if resolved is not None:
+        return Placement(rollout_id, conversation, model, body, *resolved)
+    taken: Chosen | None = None
+    choice = services.routing.choice(model)
+    if choice is not None:
+        taken = chosen(services, api, call, rollout_id, choice, body)
+        model, body = taken.option.model, taken.body
+    model = services.routing.own(model, call.caller.tenant)
+    target, route = services.routing.resolve(model, "model", call.key(rollout_id))
+    return Placement(rollout_id, conversation, model, body, target, route, taken)
