@@ -10,6 +10,9 @@ from schemas.checkpoints import Artifact
 from schemas.endpoints import Endpoint
 from schemas.envelope import Event, EventData, Name
 
+STAND_IN = "stand-in"
+"""Version of what answers while no model is configured. Nothing learns from what it says."""
+
 HISTORY = 20
 """Entries of a route's history. A route is one record, which every gateway keeps in memory."""
 

@@ -42,8 +42,8 @@ def test_five_lines_make_an_agents_traffic_a_rewarded_rollout(tmp_path: Path) ->
     with serving(Upstream().app) as url:
         publish(
             settings.log_path,
-            model_route("supervisor_llm", url),
-            baseline_route("supervisor-policy"),
+            model_route("assistant_llm", url),
+            baseline_route("support-policy"),
         )
         with running_gateway(settings) as gateway:
             scope: dict[str, Any] = {"httpx": httpx}

@@ -1,34 +1,16 @@
-"""Rewards of the research society: six criteria from a judge's model, or what can be measured
-without one.
-"""
+"""The reward of the research society: what can be measured without a judge's model."""
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any
-
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from research_society.limits import MAX_TURNS
 from schemas.rollouts import Rollout
-from schemas.serialization import readable
+from schemas.trajectories import Trajectory
 
 AGENT = "research-society"
 
-JUDGE_WEIGHTS = {
-    "novelty": 0.10,
-    "feasibility": 0.20,
-    "impact": 0.30,
-    "clarity": 0.15,
-    "groundedness": 0.20,
-    "efficiency": 0.05,
-}
-"""The article's weights of the six criteria."""
-
 MEASURED_WEIGHTS = {"decision": 0.5, "groundedness": 0.2, "completeness": 0.15, "efficiency": 0.15}
-"""Weights of what is measured without a judge. These are other criteria than the judge's, under
-another name.
-"""
+"""Weights of the criteria that can be measured. They are others than the judge's model scores."""
 
 GROUNDED_SHARE = 0.6
 FULL_PASS_TURNS = 9
@@ -37,34 +19,14 @@ ALIGNED = {"GO": "yes", "NO-GO": "no"}
 _WORD = re.compile(r"[a-z]{4,}|\d+")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+")
 
-Score = Annotated[float, Field(ge=0.0, le=1.0)]
 
-
-class UnusableScorecardError(Exception):
-    """The judge answered, but not with scores. There is no reward then."""
-
-
-class Scorecard(BaseModel):
-    """The judge's six scores."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    novelty: Score
-    feasibility: Score
-    impact: Score
-    clarity: Score
-    groundedness: Score
-    efficiency: Score
-    justification: str = ""
-
-
-def weighted(scores: dict[str, float], weights: dict[str, float]) -> float:
-    """Return the weighted sum; every criterion must be there.
-
-    Raises:
-        KeyError: a criterion is missing. It is not taken for 0, which would be a made-up score.
-    """
-    return sum(weight * scores[name] for name, weight in weights.items())
+def grade(trajectory: Trajectory) -> dict[str, Any] | None:
+    """Return the measured criteria and their weighted sum; None where nothing can be measured."""
+    criteria = measured(trajectory.rollout)
+    if criteria is None:
+        return None
+    value = sum(weight * criteria[name] for name, weight in MEASURED_WEIGHTS.items())
+    return {"value": value, "criteria": criteria, "comment": "measured, no judge's model"}
 
 
 def measured(rollout: Rollout) -> dict[str, float] | None:
@@ -130,59 +92,3 @@ def _efficiency(turns: int | None) -> float:
 
 def _words(text: str) -> set[str]:
     return set(_WORD.findall(text.lower()))
-
-
-def judge_prompt(rollout: Rollout) -> list[dict[str, str]]:
-    """Return the judge's messages for a finished rollout. Built as data: braces in protocols are
-    only text.
-    """
-    task = rollout.task
-    given = {"task": task.input if task else None, "result": rollout.output, "turns": rollout.turns}
-    criteria = ", ".join(JUDGE_WEIGHTS)
-    system = (
-        "You are the Judge of a biomedical research society. Score the result against its"
-        " source from 0 to 1 by these"
-        f" criteria: {criteria}. Groundedness falls with every claim that the source does not"
-        " support."
-        f" Answer with one JSON object and nothing else. It must match this JSON Schema:\n"
-        f"{orjson.dumps(Scorecard.model_json_schema()).decode()}"
-    )
-    return [
-        {"role": "system", "content": system},
-        {"role": "user", "content": orjson.dumps(given).decode()},
-    ]
-
-
-def judged(rollout: Rollout, ask: Callable[[list[dict[str, str]]], str]) -> Scorecard:
-    """Return the judge's scores, asking once more if the first answer cannot be read.
-
-    Args:
-        ask: sends messages to the judge's model and returns its text.
-
-    Raises:
-        UnusableScorecardError: the second answer cannot be read either.
-    """
-    messages = judge_prompt(rollout)
-    answer = ask(messages)
-    try:
-        return Scorecard.model_validate_json(_json_part(answer))
-    except ValidationError as error:
-        reason = readable(error)
-    again = f"That cannot be used: {reason}. Answer again with the JSON object alone."
-    answer = ask(
-        [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
-    )
-    try:
-        return Scorecard.model_validate_json(_json_part(answer))
-    except ValidationError as error:
-        raise UnusableScorecardError(
-            f"the judge gave no usable scores: {readable(error)}"
-        ) from error
-
-
-def _json_part(text: str) -> str:
-    """Return the text from its first opening to its last closing brace, which strips fences and
-    chatter.
-    """
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text

@@ -118,3 +118,16 @@ ROLES: dict[str, Role] = {
         PRINCIPAL_INVESTIGATOR,
     )
 }
+
+MODELS: dict[str, str] = {
+    "geneticist": "junior_researcher_llm",
+    "pharmacologist": "junior_researcher_llm",
+    "neurologist": "junior_researcher_llm",
+    "supervisor": "supervisor_llm",
+    "hypothesis_refiner": "senior_researcher_llm",
+    "protocol_designer": "senior_researcher_llm",
+    "peer_reviewer": "review_board_llm",
+    "safety_officer": "review_board_llm",
+    "principal_investigator": "review_board_llm",
+}
+"""Role to the logical model that it calls."""

@@ -1,25 +1,19 @@
-"""The runner: the society over tasks, N rollouts at a time, each announced, traced and ended
-through the gateway.
+"""The runner of the demonstration: the society over tasks, N rollouts at a time, each announced and
+ended through the gateway.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from everloop_client import AsyncClient
-from everloop_client.langchain import RolloutTracer, tracer_provider
-from langchain_openai import ChatOpenAI
-from opentelemetry.sdk.trace import TracerProvider
-from pydantic import SecretStr
 
-from research_society.graph import Society
 from research_society.rewards import AGENT
-from research_society.roles import ROLES
+from research_society.roles import MODELS
+from research_society.society import ResearchSociety
 from research_society.tasks import ResearchTask
-from research_society.tools import build_tools
-from schemas.decisions import Candidate
 from schemas.rollouts import Split
 
 logger = structlog.get_logger(__name__)
@@ -55,32 +49,13 @@ class Runner:
     """Runs the research society against a gateway.
 
     Args:
-        roles: role to logical model name.
         tasks: what the local search index is made of.
         parallel: rollouts at a time.
     """
 
-    def __init__(
-        self,
-        gateway_url: str,
-        roles: Mapping[str, str],
-        tasks: Sequence[ResearchTask],
-        parallel: int = 4,
-    ) -> None:
+    def __init__(self, gateway_url: str, tasks: Sequence[ResearchTask], parallel: int = 4) -> None:
         self._client = AsyncClient(gateway_url)
-        self._provider: TracerProvider = tracer_provider(gateway_url, service=AGENT)
-        self._tools = build_tools(tasks)
-        self._models = {
-            name: ChatOpenAI(
-                model=roles[name],
-                base_url=f"{gateway_url.rstrip('/')}/v1",
-                api_key=SecretStr("everloop"),
-                temperature=role.temperature,
-                max_retries=2,
-            )
-            for name, role in ROLES.items()
-        }
-        self._graphs: dict[str, Any] = {}
+        self._society = ResearchSociety(gateway_url, MODELS, tasks)
         self._parallel = parallel
 
     async def run(
@@ -102,8 +77,8 @@ class Runner:
                 yield finished.result()
 
     async def close(self) -> None:
-        """Flush the last spans and close the connections."""
-        await asyncio.to_thread(self._provider.shutdown)
+        """Send the last spans and close the connections."""
+        await self._society.close()
         await self._client.close()
 
     async def _run_one(self, attempt: Attempt) -> Finished:
@@ -121,53 +96,16 @@ class Runner:
             group=attempt.group,
         )
         await rollout.begin()
-        tracer = RolloutTracer(
-            self._provider.get_tracer("everloop.agents"),
-            attempt.rollout_id,
-            AGENT,
-            frozenset(ROLES),
-        )
         error: str | None = None
         try:
-            state = await self._graph(attempt.policy).ainvoke(
-                {"research_goal": task.goal},
-                {
-                    "callbacks": [tracer],
-                    "configurable": {"rollout_id": attempt.rollout_id},
-                    "recursion_limit": 60,
-                },
+            rollout.output, rollout.turns = await self._society.solve(
+                task.goal, attempt.rollout_id, attempt.policy
             )
-            rollout.output, rollout.turns = _result(state), state["turn_count"]
         # the rollout has failed, whatever the reason; the others go on
         except Exception as failure:  # noqa: BLE001
             error = f"{type(failure).__name__}: {failure}"
             logger.warning("rollout failed", rollout_id=attempt.rollout_id, error=error)
         # The rollout's spans must be on the log before its end is.
-        await asyncio.to_thread(self._provider.force_flush)
+        await asyncio.to_thread(self._society.flush)
         await rollout.end(error)
         return Finished(attempt, rollout.output, error, rollout.turns)
-
-    def _graph(self, policy: str) -> Any:
-        """Return the society whose supervisor follows a policy."""
-        if policy not in self._graphs:
-
-            async def decide(rollout_id: str, context: str, candidates: Sequence[Candidate]) -> int:
-                described = [candidate.model_dump() for candidate in candidates]
-                choice = await self._client.decide(rollout_id, policy, context, described)
-                return choice.index
-
-            self._graphs[policy] = Society(self._models, self._tools, decide).graph()
-        return self._graphs[policy]
-
-
-def _result(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the society produced, as JSON."""
-    return {
-        "selected_index": state["selected_index"],
-        "selected_hypothesis": state["selected_hypothesis"],
-        "refined_hypothesis": state["refined_hypothesis"],
-        "supporting_papers": state["supporting_papers"],
-        "final_protocol": state["final_protocol"].model_dump(),
-        "final_decision": state["final_decision"],
-        "final_rationale": state["final_rationale"],
-    }

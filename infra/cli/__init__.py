@@ -3,7 +3,6 @@
 import sys
 
 import typer
-from research_society.tasks import TaskFileError
 
 from infra.cli import (
     control,
@@ -42,7 +41,7 @@ __all__ = [
     "views",
 ]
 
-USER_ERRORS = (ConfigError, TaskFileError, StartError, StreamError, NotDrainedError, ControlError)
+USER_ERRORS = (ConfigError, StartError, StreamError, NotDrainedError, ControlError)
 
 
 def main() -> None:

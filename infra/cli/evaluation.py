@@ -23,6 +23,8 @@ from schemas.serialization import decode_all
 from schemas.topics import EXAMPLES
 from streams.storage.artifacts import ArtifactStore
 from streams.storage.log import Log, read_all
+from streams.views.checkpoints import Checkpoints
+from streams.views.follower import read_views
 
 if TYPE_CHECKING:
     from learners.evaluation import Logged
@@ -60,9 +62,9 @@ def ope(
     from learners.evaluation import compare, decisions_needed, difference_deviation, evaluate
 
     settings = load_settings()
-    name = name or settings.policies[0]
     splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
     with existing_log(settings) as log:
+        name = name or only_policy(settings, log)
         begin = moment(since, "--since") if since is not None else None
         decisions = list(logged_decisions(log, settings, name, splits, begin))
         first, second = (_policy(settings, log, name, version) for version in (policy, against))
@@ -146,6 +148,24 @@ def logged_decisions(
                 if example.retracted:
                     del newest[example.body.decision_id]
     yield from newest.values()
+
+
+def only_policy(settings: Settings, log: Log) -> str:
+    """Return the policy that is meant where none is named: the only one that is configured, or, on
+    the log of another configuration, the only one that was ever announced.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    checkpoints = Checkpoints()
+    read_views(log, checkpoints)
+    announced = [name for (name, _), c in checkpoints.all.items() if c.kind == "policy"]
+    names = settings.policies or tuple(dict.fromkeys(announced))
+    if not names:
+        raise ConfigError("no policy is learned here; set bandit.targets, or [[learners]]")
+    if len(names) > 1:
+        raise ConfigError(f"there are several policies, name one: {', '.join(names)}")
+    return names[0]
 
 
 def _policy(settings: Settings, log: Log, name: str, version: str) -> Policy:

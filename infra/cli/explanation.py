@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.evaluation import HELD_OUT, logged_decisions
+from infra.cli.evaluation import HELD_OUT, logged_decisions, only_policy
 from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
@@ -123,8 +123,8 @@ def explain_policy(
     from learners.evaluation import arms, regrets
 
     settings = load_settings()
-    name = name or settings.policies[0]
     with existing_log(settings) as log:
+        name = name or only_policy(settings, log)
         rewarded = list(logged_decisions(log, settings, name, (*HELD_OUT, "train"), None))
         stages = [
             (checkpoint.version, _policy(settings, log, name, checkpoint.version))

@@ -16,7 +16,7 @@ import typer
 
 from infra.analytics.settings import AnalyticsSettings
 from infra.cli.options import AsJson, app, console, print_json, print_table, progress_bar
-from infra.config.settings import Settings, SimulatorSettings, load_settings
+from infra.config.settings import CONFIG_VARIABLE, Settings, config_files, load_settings
 from infra.gateway.settings import GatewaySettings
 from infra.installation.log import open_log
 from infra.processes.run_file import StartError, running
@@ -32,9 +32,16 @@ from streams.views.routes import Routes
 from streams.views.trainings import Trainings
 
 if TYPE_CHECKING:
-    from infra.demo import DemoResult
+    from infra.demo.comparison import DemoResult
 
 DOWN_TIMEOUT_S = 60.0
+EXAMPLE = "research_society"
+"""The package that `everloop demo` runs."""
+
+NO_MODEL = (
+    "No model is configured: a stand-in answers every call. Set models.NAME.base_url and"
+    " models.NAME.model in everloop.toml."
+)
 
 
 @app.command()
@@ -42,12 +49,15 @@ def up(as_json: AsJson = False) -> None:
     """Run gateway, workers, learners and analytics until Ctrl-C; one that dies is started again."""
     from infra.processes.supervisor import Supervisor
 
-    supervisor = Supervisor(load_settings())
+    settings = load_settings()
+    supervisor = Supervisor(settings)
     supervisor.start()
     if as_json:
         print_json({"gateway": supervisor.gateway_url, "pid": os.getpid()})
     else:
         console.print(f"Everloop serves at [bold]{supervisor.gateway_url}/v1[/] (Ctrl-C stops it)")
+        if not settings.models:
+            console.print(NO_MODEL)
     supervisor.run()
 
 
@@ -92,6 +102,8 @@ def status(as_json: AsJson = False) -> None:
             [(n, p["pid"], p["restarts"]) for n, p in processes],
         )
         console.print(f"Gateway {document['urls']['gateway']}: {document['gateway']['status']}")
+        if document["gateway"].get("stand_in"):
+            console.print(NO_MODEL)
     rows = [
         (name, sum(lags.values()), ", ".join(lags) or "–")
         for name, lags in document["groups"].items()
@@ -127,16 +139,19 @@ def demo(
     """Run the whole loop: agents at work, a policy that learns from them, a gate, a switch, a
     report.
     """
-    from research_society.tasks import load_tasks
+    from research_society.tasks import TaskFileError, load_tasks
 
     from infra.analytics.page import write_report
     from infra.cli.views import print_report
-    from infra.demo import DEMO_GATE, DemoOptions, run_demo
+    from infra.demo.comparison import DEMO_GATE, DemoOptions, run_demo
 
     if log not in ("embedded", "kafka"):
         raise ConfigError(f"--log is {log!r}; it must be `embedded` or `kafka`")
-    base = load_settings()
-    options = DemoOptions(load_tasks(tasks), rollouts, seed)
+    base = example_settings()
+    try:
+        options = DemoOptions(load_tasks(tasks), rollouts, seed)
+    except TaskFileError as error:
+        raise ConfigError(str(error)) from error
     settings = base.model_copy(
         update={
             "data_dir": base.data_dir / "demo" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"),
@@ -144,7 +159,7 @@ def demo(
             "gateway": GatewaySettings(
                 **base.gateway.model_dump() | {"port": 0, "keys": "optional"}
             ),
-            "simulator": SimulatorSettings(**base.simulator.model_dump() | {"port": 0}),
+            "apps": {name: own.model_copy(update={"port": 0}) for name, own in base.apps.items()},
             "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
             "gate": DEMO_GATE if base.gate == GateConfig() else base.gate,
         }
@@ -165,6 +180,15 @@ def demo(
     print_report(report)
     _print_summary(result)
     console.print(f"Report: [bold]{html}[/]\nPicture: {png}")
+
+
+def example_settings() -> Settings:
+    """Return the settings of the example, over which the user's own count. Processes that are
+    started later read the same.
+    """
+    files = [str(file.absolute()) for file in config_files()]
+    os.environ[CONFIG_VARIABLE] = os.pathsep.join([*files, EXAMPLE])
+    return load_settings()
 
 
 @contextmanager

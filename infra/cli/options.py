@@ -38,7 +38,11 @@ def everloop(
         Path | None, typer.Option(help="Folder for everything Everloop writes (default .everloop).")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Configuration file (default everloop.toml).")
+        str | None,
+        typer.Option(
+            help="Configuration file (default everloop.toml), or several separated as in PATH; what"
+            " an earlier one says counts. A package that has an everloop.toml is one too."
+        ),
     ] = None,
 ) -> None:
     """Take the options that come before the command; they reach every process through the
@@ -47,7 +51,7 @@ def everloop(
     if data_dir is not None:
         os.environ["EVERLOOP_DATA_DIR"] = str(data_dir)
     if config is not None:
-        os.environ["EVERLOOP_CONFIG"] = str(config)
+        os.environ["EVERLOOP_CONFIG"] = config
 
 
 def moment(said: str, option: str, instead: str = "") -> datetime:

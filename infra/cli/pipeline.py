@@ -27,9 +27,7 @@ def pipeline(
     ] = 1,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            help="Task file, or `pubmedqa` for the hub; by default the project's own small set."
-        ),
+        typer.Option(help="JSON Lines file or `module:function`, instead of `pipeline.tasks`."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -38,15 +36,14 @@ def pipeline(
 
     It uses the installation that runs on this data folder, or starts one for as long as it takes.
     """
-    from research_society.tasks import load_tasks
-
     from infra.analytics.page import write_report
     from infra.installation.processors import all_processors
     from infra.pipeline.phases import Pipeline, check_pipeline, measured
+    from infra.pipeline.tasks import load_tasks
 
     settings = load_settings()
     check_pipeline(settings.pipeline, settings.policies, settings.training.models)
-    known = load_tasks(tasks)
+    known = load_tasks(tasks or settings.pipeline.tasks)
     results = []
     with (
         _gateway(settings) as url,
@@ -59,8 +56,6 @@ def pipeline(
             url,
             log,
             all_processors(settings),
-            settings.roles,
-            settings.bandit.targets[0],
             known,
             _say,
         )

@@ -21,8 +21,11 @@ BEGINNING = "beginning"
 @app.command("replay")
 def replay_command(
     learner: Annotated[
-        str, typer.Option(help="Which learner: `bandit`, or the name of what it learns.")
-    ] = "bandit",
+        str | None,
+        typer.Option(
+            help="Which learner: `bandit`, or the name of what it learns (default: the only one)."
+        ),
+    ] = None,
     start: Annotated[
         str, typer.Option("--from", help="`beginning`, an offset, or a time (ISO 8601).")
     ] = BEGINNING,
@@ -88,16 +91,27 @@ def replay_command(
         raise typer.Exit(1)
 
 
-def _learning(settings: Settings, name: str) -> Learning[Any]:
+def _learning(settings: Settings, name: str | None) -> Learning[Any]:
+    """Return the learner of a name, or the only one.
+
+    Raises:
+        ConfigError: there is no such learner, or several where none is named.
+    """
     from infra.installation.processors import learning_processors
 
     processors = learning_processors(settings)
-    for processor in processors:
-        if name in (processor.learner.target, processor.learner.identity.partition("@")[0]):
-            return processor
     known = ", ".join(
         f"{p.learner.identity.partition('@')[0]} ({p.learner.target})" for p in processors
     )
+    if not processors:
+        raise ConfigError("nothing learns here; set bandit.targets, or [[learners]]")
+    if name is None:
+        if len(processors) > 1:
+            raise ConfigError(f"there are several learners, name one by --learner: {known}")
+        return processors[0]
+    for processor in processors:
+        if name in (processor.learner.target, processor.learner.identity.partition("@")[0]):
+            return processor
     raise ConfigError(f"there is no learner {name!r}; there are: {known}")
 
 

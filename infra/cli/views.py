@@ -15,7 +15,7 @@ import typer
 
 from infra.analytics.report import Report, build_report
 from infra.cli.options import AsJson, app, console, print_json, print_table
-from infra.config.settings import Settings, config_file, load_settings
+from infra.config.settings import Settings, config_files, load_settings
 from infra.config.sources import explained
 from infra.installation.log import open_log
 from infra.processes.run_file import running
@@ -160,7 +160,7 @@ def show_config(as_json: AsJson = False) -> None:
             {name: {"value": value, "source": source} for name, (value, source) in rows.items()}
         )
         return
-    console.print(f"file: {config_file() or 'none'}")
+    console.print(f"files: {', '.join(map(str, config_files())) or 'none'}")
     print_table(
         "Settings",
         ("setting", "value", "source"),
@@ -350,16 +350,13 @@ def _check_log(settings: Settings) -> tuple[str, bool, str, bool]:
 def _check_models(settings: Settings) -> tuple[str, bool, str, bool]:
     unreachable = []
     for name, endpoint in settings.models.items():
+        if endpoint.app is not None:
+            continue  # it runs only beside Everloop
         try:
             httpx.get(f"{endpoint.base_url}/models", timeout=5.0)
         except httpx.HTTPError as error:
             unreachable.append(f"{name} at {endpoint.base_url}: {type(error).__name__}")
-    simulated = (
-        f"{len(settings.simulated_models)} models are simulated"
-        if settings.simulated_models
-        else "models"
-    )
-    return simulated, not unreachable, "; ".join(unreachable), True
+    return "models", not unreachable, "; ".join(unreachable), True
 
 
 def _sparkline(values: list[float], width: int = 24) -> str:

@@ -4,13 +4,13 @@ with its source.
 
 import os
 import tomllib
+from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    Field,
     ValidationError,
     model_validator,
 )
@@ -28,11 +28,12 @@ from infra.judges.settings import JudgeSettings
 from infra.kafka.settings import KafkaSettings
 from infra.pipeline.settings import PipelineSettings
 from infra.runtime.errors import ConfigError
-from infra.runtime.section import Section
+from infra.serving.settings import AppSettings
 from infra.training.settings import TrainingSettings
 from learners.bandit import BanditConfig
 from learners.gate import GateConfig
 from learners.settings import LearnerSettings, policy_loader
+from schemas.envelope import Name
 from schemas.routes import Choice
 from schemas.serialization import readable
 from streams.processors.adapter import AdapterConfig
@@ -50,26 +51,8 @@ section `kafka`.
 
 DEFAULT_FILE = Path("everloop.toml")
 PREFIX = "EVERLOOP_"
-
-ROLES: dict[str, str] = {
-    "geneticist": "junior_researcher_llm",
-    "pharmacologist": "junior_researcher_llm",
-    "neurologist": "junior_researcher_llm",
-    "supervisor": "supervisor_llm",
-    "hypothesis_refiner": "senior_researcher_llm",
-    "protocol_designer": "senior_researcher_llm",
-    "peer_reviewer": "review_board_llm",
-    "safety_officer": "review_board_llm",
-    "principal_investigator": "review_board_llm",
-}
-"""Role of the research society to the logical model it calls."""
-
-
-class SimulatorSettings(Section):
-    """The simulator that plays the research society's models where none is configured."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8701, ge=0, le=65_535)
+PROCESSES = frozenset({"gateway", "worker", "learner", "trainer", "analytics", "routes"})
+"""The processes of an installation; no application of the user's may have one's name."""
 
 
 class BanditSettings(BanditConfig):
@@ -79,15 +62,11 @@ class BanditSettings(BanditConfig):
         targets: logical names of the policies it learns.
     """
 
-    targets: tuple[str, ...] = ("supervisor-policy",)
+    targets: tuple[str, ...] = ()
 
     def learner_config(self) -> BanditConfig:
         """Return what the learner itself is configured by."""
         return BanditConfig(**{name: getattr(self, name) for name in BanditConfig.model_fields})
-
-
-def _with_other_roles(given: Any) -> Any:
-    return ROLES | given if isinstance(given, dict) else given
 
 
 class Settings(BaseSettings):
@@ -101,9 +80,10 @@ class Settings(BaseSettings):
             learn, the bandit does not.
         choices: logical model name to the policy that chooses who answers, and among what; such a
             policy is learned like those of `bandit.targets`.
-        models: logical model name to the OpenAI-compatible endpoint behind it. Names that a role
-            calls and that are missing here are played by the simulator.
-        roles: role of the research society to logical model name; those not named keep their own.
+        models: logical model name to the OpenAI-compatible endpoint behind it. While there is
+            none, a stand-in answers every name.
+        baselines: policies that nothing learns: every candidate always has the same probability.
+        apps: servers of the user's own that run beside Everloop's processes, by name.
     """
 
     model_config = SettingsConfigDict(
@@ -118,9 +98,9 @@ class Settings(BaseSettings):
     log: str | None = None
     models: dict[str, ModelSettings] = {}
     choices: dict[str, Choice] = {}
-    roles: Annotated[dict[str, str], BeforeValidator(_with_other_roles)] = ROLES
+    baselines: tuple[Name, ...] = ()
+    apps: dict[Name, AppSettings] = {}
     gateway: GatewaySettings = GatewaySettings()
-    simulator: SimulatorSettings = SimulatorSettings()
     judge: JudgeSettings = JudgeSettings()
     implicit: ImplicitConfig = ImplicitConfig()
     kafka: KafkaSettings = KafkaSettings()
@@ -133,10 +113,7 @@ class Settings(BaseSettings):
     join: JoinConfig = JoinConfig()
     training: TrainingSettings = TrainingSettings()
     pipeline: PipelineSettings = PipelineSettings()
-    adapter: AdapterConfig = AdapterConfig(
-        sft={"junior_researcher_llm": frozenset({"geneticist", "pharmacologist", "neurologist"})},
-        rl={"senior_researcher_llm": frozenset({"hypothesis_refiner", "protocol_designer"})},
-    )
+    adapter: AdapterConfig = AdapterConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -150,7 +127,7 @@ class Settings(BaseSettings):
         """Read the environment over files of secrets over the configuration file over the
         defaults.
         """
-        sources = [init_settings, env_settings]
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
         if (folder := os.environ.get(SECRETS_VARIABLE)) is not None:
             sources.append(
                 NestedSecretsSettingsSource(
@@ -161,14 +138,25 @@ class Settings(BaseSettings):
                     secrets_nested_delimiter="__",
                 )
             )
-        if (file := config_file()) is not None:
-            sources.append(TomlConfigSettingsSource(settings_cls, file))
+        # One source for each file: sources are merged deeply, the files of one source are not.
+        sources += [TomlConfigSettingsSource(settings_cls, file) for file in config_files()]
         return tuple(sources)
 
     @model_validator(mode="after")
-    def _known_roles(self) -> Self:
-        if unknown := set(self.roles) - set(ROLES):
-            raise ValueError(f"unknown roles {sorted(unknown)}; there are {', '.join(ROLES)}")
+    def _known_apps(self) -> Self:
+        for name, model in self.models.items():
+            app = model.app
+            if app is not None and app not in self.apps:
+                raise ValueError(f"models.{name}.base_url names apps.{app}, and there is none")
+        if taken := sorted(set(self.apps) & PROCESSES):
+            raise ValueError(f"apps.{taken[0]} has the name of a process of Everloop's")
+        return self
+
+    @model_validator(mode="after")
+    def _known_judge(self) -> Self:
+        model = self.judge.model
+        if model is not None and model not in self.models and model not in self.choices:
+            raise ValueError(f"judge.model is {model!r}, and there is no models.{model}")
         return self
 
     @model_validator(mode="after")
@@ -180,11 +168,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _known_options(self) -> Self:
-        known = {*self.models, *self.simulated_models}
         for name, choice in self.choices.items():
             if name in self.models:
                 raise ValueError(f"{name} is a model and a choice; give one of them another name")
-            if missing := [option.model for option in choice.options if option.model not in known]:
+            used = [option.model for option in choice.options]
+            if missing := [model for model in used if model not in self.models]:
                 raise ValueError(
                     f"choices.{name} leads to {', '.join(missing)}, and there is no such model"
                 )
@@ -194,6 +182,11 @@ class Settings(BaseSettings):
     def policies(self) -> tuple[str, ...]:
         """Logical names of the policies that are learned."""
         return (*self.bandit_policies, *(name for own in self.learners for name in own.learned))
+
+    @property
+    def app_models(self) -> list[str]:
+        """Logical models that an application of `apps` serves."""
+        return sorted(name for name, model in self.models.items() if model.app is not None)
 
     @property
     def bandit_policies(self) -> tuple[str, ...]:
@@ -257,26 +250,34 @@ class Settings(BaseSettings):
         """Where analytics are kept."""
         return self.analytics.location(self.data_dir)
 
-    @property
-    def simulated_models(self) -> list[str]:
-        """Logical models that some role or the judge calls and that have no endpoint."""
-        called = set(self.roles.values()) | ({self.judge.model} if self.judge.model else set())
-        return sorted(called - set(self.models) - set(self.choices))
 
+def config_files() -> list[Path]:
+    """Return the configuration files; what an earlier one says counts.
 
-def config_file() -> Path | None:
-    """Return the configuration file: the one named by EVERLOOP_CONFIG, else `everloop.toml` if it
-    is there.
+    `EVERLOOP_CONFIG` names them, separated as in `PATH`; each is a file, or a package that has an
+    `everloop.toml`. Without it, `everloop.toml` in the working directory is read if it is there.
 
     Raises:
-        ConfigError: the named file is not there.
+        ConfigError: a named file is not there.
     """
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
-        if not Path(named).is_file():
-            raise ConfigError(f"{CONFIG_VARIABLE} names {named}, which is not a file")
-        return Path(named)
-    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+        return [_file_named(name) for name in named.split(os.pathsep) if name]
+    return [DEFAULT_FILE] if DEFAULT_FILE.is_file() else []
+
+
+def _file_named(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    if name.isidentifier() and find_spec(name) is not None:
+        packaged = Path(str(resources.files(name).joinpath(DEFAULT_FILE.name)))
+        if packaged.is_file():
+            return packaged
+    raise ConfigError(f"{CONFIG_VARIABLE} names {name}, which is not a file")
+
+
+def _files_said() -> str:
+    return ", ".join(str(file) for file in config_files())
 
 
 def load_settings() -> Settings:
@@ -290,10 +291,10 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigError(
-            f"configuration ({config_file() or 'environment'}): {readable(error)}"
+            f"configuration ({_files_said() or 'environment'}): {readable(error)}"
         ) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{config_file()} is not TOML: {error}") from error
+        raise ConfigError(f"{_files_said()} is not TOML: {error}") from error
     except ValueError as error:
         raise ConfigError(f"configuration: {error}") from error
 
@@ -312,6 +313,8 @@ def is_known(variable: str) -> bool:
     if variable in (
         CONFIG_VARIABLE,
         SECRETS_VARIABLE,
+        "EVERLOOP_GATEWAY_URL",  # of a pipeline's agent
+        "EVERLOOP_ROLLOUT_ID",
         "EVERLOOP_TEST_KAFKA",
         "EVERLOOP_REQUIRE_KAFKA",
     ):

@@ -5,15 +5,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from infra.config.settings import PREFIX, SECRETS_VARIABLE, Settings, config_file
+from infra.config.settings import PREFIX, SECRETS_VARIABLE, Settings, config_files
 
 Source = Literal["default", "file", "secret", "environment"]
 
 
 def explained(settings: Settings) -> dict[str, tuple[Any, Source]]:
     """Return every setting by its dotted name, with its value and where that came from."""
-    file = config_file()
-    from_file = tomllib.loads(file.read_text()) if file else {}
+    documents = [tomllib.loads(file.read_text()) for file in config_files()]
     rows: dict[str, tuple[Any, Source]] = {}
     for path, value in _leaves(settings.model_dump(mode="json"), ()):
         variable = PREFIX + "__".join(path[:2]).upper()
@@ -24,7 +23,7 @@ def explained(settings: Settings) -> dict[str, tuple[Any, Source]]:
             source = "environment"
         elif (Path(os.environ.get(SECRETS_VARIABLE, os.devnull)) / "__".join(path[:2])).is_file():
             source = "secret"
-        elif _contains(from_file, path):
+        elif any(_contains(document, path) for document in documents):
             source = "file"
         rows[".".join(path)] = (value, source)
     return rows

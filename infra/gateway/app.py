@@ -8,7 +8,16 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from infra.gateway.apis import feedback, lightning, metrics, openai, operations, rollouts, traces
+from infra.gateway.apis import (
+    feedback,
+    lightning,
+    metrics,
+    openai,
+    operations,
+    rollouts,
+    stand_in,
+    traces,
+)
 from infra.gateway.apis.direct import Direct
 from infra.gateway.calls.rollouts import end_conversations
 from infra.gateway.http import problems
@@ -26,6 +35,8 @@ from infra.gateway.state.follower import GatewayFollower
 from infra.gateway.state.lightning import LightningState
 from infra.gateway.state.services import OpenLog, Services
 from learners.policies import BUILT_IN, PolicyLoader
+from schemas.endpoints import Endpoint
+from schemas.routes import STAND_IN
 from schemas.topics import USAGE
 from streams.storage.artifacts import ArtifactReader
 from streams.storage.embedded.log import EmbeddedLog
@@ -44,6 +55,7 @@ def create_app(
     spool: Path,
     artifacts: ArtifactReader,
     policies: PolicyLoader = BUILT_IN,
+    stands_in: bool = False,
 ) -> FastAPI:
     """Return the gateway.
 
@@ -52,6 +64,7 @@ def create_app(
         spool: file of the events that wait while the log cannot be written.
         artifacts: where the policies that it serves lie.
         policies: loads them.
+        stands_in: whether the stand-in answers while there is no model.
 
     Raises:
         LogUnreadableError, LogUnavailableError: the spool cannot be used.
@@ -65,7 +78,7 @@ def create_app(
 
     open_spool().close()  # a spool that cannot be used is an error at start, not when it is needed
     publisher = Publisher(open_for_writing, open_spool, gateway.spool_max_bytes)
-    table = RoutingTable(artifacts, policies)
+    table = RoutingTable(artifacts, policies, _stand_in(gateway) if stands_in else None)
     keys = Keys()
     limits = Limits()
     conversations = Conversations(gateway.conversation_idle_s)
@@ -112,7 +125,7 @@ def create_app(
 
     app = FastAPI(title="Everloop gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     problems.install(app)
-    for module in (openai, feedback, metrics, operations, rollouts, traces, lightning):
+    for module in (openai, feedback, metrics, operations, rollouts, traces, lightning, stand_in):
         app.include_router(module.router)
     app.add_middleware(Direct, handlers=openai.HANDLERS)
     app.add_middleware(Shell, body_timeout_s=gateway.body_timeout_s, access_log=gateway.access_log)
@@ -124,6 +137,14 @@ def create_app(
             allow_headers=["*"],
         )
     return app
+
+
+def _stand_in(gateway: GatewaySettings) -> Endpoint:
+    """Return the stand-in as a model server: the gateway itself, so that it is called, recorded and
+    streamed like any other.
+    """
+    host = "127.0.0.1" if gateway.host in ("0.0.0.0", "::") else gateway.host  # noqa: S104
+    return Endpoint(base_url=f"http://{host}:{gateway.port}{stand_in.PATH}", model=STAND_IN)
 
 
 async def _tell_usage(services: Services) -> None:

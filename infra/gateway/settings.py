@@ -1,5 +1,6 @@
 """Settings of the gateway, and of the model servers behind it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from infra.gateway.records.redaction import RedactionConfig
 from infra.runtime.section import Section
+from infra.serving.settings import APP_SCHEME
 from schemas.endpoints import Endpoint
 
 
@@ -101,6 +103,24 @@ class ModelSettings(Endpoint):
 
     fallbacks: tuple[Endpoint, ...] = ()
 
-    def endpoint(self) -> Endpoint:
-        """Return the server alone."""
-        return Endpoint.model_validate(self.model_dump(exclude={"fallbacks"}))
+    @property
+    def app(self) -> str | None:
+        """The configured application that serves it; None where a server elsewhere does."""
+        if not self.base_url.startswith(APP_SCHEME):
+            return None
+        return self.base_url.removeprefix(APP_SCHEME).partition("/")[0]
+
+    def endpoint(self, apps: Mapping[str, str]) -> Endpoint:
+        """Return the server alone.
+
+        Args:
+            apps: where each configured application answers, such as `http://127.0.0.1:8701`.
+
+        Raises:
+            KeyError: its application does not run.
+        """
+        endpoint = Endpoint.model_validate(self.model_dump(exclude={"fallbacks"}))
+        if self.app is None:
+            return endpoint
+        address = self.base_url.replace(f"{APP_SCHEME}{self.app}", apps[self.app], 1)
+        return endpoint.model_copy(update={"base_url": address})

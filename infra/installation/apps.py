@@ -1,12 +1,16 @@
 """The servers of an installation, each handed its own settings and nothing of the others'."""
 
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 
 from infra.config.settings import Settings
 from infra.installation.log import open_log
 from infra.installation.processors import all_processors
+from infra.runtime.errors import ConfigError
+from infra.serving.settings import AppSettings
+from learners.references import UnknownReferenceError, resolve
 from learners.settings import policy_loader
 from streams.storage.artifacts import ArtifactStore
 
@@ -25,6 +29,7 @@ def gateway_app(settings: Settings) -> FastAPI:
         settings.spool_path,
         ArtifactStore(settings.artifacts_dir),
         policy_loader(settings.learners),
+        stands_in=not settings.models,
     )
 
 
@@ -33,3 +38,26 @@ def analytics_app(settings: Settings) -> FastAPI:
     from infra.analytics.app import create_app
 
     return create_app(settings.analytics_dsn, partial(open_log, settings), all_processors(settings))
+
+
+def load_app(name: str, settings: AppSettings) -> Any:
+    """Return an application of the user's (ASGI).
+
+    Raises:
+        ConfigError: the setting names no function, or the function fails or returns nothing that
+            can be called.
+    """
+    where = f"apps.{name}.app"
+    try:
+        made = resolve(settings.app)()
+    except UnknownReferenceError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except Exception as error:  # it is somebody else's code
+        raise ConfigError(
+            f"{where}: {settings.app}() failed: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(made):
+        raise ConfigError(
+            f"{where}: {settings.app}() must return an ASGI application, not {made!r}"
+        )
+    return made

@@ -24,12 +24,14 @@ from streams.storage.artifacts import ArtifactStore
 def stream_processors(settings: Settings) -> list[Processor[Any]]:
     """Return what joins, routes, judges, promotes and collects batches."""
     artifacts = ArtifactStore(settings.artifacts_dir)
+    grader = configured_grader(settings)
+    judges = [Judge(grader)] if grader is not None else []
     implicit = [ImplicitFeedback(configured_reader(settings))] if settings.implicit.enabled else []
     return [
         *implicit,
         TrajectoryJoin(settings.join),
         ExampleRouter(settings.adapter, settings.join.late_reward_window),
-        Judge(configured_grader(settings)),
+        *judges,
         Promotion(
             settings.gate,
             artifacts,

@@ -1,13 +1,9 @@
-"""The first routes of an installation: configured models, simulated ones, and the baseline of each
-policy.
-"""
+"""The first routes of an installation: configured models, choices, and each policy's baseline."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 
-from research_society.simulator.app import MODEL
-
 from infra.config.settings import Settings
-from infra.gateway.settings import ModelSettings
 from infra.installation.log import open_log
 from infra.runtime.errors import ConfigError
 from schemas.endpoints import Endpoint
@@ -19,35 +15,28 @@ from streams.views.follower import read_views
 from streams.views.routes import Routes
 
 CONFIGURED = "configured:"
-RANDOM_POLICY = "random-policy"
-"""A policy that is never learned: the uniform baseline, to compare with."""
 
 
-def publish_initial_routes(settings: Settings, simulator_url: str | None) -> None:
+def publish_initial_routes(settings: Settings, apps: Mapping[str, str]) -> None:
     """Write the routes that the configuration asks for, where the log does not say so already.
 
     What was promoted or is on trial keeps its route, and so does whatever a person holds: the
     configuration only says where it begins.
 
     Args:
-        simulator_url: what plays the models that have no endpoint; None when none does.
+        apps: where each configured application answers, by its name.
 
     Raises:
-        ConfigError: a model has no endpoint and no simulator plays it.
+        ConfigError: an application that serves a model does not run.
     """
-    if simulator_url is None and settings.simulated_models:
-        missing = ", ".join(settings.simulated_models)
-        raise ConfigError(
-            f"no endpoint for {missing}; set models.NAME.base_url and models.NAME.model"
-        )
     with open_log(settings) as log:
         routes = Routes()
         read_views(log, routes)
         served = routes.current
-        wanted = [*_model_routes(settings, simulator_url), *_choice_routes(settings)]
+        wanted = [*_model_routes(settings, apps), *_choice_routes(settings)]
         wanted += [
             baseline_route(name)
-            for name in (*settings.policies, RANDOM_POLICY)
+            for name in (*settings.policies, *settings.baselines)
             if name not in served
         ]
         held = {name for name, route in served.items() if route.held or _learned(route)}
@@ -65,21 +54,23 @@ def publish_initial_routes(settings: Settings, simulator_url: str | None) -> Non
         )
 
 
-def _model_routes(settings: Settings, simulator_url: str | None) -> list[Route]:
-    models = dict(settings.models)
-    if simulator_url is not None:
-        simulated = ModelSettings(base_url=f"{simulator_url}/v1", model=MODEL)
-        models |= dict.fromkeys(settings.simulated_models, simulated)
-    return [
-        Route(
-            name=name,
-            kind="model",
-            targets=[_target(model.endpoint())],
-            fallbacks=[_target(endpoint) for endpoint in model.fallbacks],
-            reason="configuration",
-        )
-        for name, model in models.items()
-    ]
+def _model_routes(settings: Settings, apps: Mapping[str, str]) -> list[Route]:
+    try:
+        return [
+            Route(
+                name=name,
+                kind="model",
+                targets=[_target(model.endpoint(apps))],
+                fallbacks=[_target(endpoint) for endpoint in model.fallbacks],
+                reason="configuration",
+            )
+            for name, model in settings.models.items()
+        ]
+    except KeyError as error:
+        raise ConfigError(
+            f"apps.{error.args[0]} serves a model and does not run here; `everloop up` starts it,"
+            " or name another base_url"
+        ) from error
 
 
 def _choice_routes(settings: Settings) -> list[Route]:

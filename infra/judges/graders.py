@@ -1,22 +1,15 @@
-"""The graders behind the judge: measured criteria, or a judge's model asked through the gateway."""
+"""Graders behind the judge: a function of the user's, or a model asked through the gateway."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import httpx
 import orjson
-from pydantic import BaseModel, ValidationError
-from research_society.rewards import (
-    AGENT,
-    JUDGE_WEIGHTS,
-    MEASURED_WEIGHTS,
-    UnusableScorecardError,
-    judged,
-    measured,
-    weighted,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from schemas.envelope import UnitInterval
 from schemas.rewards import RewardSource
+from schemas.rollouts import Rollout
 from schemas.serialization import readable
 from schemas.trajectories import Trajectory
 from streams.processors.implicit import Reply
@@ -24,24 +17,51 @@ from streams.processors.judge import Grade
 from streams.storage.errors import RejectedRecordError, TransientError
 
 
-class MeasuredGrader:
-    """Scores what can be measured without a model. Grades only the research society's labelled
-    tasks.
+class _Graded(BaseModel):
+    """What a grading function may return beside a number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    value: UnitInterval
+    criteria: dict[str, UnitInterval] = {}
+    comment: str = ""
+
+
+class FunctionGrader:
+    """Grades by a function of the user's.
+
+    Args:
+        name: as the settings name it; the rewards say it.
+        agents: whose rollouts are graded; all where it is empty.
     """
 
-    name = "measured@1"
     source = RewardSource.RULE
 
+    def __init__(
+        self, name: str, grade: Callable[[Trajectory], Any], agents: Sequence[str]
+    ) -> None:
+        self.name = name
+        self._grade = grade
+        self._agents = frozenset(agents)
+
     def grade(self, trajectory: Trajectory) -> Grade | None:
-        """Return the measured criteria and their weighted sum."""
-        criteria = measured(trajectory.rollout)
-        if criteria is None:
+        """Return what the function says; None where it says nothing.
+
+        Raises:
+            RejectedRecordError: it returns something else than the contract allows.
+        """
+        if self._agents and trajectory.rollout.agent not in self._agents:
             return None
-        return Grade(
-            weighted(criteria, MEASURED_WEIGHTS),
-            criteria,
-            "measured criteria, no judge's model configured",
-        )
+        found = self._grade(trajectory)
+        if found is None:
+            return None
+        try:
+            graded = _Graded.model_validate(
+                found if isinstance(found, Mapping) else {"value": found}
+            )
+        except ValidationError as error:
+            raise RejectedRecordError(f"{self.name} gave no reward: {readable(error)}") from error
+        return Grade(graded.value, graded.criteria, graded.comment)
 
 
 class JudgeModel:
@@ -95,24 +115,97 @@ class JudgeModel:
 
 
 class ModelGrader:
-    """Has the six criteria scored by a model. Grades only the research society's rollouts."""
+    """Has a model grade by a rubric.
+
+    Args:
+        rubric: what the model judges by.
+        criteria: names of the scores with their weights, each > 0; without any the model gives one
+            score.
+        agents: whose rollouts are graded; all where it is empty.
+    """
 
     source = RewardSource.JUDGE
 
-    def __init__(self, model: JudgeModel) -> None:
+    def __init__(
+        self,
+        model: JudgeModel,
+        rubric: str,
+        criteria: Mapping[str, float] | None = None,
+        agents: Sequence[str] = (),
+    ) -> None:
         self.name = f"judge:{model.name}@1"
         self._model = model
+        self._rubric = rubric
+        self._criteria = dict(criteria or {"score": 1.0})
+        self._agents = frozenset(agents)
+        scores: dict[str, Any] = dict.fromkeys(self._criteria, (UnitInterval, ...))
+        self._card: type[BaseModel] = create_model(
+            "Scorecard", justification=(str, Field(default="")), **scores
+        )
 
     def grade(self, trajectory: Trajectory) -> Grade | None:
-        """Return the judge's scores and their weighted sum."""
-        if trajectory.rollout.agent != AGENT:
+        """Return the model's scores and their weighted mean.
+
+        Raises:
+            TransientError: the model cannot be asked now.
+            RejectedRecordError: it gives no scores, also when it is asked once more.
+        """
+        if self._agents and trajectory.rollout.agent not in self._agents:
             return None
+        card = self._scores(self._prompt(trajectory.rollout)).model_dump()
+        justification = card.pop("justification")
+        total = sum(self._criteria.values())
+        value = sum(weight * card[name] for name, weight in self._criteria.items()) / total
+        return Grade(value, card, justification)
+
+    def _prompt(self, rollout: Rollout) -> list[dict[str, str]]:
+        """Return the messages. The rollout is data within them: braces in it are only text."""
+        task = rollout.task
+        given = {
+            "task": task.input if task else None,
+            "output": rollout.output,
+            "turns": rollout.turns,
+        }
+        system = (
+            f"{self._rubric.strip()}\nScore the output of an agent from 0 to 1 by:"
+            f" {', '.join(self._criteria)}. Answer with one JSON object and nothing else. It must"
+            f" match this JSON Schema:\n{orjson.dumps(self._card.model_json_schema()).decode()}"
+        )
+        return [
+            {"role": "system", "content": system},
+            {"role": "user", "content": orjson.dumps(given).decode()},
+        ]
+
+    def _scores(self, messages: list[dict[str, str]]) -> BaseModel:
+        """Return the model's scores, asking once more where the first answer cannot be read."""
+        answer = self._model.ask(messages)
         try:
-            card = judged(trajectory.rollout, self._model.ask)
-        except UnusableScorecardError as error:
-            raise RejectedRecordError(str(error)) from error
-        scores = card.model_dump(include=set(JUDGE_WEIGHTS))
-        return Grade(weighted(scores, JUDGE_WEIGHTS), scores, card.justification)
+            return self._card.model_validate_json(_json_part(answer))
+        except ValidationError as error:
+            again = (
+                f"That cannot be used: {readable(error)}. Answer again with the JSON object alone."
+            )
+        answer = self._model.ask(
+            [
+                *messages,
+                {"role": "assistant", "content": answer},
+                {"role": "user", "content": again},
+            ]
+        )
+        try:
+            return self._card.model_validate_json(_json_part(answer))
+        except ValidationError as error:
+            raise RejectedRecordError(
+                f"the judge gave no usable scores: {readable(error)}"
+            ) from error
+
+
+def _json_part(text: str) -> str:
+    """Return the text from its first opening to its last closing brace, which strips fences and
+    chatter.
+    """
+    start, end = text.find("{"), text.rfind("}")
+    return text[start : end + 1] if 0 <= start < end else text
 
 
 class ModelReader:
@@ -140,7 +233,7 @@ class ModelReader:
             [{"role": "system", "content": self.PROMPT}, {"role": "user", "content": said.decode()}]
         )
         try:
-            return _Read.model_validate_json(found[found.find("{") : found.rfind("}") + 1]).value
+            return _Read.model_validate_json(_json_part(found)).value
         except ValidationError as error:
             raise RejectedRecordError(
                 f"the reader's model gave no reward: {readable(error)}"

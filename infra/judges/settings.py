@@ -1,18 +1,32 @@
 """Settings of the judge."""
 
-from pydantic import SecretStr
+from typing import Annotated
+
+from pydantic import Field, SecretStr
 
 from infra.runtime.section import Section
 
+Weight = Annotated[float, Field(gt=0.0)]
+
 
 class JudgeSettings(Section):
-    """The judge.
+    """The judge: what grades trajectories. Without `model` and without `grader` nothing does.
 
     Attributes:
-        model: logical model that scores the six criteria; None measures instead (see
-            `research_society.rewards`).
+        grader: `module:function`. It takes a `schemas.trajectories.Trajectory`, and returns a
+            reward in [0, 1], or a mapping with `value`, `criteria` and `comment`, the last two
+            optional, or None where there is nothing to grade.
+        model: logical model that grades instead. It reads the task, the output and the rubric.
+        rubric: what the model judges by, in your words.
+        criteria: names of the scores that the model gives, each in [0, 1], with their weights. The
+            reward is the weighted mean. Without criteria the model gives one score.
+        agents: whose rollouts are graded, as the rollouts name them; all where it is empty.
         api_key: of the gateway, where it asks for one; needs the scope `agent`.
     """
 
+    grader: str | None = None
     model: str | None = None
+    rubric: str = "Judge how well the output does what the task asks for."
+    criteria: dict[str, Weight] = {}
+    agents: tuple[str, ...] = ()
     api_key: SecretStr | None = None

@@ -10,12 +10,13 @@ from itertools import count, cycle, islice
 from random import Random
 from typing import Any
 
+from everloop_client import AsyncClient
 from pydantic import BaseModel
-from research_society.runner import Attempt, Runner
-from research_society.tasks import ResearchTask
 
 from infra.analytics.report import Report
+from infra.pipeline.agents import Attempt, configured_agent, run_attempts
 from infra.pipeline.settings import PhaseSettings, PipelineSettings
+from infra.pipeline.tasks import Task
 from infra.runtime.errors import ConfigError
 from infra.training.views import TrainingViews
 from learners.training.config import HEADS, AnyConfig
@@ -31,7 +32,6 @@ from streams.storage.records import Outgoing
 
 DRAIN_TIMEOUT_S = 120.0
 POLL_S = 0.2
-PARALLEL = 4
 TRIED_TOGETHER = 8
 UNDECIDED = frozenset(
     {CheckpointState.CANDIDATE, CheckpointState.EVALUATED, CheckpointState.CANARY}
@@ -89,6 +89,9 @@ def check_pipeline(
     Raises:
         ConfigError: with what is missing.
     """
+    if not settings.phases:
+        raise ConfigError("pipeline: there are no phases; set pipeline.phases")
+    configured_agent(settings)
     for phase in settings.phases:
         if phase.method == "bandit" and phase.target not in policies:
             raise ConfigError(
@@ -109,8 +112,6 @@ class Pipeline:
     Args:
         log: of the installation.
         processors: of the installation; a phase waits until they have taken what it wrote.
-        roles: role of the research society to the logical model it calls.
-        policy: logical name of the policy that decides in its rollouts.
         on_progress: called with what is being done.
     """
 
@@ -120,12 +121,10 @@ class Pipeline:
         gateway_url: str,
         log: Log,
         processors: Sequence[Processor[Any]],
-        roles: Mapping[str, str],
-        policy: str,
-        tasks: Sequence[ResearchTask],
+        tasks: Sequence[Task],
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._pipeline, self._log, self._policy = settings, log, policy
+        self._pipeline, self._log = settings, log
         self._say = on_progress
         self._processors = processors
         self._known = TrainingViews(
@@ -134,9 +133,9 @@ class Pipeline:
         order = list(tasks)
         Random(0).shuffle(order)  # noqa: S311 - a reproducible order, not a secret
         self._held_out = list(
-            islice((task for task in order if task.split != "train"), self._pipeline.held_out)
+            islice((task for task in order if task.held_out), self._pipeline.held_out)
         )
-        taught = [task for task in order if task.split == "train"]
+        taught = [task for task in order if not task.held_out]
         if not taught or (self._pipeline.held_out and not self._held_out):
             raise ConfigError(
                 f"{len(tasks)} tasks are too few: some are learned from, some held out"
@@ -145,13 +144,14 @@ class Pipeline:
         self._loop = (
             asyncio.Runner()
         )  # one for all phases: what the models' clients hold belongs to its loop
-        self._agents = Runner(gateway_url, roles, tasks, PARALLEL)
+        self._agent = configured_agent(self._pipeline)
+        self._client = AsyncClient(gateway_url)
         self._numbers = count()
         self._name = f"pipeline-{time.time_ns() // 1_000_000:x}"
 
     def close(self) -> None:
-        """Flush the last spans and close the connections."""
-        self._loop.run(self._agents.close())
+        """Close the connections."""
+        self._loop.run(self._client.close())
         self._loop.close()
 
     def rounds(self, rounds: int | None) -> Iterator[PhaseResult]:
@@ -286,17 +286,15 @@ class Pipeline:
         repeated = (task for task in self._tasks for _ in range(phase.samples))
         self._rollouts(islice(repeated, rollouts), "train", group)
 
-    def _rollouts(self, tasks: Iterable[ResearchTask], split: Split, group: str) -> None:
+    def _rollouts(self, tasks: Iterable[Task], split: Split, group: str) -> None:
         attempts = [
-            Attempt(f"{self._name}-{next(self._numbers):06d}", task, self._policy, split, group)
-            for task in tasks
+            Attempt(f"{self._name}-{next(self._numbers):06d}", task, split, group) for task in tasks
         ]
-        self._loop.run(self._attempted(attempts))
+        pipeline = self._pipeline
+        self._loop.run(
+            run_attempts(self._agent, self._client, pipeline.name, attempts, pipeline.parallel)
+        )
         self._drained()
-
-    async def _attempted(self, attempts: list[Attempt]) -> None:
-        async for _ in self._agents.run(attempts):
-            pass
 
     def _drained(self) -> None:
         wait_until_taken(self._log, self._processors, DRAIN_TIMEOUT_S)

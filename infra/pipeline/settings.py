@@ -1,6 +1,6 @@
 """Settings of the pipeline."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,35 +37,35 @@ class PhaseSettings(Section):
 
 
 class PipelineSettings(Section):
-    """The phases, in their order; by default those of the research society.
+    """What a pipeline runs, and its phases in their order.
 
     Attributes:
+        agent: `module:function`, called with a task and a rollout (`infra.pipeline.agents`).
+        command: the agent as a command instead, with its arguments.
+        options: arguments by name for the function.
+        name: of the agent, as its rollouts say it.
+        tasks: a file of JSON Lines, or `module:function` (`infra.pipeline.tasks`).
+        parallel: rollouts at a time.
         held_out: rollouts on held-out tasks after each phase, the same tasks every time; nothing
             learns from them.
         training_s: most seconds that a run may take, waiting for others included.
     """
 
-    phases: tuple[PhaseSettings, ...] = Field(
-        default=(
-            PhaseSettings(name="gather", rollouts=100),
-            PhaseSettings(
-                name="juniors", rollouts=100, target="junior_researcher_llm", method="sft"
-            ),
-            PhaseSettings(
-                name="seniors",
-                rollouts=100,
-                samples=2,
-                target="senior_researcher_llm",
-                method="ppo",
-            ),
-            PhaseSettings(
-                name="supervisor", rollouts=100, target="supervisor-policy", method="bandit"
-            ),
-        ),
-        min_length=1,
-    )
+    agent: str | None = None
+    command: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+    name: Name = "agent"
+    tasks: str | None = None
+    parallel: int = Field(default=4, ge=1)
+    phases: tuple[PhaseSettings, ...] = ()
     held_out: int = Field(default=20, ge=0)
     training_s: float = Field(default=24 * 3600.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _one_agent(self) -> Self:
+        if self.agent is not None and self.command:
+            raise ValueError("pipeline has an agent and a command; keep one")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

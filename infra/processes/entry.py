@@ -19,16 +19,16 @@ from streams.processing.processor import Processor
 from streams.runners.embedded.worker import Worker
 from streams.storage.errors import StreamError
 
-NAMES = ("routes", "gateway", "simulator", "worker", "learner", "trainer", "analytics")
-"""The processes. `routes` writes the first routes and ends; gateway, simulator and analytics listen
-on a socket.
+NAMES = ("routes", "gateway", "worker", "learner", "trainer", "analytics")
+"""The processes. `routes` writes the first routes and ends. Gateway and analytics listen on a
+socket, and so does each application of the user's (`apps.NAME`), which is a process of its name.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one process until SIGTERM or SIGINT; return its exit status."""
     parser = argparse.ArgumentParser(prog="everloop process")
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", help=f"{', '.join(NAMES)}, or an application of `apps`")
     parser.add_argument("--fd", type=int, help="listening socket, inherited from the supervisor")
     options = parser.parse_args(arguments)
     configure_logging()
@@ -41,8 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(name: str, settings: Settings, fd: int | None) -> None:
+    if name not in NAMES and name not in settings.apps:
+        known = ", ".join([*NAMES, *settings.apps])
+        raise ConfigError(f"there is no process {name!r}; there are: {known}")
     if name == "routes":
-        publish_initial_routes(settings, None)
+        publish_initial_routes(settings, {})
     elif name == "worker":
         _work(settings, stream_processors(settings))
     elif name == "learner":
@@ -103,10 +106,11 @@ def _serve(name: str, settings: Settings, fd: int | None) -> None:
         from infra.installation.apps import gateway_app
 
         app, host, port = gateway_app(settings), settings.gateway.host, settings.gateway.port
-    elif name == "simulator":
-        from research_society.simulator.app import create_app as create_simulator
+    elif name in settings.apps:
+        from infra.installation.apps import load_app
 
-        app, host, port = create_simulator(), settings.simulator.host, settings.simulator.port
+        own = settings.apps[name]
+        app, host, port = load_app(name, own), own.host, own.port
     else:
         from infra.installation.apps import analytics_app
 

@@ -20,6 +20,7 @@ import psutil
 import structlog
 
 from infra.config.settings import Settings
+from infra.installation.apps import load_app
 from infra.installation.log import open_log
 from infra.installation.routes import publish_initial_routes
 from infra.installation.topics import missing_topics
@@ -109,9 +110,8 @@ class Supervisor:
         self._check_log()
         try:
             self._bind()
-            publish_initial_routes(
-                self._settings, self._url("simulator") if "simulator" in self._listeners else None
-            )
+            apps = {name: self._url(name) for name in self._settings.apps}
+            publish_initial_routes(self._settings, apps)
             self._start_processes()
             self._wait_until_ready()
         except BaseException:
@@ -152,8 +152,9 @@ class Supervisor:
         settings = self._settings
         wanted = [("gateway", settings.gateway.host, settings.gateway.port)]
         wanted.append(("analytics", settings.analytics.host, settings.analytics.port))
-        if settings.simulated_models:
-            wanted.append(("simulator", settings.simulator.host, settings.simulator.port))
+        for name, app in settings.apps.items():
+            load_app(name, app)  # a mistake is said before anything runs
+            wanted.append((name, app.host, app.port))
         for name, host, port in wanted:
             self._listeners[name] = bound_socket(host, port, f"{name}.port")
 
@@ -169,11 +170,12 @@ class Supervisor:
                 "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
             }
         )
-        for name in ("trainer", "learner", "worker", "analytics", "gateway", "simulator"):
+        ours = ("trainer", "learner", "worker", "analytics", "gateway")
+        for name in (*ours, *self._settings.apps):
             listener = self._listeners.get(name)
             if name == "trainer" and not self._settings.training.models:
                 continue
-            if name == "simulator" and listener is None:
+            if name == "learner" and not self._settings.policies:
                 continue
             command = [sys.executable, "-m", "infra.processes.entry", name]
             if listener is not None:
@@ -184,29 +186,31 @@ class Supervisor:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        waiting = [self._url(name) + "/healthz" for name in self._listeners]
-        with httpx.Client(timeout=START_TIMEOUT_S) as http:
-            for url in waiting:
-                while True:
-                    if dead := next(
-                        (
-                            p
-                            for p in self.processes.values()
-                            if p.popen and p.popen.poll() is not None
-                        ),
-                        None,
-                    ):
+        with httpx.Client(timeout=1.0) as http:
+            for name in self._listeners:
+                while not self._answers(http, name):
+                    self._check_processes()
+                    if time.monotonic() > deadline:
                         raise StartError(
-                            f"{dead.name} did not start: {dead.last_words()} (see {dead.log})"
+                            f"no answer from {self._url(name)} in {START_TIMEOUT_S:.0f} s"
                         )
-                    try:
-                        if http.get(url, timeout=1.0).is_success:
-                            break
-                    except httpx.HTTPError as error:
-                        if time.monotonic() > deadline:
-                            raise StartError(
-                                f"no answer from {url} in {START_TIMEOUT_S:.0f} s"
-                            ) from error
+                    time.sleep(0.02)
+
+    def _answers(self, http: httpx.Client, name: str) -> bool:
+        """Return whether a server is ready; one of the user's is, as soon as it answers at all."""
+        try:
+            answer = http.get(f"{self._url(name)}/healthz")
+        except httpx.HTTPError:
+            return False
+        return answer.is_success or name in self._settings.apps
+
+    def _check_processes(self) -> None:
+        """Raise StartError where a process has ended."""
+        for process in self.processes.values():
+            if process.popen is not None and process.popen.poll() is not None:
+                raise StartError(
+                    f"{process.name} did not start: {process.last_words()} (see {process.log})"
+                )
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):

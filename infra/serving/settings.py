@@ -34,3 +34,22 @@ class ServingSettings(Section):
     gpu_memory: float = Field(default=0.7, gt=0.0, le=1.0)
     lora_rank: int = Field(default=64, ge=1)
     arguments: tuple[str, ...] = ()
+
+
+APP_SCHEME = "app://"
+"""Begins the base URL of a model that one of the configured applications serves."""
+
+
+class AppSettings(Section):
+    """A server of the user's own that is started, watched and stopped with Everloop's processes.
+
+    A model is served by it where its `base_url` is `app://NAME/v1`.
+
+    Attributes:
+        app: `module:function`; the function returns an ASGI application.
+        port: 0 takes a free one.
+    """
+
+    app: str
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65_535)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.examples import BanditExample, Example, RlExample, SftExample
 from schemas.genai import to_openai
+from schemas.routes import STAND_IN
 from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.processors.trajectories import rewards_that_count
@@ -172,7 +173,11 @@ def _model_calls(spans: list[SpanEvent]) -> list[SpanEvent]:
 
 def _is_model_call(event: SpanEvent) -> bool:
     span = event.payload
-    answered = span.status != "error" and bool(_messages(event, "output"))
+    answered = (
+        span.status != "error"
+        and bool(_messages(event, "output"))
+        and _checkpoint(event) != STAND_IN  # it says nothing that is worth learning
+    )
     return answered and span.text(Attribute.OPERATION) in ("chat", "text_completion")
 
 

@@ -1,26 +1,18 @@
-"""Rewards: the judge's weights, what is measured without one, and no reward from a judge that
-fails.
-"""
+"""What the society earns without a judge's model: what can be measured."""
 
 from typing import Any
 
-import orjson
 import pytest
 from research_society.rewards import (
     AGENT,
-    JUDGE_WEIGHTS,
-    MEASURED_WEIGHTS,
-    UnusableScorecardError,
-    judge_prompt,
-    judged,
+    grade,
     measured,
-    weighted,
 )
 
 from schemas.rollouts import Rollout, RolloutState, Task
+from schemas.trajectories import Trajectory
 
 CONTEXT = "Stay was shorter on the walking ward, and falls were rare."
-SCORES = dict.fromkeys(JUDGE_WEIGHTS, 0.5)
 
 
 def finished(
@@ -39,23 +31,6 @@ def finished(
     )
 
 
-def test_the_judges_weights_are_the_articles() -> None:
-    assert sum(JUDGE_WEIGHTS.values()) == pytest.approx(1.0)
-    means = {
-        "novelty": 0.76,
-        "feasibility": 0.85,
-        "impact": 0.88,
-        "clarity": 0.91,
-        "groundedness": 0.89,
-        "efficiency": 0.82,
-    }
-    assert weighted(means, JUDGE_WEIGHTS) == pytest.approx(
-        0.8655
-    )  # what the article's own means give; it prints 0.81
-    with pytest.raises(KeyError):
-        weighted({"novelty": 1.0}, JUDGE_WEIGHTS)
-
-
 def test_a_rollout_with_everything_right_earns_everything() -> None:
     criteria = measured(finished())
     assert criteria == {
@@ -64,7 +39,9 @@ def test_a_rollout_with_everything_right_earns_everything() -> None:
         "completeness": 1.0,
         "efficiency": 1.0,
     }
-    assert weighted(criteria, MEASURED_WEIGHTS) == pytest.approx(1.0)
+    graded = grade(Trajectory(rollout=finished(), revision=1))
+    assert graded is not None
+    assert graded["value"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -108,34 +85,3 @@ def test_claims_that_the_abstract_does_not_make_are_not_grounded() -> None:
 def test_what_has_no_label_or_is_another_agents_is_not_measured() -> None:
     assert measured(finished(None)) is None
     assert measured(finished(agent="somebody")) is None
-
-
-def test_a_judges_scores_are_read_from_among_its_words() -> None:
-    answer = f"Here you are:\n```json\n{orjson.dumps(SCORES).decode()}\n```"
-    assert judged(finished(), lambda _: answer).novelty == 0.5
-
-
-def test_a_judge_is_asked_again_once_with_the_reason() -> None:
-    answers = ["no idea", orjson.dumps(SCORES).decode()]
-    asked: list[list[dict[str, str]]] = []
-
-    def ask(messages: list[dict[str, str]]) -> str:
-        asked.append(messages)
-        return answers[len(asked) - 1]
-
-    assert judged(finished(), ask).impact == 0.5
-    assert len(asked) == 2
-    assert "Invalid JSON" in asked[1][-1]["content"]
-
-
-@pytest.mark.parametrize(
-    "answer", ["no idea", "{}", orjson.dumps(SCORES | {"impact": 1.5}).decode()]
-)
-def test_a_judge_that_gives_no_scores_gives_no_reward(answer: str) -> None:
-    with pytest.raises(UnusableScorecardError, match="no usable scores"):
-        judged(finished(), lambda _: answer)
-
-
-def test_braces_in_a_protocol_are_only_text() -> None:
-    prompt = judge_prompt(finished(final_rationale="{not a template}"))
-    assert "{not a template}" in prompt[1]["content"]

@@ -14,15 +14,23 @@ from tests.waiting import PATIENCE_S
 COMMAND = str(Path(sys.executable).parent / "everloop")
 
 
+EXAMPLE = "research_society"
+
+
 def environment(data_dir: Path) -> dict[str, str]:
-    """Return the environment of an installation with short leases and free ports."""
+    """Return the environment of an installation with short leases and free ports: of the example,
+    unless EVERLOOP_CONFIG says otherwise.
+    """
+    config = os.environ.get("EVERLOOP_CONFIG", EXAMPLE)
     ours = {
+        "EVERLOOP_CONFIG": config,
         "EVERLOOP_DATA_DIR": str(data_dir),
         "EVERLOOP_WORKER__LEASE_S": "1",
         "EVERLOOP_GATEWAY__PORT": "0",
-        "EVERLOOP_SIMULATOR__PORT": "0",
         "EVERLOOP_ANALYTICS__PORT": "0",
     }
+    if EXAMPLE in config:
+        ours["EVERLOOP_APPS__SIMULATOR__PORT"] = "0"
     return os.environ | ours
 
 

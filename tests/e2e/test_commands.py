@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from infra.config.settings import Settings
+from infra.config.settings import load_settings
 from infra.installation.processors import all_processors
 from schemas.topics import TOPICS
 from streams.storage.embedded.log import EmbeddedLog
@@ -76,7 +76,8 @@ def test_the_same_data_folder_reports_and_lists_and_replays(demo: dict[str, Any]
         assert done.stdout.strip()
     status = everloop_json(data_dir, "status")
     assert status["running"] is False
-    assert status["groups"].keys() == {processor.group for processor in all_processors(Settings())}
+    ours = {processor.group for processor in all_processors(load_settings())}
+    assert status["groups"].keys() == ours
     assert not any(status["groups"].values()), "a demonstration ends when nobody is behind"
 
 
@@ -142,6 +143,60 @@ def alive(status: dict[str, Any]) -> list[int]:
     return [pid for part in status["processes"].values() if psutil.pid_exists(pid := part["pid"])]
 
 
+def test_a_plain_installation_runs_nothing_that_nobody_configured_and_a_stand_in_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "everloop.toml").write_text("")
+    monkeypatch.setenv("EVERLOOP_CONFIG", str(tmp_path / "everloop.toml"))
+    data = tmp_path / "data"
+    process = started(data, "up")
+    try:
+        status = eventually(lambda: running_status(data), "the installation")
+        assert set(status["processes"]) == {"gateway", "worker", "analytics"}
+        assert everloop_json(data, "routes", "list") == []
+        gateway = status["urls"]["gateway"]
+        for stream in (False, True):
+            body = {
+                "model": "anything",
+                "stream": stream,
+                "messages": [{"role": "user", "content": "Hello"}],
+            }
+            answer = httpx.post(f"{gateway}/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-everloop-checkpoint"] == "stand-in"
+            assert "models.NAME.base_url" in answer.text
+        assert "a stand-in answers" in " ".join(everloop(data, "status").stdout.split())
+        refused = httpx.post(f"{gateway}/v1/embeddings", json={"model": "any", "input": "hi"})
+        assert refused.status_code == 501
+    finally:
+        everloop(data, "down")
+        output, errors = process.communicate(timeout=60)
+    assert "No model is configured" in output, errors
+
+
+def running_status(data: Path) -> dict[str, Any] | None:
+    status: dict[str, Any] = everloop_json(data, "status")
+    return status if status["running"] else None
+
+
+@pytest.mark.parametrize(
+    ("configuration", "command", "says"),
+    [
+        ("[apps.mine]\napp = 'nowhere:app'", "up", "apps.mine.app: nowhere:app"),
+        ("[judge]\ngrader = 'nowhere:grade'", "up", "judge.grader: nowhere:grade"),
+        ("", "pipeline", "there are no phases"),
+        ("[pipeline]\nphases = [{name = 'a', rollouts = 1}]", "pipeline", "there is no agent"),
+        ("", "replay", "nothing learns here"),
+    ],
+)
+def test_what_a_setting_names_and_is_not_there_is_one_line_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configuration: str, command: str, says: str
+) -> None:
+    (tmp_path / "everloop.toml").write_text(configuration)
+    monkeypatch.setenv("EVERLOOP_CONFIG", str(tmp_path / "everloop.toml"))
+    assert_one_line(everloop(tmp_path / "data", command), says)
+
+
 def test_an_installation_serves_says_so_and_leaves_nothing_behind(
     installation: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -182,17 +237,9 @@ def test_a_malformed_event_on_any_topic_becomes_a_dead_letter_and_the_rest_goes_
     broken = [
         NewRecord(name, b"r1", b"\xff{") for name in TOPICS if name != "everloop.dead-letters"
     ]
-    with EmbeddedLog(Settings(data_dir=tmp_path).log_path) as log:
+    with EmbeddedLog(tmp_path / "log.db") as log:
         log.append(broken)
-        read = {
-            "rollouts",
-            "spans",
-            "decisions",
-            "rewards",
-            "trajectories",
-            "examples",
-            "checkpoints",
-        }
+        read = {name.removeprefix("everloop.") for name in TOPICS} - {"dead-letters"}
 
         def letters() -> set[str]:
             lines = everloop(

@@ -1,5 +1,6 @@
 """A pipeline of one phase that only gathers, on an installation that runs already."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def test_it_uses_what_runs_and_reports_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "everloop.toml").write_text(CONFIGURATION)
-    monkeypatch.setenv("EVERLOOP_CONFIG", str(tmp_path / "everloop.toml"))
+    config = f"{tmp_path / 'everloop.toml'}{os.pathsep}research_society"
+    monkeypatch.setenv("EVERLOOP_CONFIG", config)
     data = tmp_path / "data"
     up = started(data, "up")
     try:

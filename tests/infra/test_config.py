@@ -1,11 +1,13 @@
 """Every setting is known, explained, and refused in one line when it cannot be."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from infra.config.settings import load_settings
+from infra.config.settings import Settings, load_settings
 from infra.config.sources import explained
+from infra.installation.judges import configured_grader
 from infra.runtime.errors import ConfigError
 
 
@@ -33,8 +35,6 @@ def test_the_file_is_read_over_defaults_and_the_environment_over_both(
     assert settings.gateway.upstream_timeout_s == 5
     assert settings.gateway.host == "127.0.0.1"
     assert settings.models["supervisor_llm"].model == "qwen3"
-    assert "supervisor_llm" not in settings.simulated_models
-    assert "junior_researcher_llm" in settings.simulated_models
     rows = explained(settings)
     assert rows["gateway.port"] == (9001, "environment")
     assert rows["gateway.upstream_timeout_s"] == (5.0, "file")
@@ -51,7 +51,10 @@ def test_the_file_is_read_over_defaults_and_the_environment_over_both(
         ("[gateway]\nport = 'high'", "gateway.port"),
         ("log = 'postgres://x'", "must begin with sqlite:/// or kafka://"),
         ("[models.x]\nmodel = 'm'", "models.x.base_url"),
-        ("[roles]\njanitor = 'x'", "unknown roles ['janitor']"),
+        ("[models.x]\nbase_url = 'app://y/v1'\nmodel = 'm'", "names apps.y, and there is none"),
+        ("[apps.gateway]\napp = 'a:b'", "apps.gateway has the name of a process"),
+        ("[judge]\nmodel = 'x'", "there is no models.x"),
+        ("[pipeline]\nagent = 'a:b'\ncommand = ['c']", "an agent and a command"),
         ("[gate]\nconfidence = 2", "gate.confidence"),
         ("[bandit]\nfeature_bits = 'many'", "bandit"),
         ("gateway = [", "is not TOML"),
@@ -93,3 +96,33 @@ def test_a_log_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().log_path == Path("/var/lib/everloop/events.db")
     monkeypatch.setenv("EVERLOOP_LOG", "kafka://127.0.0.1:9092")
     assert load_settings().log_kind == "kafka"
+
+
+def test_what_an_earlier_file_says_counts_and_the_rest_is_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("""
+    [models.supervisor_llm]
+    base_url = "http://127.0.0.1:11434/v1"
+    model = "qwen3"
+    """)
+    monkeypatch.setenv("EVERLOOP_CONFIG", f"{mine}{os.pathsep}research_society")
+    settings = load_settings()
+    assert settings.models["supervisor_llm"].model == "qwen3"
+    assert "supervisor_llm" not in settings.app_models
+    assert "junior_researcher_llm" in settings.app_models
+    assert settings.policies == ("supervisor-policy",)
+    assert explained(settings)["models.review_board_llm.model"] == ("society-simulator", "file")
+
+
+def test_a_plain_installation_has_nothing_that_nobody_configured() -> None:
+    settings = Settings()
+    assert (settings.models, settings.apps, settings.policies, settings.baselines) == (
+        {},
+        {},
+        (),
+        (),
+    )
+    assert (settings.adapter.sft, settings.adapter.rl, settings.pipeline.phases) == ({}, {}, ())
+    assert configured_grader(settings) is None

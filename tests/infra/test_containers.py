@@ -1,5 +1,6 @@
 """The compose file starts processes that exist, with settings that exist."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config.settings import Settings, load_settings
+from infra.config.settings import load_settings
 from infra.pipeline.phases import check_pipeline
 from infra.processes.entry import NAMES
 from infra.runtime.errors import ConfigError
@@ -41,7 +42,7 @@ def test_the_settings_of_a_service_are_settings(name: str, monkeypatch: pytest.M
     for variable, value in OURS[name]["environment"].items():
         monkeypatch.setenv(variable, filled_in(value).replace("/everloop/", f"{ROOT}/"))
     settings = load_settings()
-    assert settings.simulated_models == [], "nobody plays a model without an endpoint in containers"
+    assert settings.apps == {}
     assert settings.analytics_dsn.startswith("clickhouse://")
     assert settings.cluster.bootstrap == "kafka:9092"
 
@@ -50,16 +51,17 @@ def test_the_gpu_configuration_has_a_judge_and_every_model(monkeypatch: pytest.M
     monkeypatch.setenv("EVERLOOP_CONFIG", str(ROOT / "infra/docker/everloop.gpu.toml"))
     settings = load_settings()
     assert settings.judge.model == "judge_llm"
-    assert settings.simulated_models == []
+    assert settings.apps == {}
 
 
 def test_the_articles_configuration_trains_what_its_phases_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("EVERLOOP_CONFIG", str(ROOT / "infra/docker/everloop.article.toml"))
+    article = ROOT / "agents/research_society/article.toml"
+    monkeypatch.setenv("EVERLOOP_CONFIG", f"{article}{os.pathsep}research_society")
     settings = load_settings()
     check_pipeline(settings.pipeline, settings.policies, settings.training.models)
-    assert settings.simulated_models == []
+    assert settings.app_models == []
     (ppo,) = settings.training.models["senior_researcher_llm"]
     assert isinstance(ppo, PpoConfig)
     assert (ppo.learning_rate, ppo.batch, ppo.epochs, ppo.save_every) == (1e-6, 4, 2, 5)
@@ -67,8 +69,9 @@ def test_the_articles_configuration_trains_what_its_phases_name(
     assert [phase.method for phase in settings.pipeline.phases] == [None, "sft", "ppo", "bandit"]
 
 
-def test_a_phase_that_nothing_can_learn_is_refused() -> None:
-    settings = Settings()
+def test_a_phase_that_nothing_can_learn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_CONFIG", "research_society")
+    settings = load_settings()
     with pytest.raises(
         ConfigError, match=r"say how in \[\[training.models.junior_researcher_llm\]\]"
     ):

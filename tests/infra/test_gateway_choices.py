@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.config.settings import Settings, load_settings
+from infra.gateway.settings import ModelSettings
 from infra.installation.routes import publish_initial_routes
 from infra.runtime.errors import ConfigError
 from learners.bandit import MEDIA_TYPE, BanditPolicy
@@ -191,11 +192,10 @@ def test_choices_are_configured_and_their_policies_learned(settings: Settings) -
         choices={
             "assistant": Choice(policy="router", options=[Option(name="a", model="supervisor_llm")])
         },
-        roles=settings.roles | {"supervisor": "assistant", "peer_reviewer": "supervisor_llm"},
+        models={"supervisor_llm": ModelSettings(base_url="http://127.0.0.1:9/v1", model="m")},
     )
-    assert configured.policies == ("supervisor-policy", "router")
-    assert "assistant" not in configured.simulated_models
-    publish_initial_routes(configured, "http://127.0.0.1:9")
+    assert configured.policies == ("router",)
+    publish_initial_routes(configured, {})
     with running_gateway(configured) as gateway:
         routes = {
             route["name"]: route
@@ -206,10 +206,15 @@ def test_choices_are_configured_and_their_policies_learned(settings: Settings) -
 
 
 def test_what_was_learned_serves_on_when_the_installation_starts_again(settings: Settings) -> None:
-    publish_initial_routes(settings, "http://127.0.0.1:9")
+    def serving_at(port: int) -> Settings:
+        model = ModelSettings(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+        names = ("supervisor_llm", "review_board_llm")
+        return settings.model_copy(update={"models": dict.fromkeys(names, model)})
+
+    publish_initial_routes(serving_at(9), {})
     learned = model_route("supervisor_llm", "http://127.0.0.1:9", "adapter-1")
     publish(settings.log_path, learned)
-    publish_initial_routes(settings, "http://127.0.0.1:10")
+    publish_initial_routes(serving_at(10), {})
     with running_gateway(settings) as gateway:
         routes = {
             route["name"]: route

@@ -54,9 +54,9 @@ def test_the_kustomization_names_every_manifest() -> None:
     assert set(KUSTOMIZATION["resources"]) == there
 
 
-def test_every_process_runs_but_the_simulator() -> None:
+def test_every_process_runs() -> None:
     ours = {container["args"][0] for _, container in CONTAINERS if "command" not in container}
-    assert ours == set(NAMES) - {"simulator"}
+    assert ours == set(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_settings_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for name, value in environment.items():
         monkeypatch.setenv(name, re.sub(r"^/etc/", f"{tmp_path}/etc/", value))
     settings = load_settings()
-    assert settings.simulated_models == []
+    assert settings.apps == {}
     assert settings.cluster.password == files["/etc/everloop/secrets"]["kafka__password"]
     assert settings.analytics_dsn == files["/etc/everloop/secrets"]["analytics__dsn"]
 

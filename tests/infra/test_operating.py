@@ -196,7 +196,7 @@ def test_a_record_that_cannot_be_read_stops_neither_start_nor_changes_by_hand(
         log.append([NewRecord(ROUTES.name, NAME.encode(), b"not an event")])
         log.append([NewRecord(AUDIT.name, NAME.encode(), b"not an event")])
         log.append([NewRecord(CHECKPOINTS.name, NAME.encode(), b"not an event")])
-        publish_initial_routes(settings, "http://127.0.0.1:9")
+        publish_initial_routes(settings, {})
         serve_baseline(log)
         serve(log, "v1")
         roll_back(log, "ada", NAME, "")

@@ -3,6 +3,7 @@ next begins.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TARGET, POLICY = "reviewer_llm", "supervisor-policy"
 CONFIGURATION = """
-[roles]
-peer_reviewer = "reviewer_llm"
-safety_officer = "reviewer_llm"
+[models.reviewer_llm]
+base_url = "app://simulator/v1"
+model = "society-simulator"
+[pipeline.options]
+models = { peer_reviewer = "reviewer_llm", safety_officer = "reviewer_llm" }
 [adapter]
 sft_credit = "all"
 [adapter.sft]
@@ -103,7 +106,8 @@ def test_each_phase_is_switched_to_before_the_next_begins(
     record_property: Callable[[str, object], None],
 ) -> None:
     (tmp_path / "everloop.toml").write_text(CONFIGURATION.replace("{base}", str(base)))
-    monkeypatch.setenv("EVERLOOP_CONFIG", str(tmp_path / "everloop.toml"))
+    config = f"{tmp_path / 'everloop.toml'}{os.pathsep}research_society"
+    monkeypatch.setenv("EVERLOOP_CONFIG", config)
     document: dict[str, Any] = everloop_json(tmp_path / "data", "pipeline", timeout_s=1100)
     record_property("figures", json.dumps(document["phases"]))
     gather, sft, ppo, bandit = document["phases"]

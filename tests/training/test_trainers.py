@@ -221,8 +221,8 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_where_it_would_have(
     ("more", "said"),
     [
         ({"learning_rate": 1e30, "gradient_clip": 1e30, "warmup": 0.0}, "lower learning_rate"),
-        ({"max_length": 8}, "max_length = 8"),
-        ({"base": "/nowhere/at-all"}, "has no weights"),
+        ({"max_length": 8}, "longer than max_length = 8"),
+        ({"base": "/nowhere/at-all"}, "weights of /nowhere/at-all cannot be loaded"),
         ({"backend": "unsloth"}, "needs a CUDA GPU"),
         ({"dataset": {"least_reward": 1.0, "nodes": ["nobody"]}}, "none of 0 rows"),
     ],

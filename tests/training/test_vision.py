@@ -145,7 +145,7 @@ def test_it_learns_what_is_in_a_picture(eye: Path, tmp_path: Path) -> None:
 
 def test_other_methods_do_not_see(eye: Path, tmp_path: Path) -> None:
     examples = [labelled(0, "red")]
-    with pytest.raises(TrainingError, match="such models learn by sft only, not by dpo"):
+    with pytest.raises(TrainingError, match="which only sft can train; the method is dpo"):
         run(examples, config(eye, "dpo"), None, {}, tmp_path / "run", quiet)
 
 

@@ -153,6 +153,11 @@ class AsyncRollout:
         self._beginning = beginning
 
     @property
+    def gateway_url(self) -> str:
+        """The gateway's URL, without a path."""
+        return self._client.url
+
+    @property
     def base_url(self) -> str:
         """The base URL for an OpenAI client whose calls belong to this rollout."""
         return f"{self._client.url}/rollout/{self.id}/v1"

@@ -12,6 +12,7 @@ from infra.gateway.http.bodies import BoundedRoute, read_object
 from infra.gateway.http.context import call_context
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.state.services import Shared
+from schemas.routes import STAND_IN
 
 router = APIRouter(route_class=BoundedRoute)
 _BY_PATH = {api.path: api for api in APIS}
@@ -29,6 +30,8 @@ async def models(services: Shared, _: Agent) -> JSONResponse:
     routing = services.routing
     found = [route.name for route in routing.routes.values() if route.kind in ("model", "choice")]
     names = sorted(name for name in found if not routing.is_own(name))
+    if routing.stands_in:
+        names = sorted([*names, STAND_IN])
     return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
 

@@ -81,6 +81,7 @@ async def health(services: Shared) -> JSONResponse:
         },
         "requests": dict(services.counts.requests),
         "switches": services.routing.switches,
+        "stand_in": services.routing.stands_in,
     }
     return JSONResponse(body, status_code=503 if status.lost else 200)
 
@@ -95,7 +96,8 @@ async def live() -> dict[str, str]:
 async def ready(services: Shared) -> JSONResponse:
     """Say whether there is anything to serve."""
     names = sorted(services.routing.routes)
-    return JSONResponse({"ready": bool(names), "names": names}, status_code=200 if names else 503)
+    serves = bool(names) or services.routing.stands_in
+    return JSONResponse({"ready": serves, "names": names}, status_code=200 if serves else 503)
 
 
 @router.get("/everloop/v1/routes")

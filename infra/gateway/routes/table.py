@@ -15,7 +15,7 @@ from learners.contract import Policy
 from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
 from schemas.endpoints import Endpoint
 from schemas.rollouts import Recorded
-from schemas.routes import Choice, Route, RouteTarget
+from schemas.routes import STAND_IN, Choice, Route, RouteTarget
 from schemas.topics import DECISIONS, SPANS
 from streams.storage.artifacts import ArtifactReader
 from streams.storage.errors import RejectedRecordError
@@ -86,7 +86,13 @@ class RoutingTable:
     Rollouts are named by their keys (`schemas.envelope.rollout_key`), so tenants do not meet.
     """
 
-    def __init__(self, artifacts: ArtifactReader, policies: PolicyLoader = BUILT_IN) -> None:
+    def __init__(
+        self,
+        artifacts: ArtifactReader,
+        policies: PolicyLoader = BUILT_IN,
+        stand_in: Endpoint | None = None,
+    ) -> None:
+        self._stand_in = stand_in
         self._artifacts = artifacts
         self._policies = policies
         self._routes: Mapping[str, LoadedRoute] = MappingProxyType({})
@@ -199,6 +205,8 @@ class RoutingTable:
         if target is None and route is not None:
             target = route.target_for(rollout)  # announced after the rollout began
         if target is None or route is None or route.kind != kind:
+            if kind == "model" and self.stands_in:
+                return self._stand_in_route(name)
             names = (
                 ", ".join(
                     sorted(
@@ -213,6 +221,17 @@ class RoutingTable:
                 404, f"Unknown {kind}", f"there is no {kind} {name[:200]!r}; there are: {names}"
             )
         return target, route
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether the stand-in answers for every model: while there is none."""
+        return self._stand_in is not None and not any(
+            route.kind == "model" for route in self._routes.values()
+        )
+
+    def _stand_in_route(self, name: str) -> tuple[Target, LoadedRoute]:
+        target = Target(STAND_IN, 1.0, endpoint=self._stand_in)
+        return target, LoadedRoute(name, "model", (target,))
 
     def own(self, name: str, tenant: str) -> str:
         """Return the name that a tenant's calls of a name lead to: `NAME@TENANT` where there is

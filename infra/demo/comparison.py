@@ -22,7 +22,6 @@ from infra.analytics.sink import Sink
 from infra.config.settings import Settings
 from infra.installation.log import open_log
 from infra.installation.processors import all_processors, learning_processors
-from infra.installation.routes import RANDOM_POLICY
 from infra.processes.supervisor import Supervisor
 from learners.gate import GateConfig
 from schemas.topics import DECISIONS, ROLLOUTS, SPANS, TOPICS
@@ -134,7 +133,7 @@ def run_demo(
 async def _rollouts(
     gateway_url: str, settings: Settings, options: DemoOptions, on_progress: Callable[[int], None]
 ) -> None:
-    runner = Runner(gateway_url, settings.roles, options.tasks, PARALLEL)
+    runner = Runner(gateway_url, options.tasks, PARALLEL)
     done = 0
     async for _ in runner.run(_attempts(settings, options)):
         done += 1
@@ -153,7 +152,10 @@ def _attempts(settings: Settings, options: DemoOptions) -> list[Attempt]:
     attempts = []
     for number in range(options.rollouts):
         task = order[number % len(order)]
-        for group, policy in ((LEARNED, settings.bandit.targets[0]), (RANDOM, RANDOM_POLICY)):
+        for group, policy in (
+            (LEARNED, settings.bandit.targets[0]),
+            (RANDOM, settings.baselines[0]),
+        ):
             split = task.split if group == LEARNED or task.split == "validation" else "test"
             attempts.append(
                 Attempt(f"demo-{options.seed}-{number:05d}-{group}", task, policy, split, group)
@@ -198,8 +200,8 @@ def _result(
         reward_kind="six criteria by a judge's model"
         if settings.judge.model
         else "measured criteria, no judge's model",
-        models="simulated: " + ", ".join(settings.simulated_models)
-        if settings.simulated_models
+        models="simulated: " + ", ".join(settings.app_models)
+        if settings.app_models
         else "configured",
         duration_s=round(duration_s, 1),
         data_dir=settings.data_dir,

@@ -1,0 +1,1 @@
+"""The demonstration: the example agent, with and without learning, on one installation."""

@@ -1,0 +1,176 @@
+"""The agent that a pipeline runs: a function of the user's, or a command that calls the gateway."""
+
+import asyncio
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from everloop_client import AsyncClient
+from everloop_client.asynchronous import AsyncRollout
+
+from infra.pipeline.settings import PipelineSettings
+from infra.pipeline.tasks import Task
+from infra.runtime.errors import ConfigError
+from learners.references import UnknownReferenceError, resolve
+from schemas.rollouts import Split
+
+AGENT = "pipeline"
+ERROR_TAIL = 500
+"""Characters of a command's standard error that a failed rollout keeps."""
+
+logger = structlog.get_logger(__name__)
+
+
+class Agent(Protocol):
+    """Solves one task in one rollout, which has begun; returns its output as JSON."""
+
+    async def solve(self, task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
+        """Return the output.
+
+        Raises:
+            Exception: whatever goes wrong; the rollout then ends as failed, with the text.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FunctionAgent:
+    """A function `agent(task, rollout, **options)`, which may be a coroutine.
+
+    `task` has `id` and `input`. `rollout` is an `everloop_client.AsyncRollout`; a function that is
+    no coroutine runs in a thread of its own, and takes from it only `id`, `base_url` and `headers`.
+    """
+
+    function: Callable[..., Any]
+    options: Mapping[str, Any]
+
+    async def solve(self, task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
+        """Return what the function returns."""
+        if inspect.iscoroutinefunction(self.function):
+            return await self.function(task, rollout, **self.options)
+        return await asyncio.to_thread(self.function, task, rollout, **self.options)
+
+
+@dataclass(frozen=True)
+class CommandAgent:
+    """A command. It gets the task as JSON on standard input, and these variables:
+
+    - `EVERLOOP_GATEWAY_URL`: the gateway's URL without a path;
+    - `EVERLOOP_ROLLOUT_ID`: the rollout, for the header `x-everloop-rollout-id`;
+    - `OPENAI_BASE_URL` and `OPENAI_API_KEY`: lead OpenAI's clients to the rollout.
+
+    Its standard output is the rollout's output: as JSON where it is JSON, else as text. Another
+    exit status than 0 is a failure.
+    """
+
+    command: Sequence[str]
+
+    async def solve(self, task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
+        """Return what the command prints.
+
+        Raises:
+            RuntimeError: it ended with another status than 0.
+        """
+        variables = {
+            "EVERLOOP_GATEWAY_URL": rollout.gateway_url,
+            "EVERLOOP_ROLLOUT_ID": rollout.id,
+            "OPENAI_BASE_URL": rollout.base_url,
+            "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "everloop"),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *self.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ | variables,
+        )
+        printed, errors = await process.communicate(orjson.dumps(task))
+        if process.returncode != 0:
+            said = errors.decode(errors="replace").strip()[-ERROR_TAIL:]
+            raise RuntimeError(f"{self.command[0]} ended with {process.returncode}: {said}")
+        try:
+            return orjson.loads(printed)
+        except orjson.JSONDecodeError:
+            return printed.decode(errors="replace")
+
+
+def configured_agent(settings: PipelineSettings) -> Agent:
+    """Return the agent that the settings name.
+
+    Raises:
+        ConfigError: they name none, or one that cannot be called as it must be.
+    """
+    if settings.command:
+        return CommandAgent(settings.command)
+    if settings.agent is None:
+        raise ConfigError(
+            'pipeline: there is no agent; set pipeline.agent = "module:function" or'
+            ' pipeline.command = ["program", …]'
+        )
+    try:
+        function = resolve(settings.agent)
+        inspect.signature(function).bind("task", "rollout", **settings.options)
+    except UnknownReferenceError as error:
+        raise ConfigError(f"pipeline.agent: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"pipeline.agent: {settings.agent} must take a task and a rollout, and the"
+            f" pipeline.options: {error}"
+        ) from error
+    return FunctionAgent(function, settings.options)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rollout to be run."""
+
+    rollout_id: str
+    task: Task
+    split: Split
+    group: str
+
+
+async def run_attempts(
+    agent: Agent, client: AsyncClient, name: str, attempts: Sequence[Attempt], parallel: int
+) -> None:
+    """Run attempts in their order, `parallel` at a time. One that fails ends its rollout as failed;
+    the others go on.
+
+    Args:
+        name: of the agent, as its rollouts say it.
+    """
+    room = asyncio.Semaphore(parallel)
+
+    async def run(attempt: Attempt) -> None:
+        async with room:
+            await _run_one(agent, client, name, attempt)
+
+    async with asyncio.TaskGroup() as group:
+        for attempt in attempts:
+            group.create_task(run(attempt))
+
+
+async def _run_one(agent: Agent, client: AsyncClient, name: str, attempt: Attempt) -> None:
+    task = attempt.task
+    rollout = client.rollout(
+        id=attempt.rollout_id,
+        task=task.id,
+        input=task.input,
+        expected=task.expected,
+        agent=name,
+        split=attempt.split,
+        group=attempt.group,
+    )
+    await rollout.begin()
+    error: str | None = None
+    try:
+        # The agent never sees what is expected.
+        rollout.output = await agent.solve({"id": task.id, "input": task.input}, rollout)
+    except Exception as failure:  # noqa: BLE001 - the agent is somebody else's code
+        error = f"{type(failure).__name__}: {failure}"
+        logger.warning("rollout failed", rollout_id=attempt.rollout_id, error=error)
+    await rollout.end(error)
