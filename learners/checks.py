@@ -1,0 +1,333 @@
+"""Checks that every learner must pass, as River has them for its estimators (`river.checks`).
+
+A learner's test is one line:
+
+    check_learner(lambda: MyLearner("my-policy", MyLearner.Config()))
+
+Each check folds examples of a small world with a seed: three candidates, of which one is better in
+each of two contexts. A learner that fails a check would serve something else after a crash, in
+replay or after a correction than it did live.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+from learners.contract import Learner, NewCheckpoint, chances
+from schemas.decisions import Candidate, Decision
+from schemas.examples import BanditExample, Example, ExampleEvent, SftExample
+from schemas.rollouts import Split
+
+Make = Callable[[], Learner[Any]]
+"""Makes a new learner, equal each time."""
+
+EXAMPLES = 240
+"""Enough for several checkpoints of a learner that announces one after every hundred examples."""
+
+LONG_AGO = 40
+"""Place of the example that is corrected or retracted."""
+
+LATER = 25
+"""Examples between a reward and its correction or retraction. Rewards change soon or never; a
+learner may forget old decisions, so that its state stays bounded.
+"""
+
+SETTLED = 600
+"""Examples after which a bounded state has reached its size, in this world of few words."""
+
+GROWTH, SLACK = 1.2, 4096
+"""A state may grow by a fifth and 4 KiB while four times as many examples are folded: numbers get
+longer. A state that keeps every example grows fourfold.
+"""
+
+WORDS = (
+    ("send the money back at once", "offer a new one", "ask for a picture"),
+    ("wait for the parcel", "send the money back", "ask the carrier"),
+)
+CONTEXTS = ("the parcel is broken", "the parcel is late")
+BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def check_learner(make: Make) -> None:
+    """Run all checks.
+
+    Args:
+        make: makes a new learner of policies, equal each time.
+
+    Raises:
+        AssertionError: a check failed; the message names it and says what differs.
+    """
+    for name, check in checks(make):
+        try:
+            check()
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+def checks(make: Make) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield each check with its name, for tests that show them one by one."""
+    for check in CHECKS:
+        yield check.__name__, lambda check=check: check(make)  # type: ignore[misc]
+
+
+def the_fold_is_deterministic(make: Make) -> None:
+    """The same examples give the same bytes, and the same checkpoints."""
+    first, second = (run(make(), world(make().target)) for _ in range(2))
+    if first != second:
+        raise AssertionError("two learners folded the same examples into different states")
+
+
+def the_state_survives_its_bytes_at_every_moment(make: Make) -> None:
+    """A state that is stored and read again after each example goes on as if it had not been."""
+    learner = make()
+    examples = world(learner.target)
+    kept = learner.initial()
+    stored = learner.encode(learner.initial())
+    for number, example in enumerate(examples):
+        kept = learner.fold(kept, example)
+        stored = learner.encode(learner.fold(learner.decode(stored), example))
+        if learner.encode(kept) != stored:
+            raise AssertionError(
+                f"after example {number} the stored state differs from the live one"
+            )
+
+
+def replay_equals_live(make: Make) -> None:
+    """A process that starts anew in the middle announces the same checkpoints."""
+    learner = make()
+    examples = world(learner.target)
+    _, live = run(learner, examples)
+    state, half = learner.initial(), len(examples) // 2
+    _, announced = run(learner, examples[:half])
+    for example in examples[:half]:
+        state = learner.fold(state, example)
+    again = make()
+    _, rest = run(again, examples[half:], again.decode(learner.encode(state)))
+    if announced + rest != live:
+        raise AssertionError("checkpoints after a restart differ from those without one")
+    if not live:
+        raise AssertionError(f"nothing was announced in {len(examples)} examples")
+
+
+def held_out_examples_change_nothing(make: Make) -> None:
+    """Examples of the splits `validation` and `test` do not change the state."""
+    learner = make()
+    state = learner.initial()
+    for example in world(learner.target)[:50]:
+        state = learner.fold(state, example)
+    before = learner.encode(state)
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
+        for example in world(learner.target, first=1000)[:20]:
+            state = learner.fold(state, changed(example, split=split))
+        if learner.encode(state) != before:
+            raise AssertionError(f"examples of the split {split!r} changed the state")
+
+
+def a_correction_undoes_the_old_reward(make: Make) -> None:
+    """What is announced after a correction is what the right reward would have taught at once."""
+    learner = make()
+    right = world(learner.target)
+    wrong = list(right)
+    wrong[LONG_AGO] = changed(right[LONG_AGO], reward=1.0 - right[LONG_AGO].payload.reward)
+    correction = changed(right[LONG_AGO], reward_revision=2)
+    wrong.insert(LONG_AGO + LATER, correction)
+    compare_after(learner, right, wrong, "a correction")
+
+
+def a_retraction_undoes_the_example(make: Make) -> None:
+    """What is announced after a retraction is what there would be without the example."""
+    learner = make()
+    with_it = world(learner.target)
+    without = [example for place, example in enumerate(with_it) if place != LONG_AGO]
+    retraction = changed(with_it[LONG_AGO], reward_revision=2, retracted=True)
+    with_it.insert(LONG_AGO + LATER, retraction)
+    compare_after(learner, without, with_it, "a retraction")
+
+
+def the_state_is_bounded(make: Make) -> None:
+    """The state does not grow with the number of examples."""
+    learner = make()
+    examples = world(learner.target, 4 * SETTLED)
+    state, sizes = learner.initial(), []
+    for number, example in enumerate(examples, 1):
+        state = learner.fold(state, example)
+        if number in (SETTLED, 4 * SETTLED):
+            sizes.append(len(learner.encode(state)))
+    if sizes[1] > GROWTH * sizes[0] + SLACK:
+        raise AssertionError(
+            f"the state has {sizes[0]} bytes after {SETTLED} examples and {sizes[1]} after"
+            f" {4 * SETTLED}"
+        )
+
+
+def checkpoints_are_what_they_say(make: Make) -> None:
+    """A version names one artifact. Name, media type and number of examples are right."""
+    learner = make()
+    state = learner.initial()
+    artifacts: dict[str, bytes] = {}
+    for example in world(learner.target):
+        state = learner.fold(state, example)
+        found = learner.checkpoint(state)
+        if found is None:
+            continue
+        if found.name != learner.target:
+            raise AssertionError(f"a checkpoint of {learner.target} has the name {found.name}")
+        if found.media_type != learner.policy_type.media_type:
+            raise AssertionError(
+                f"a checkpoint has the media type {found.media_type}; policy_type reads"
+                f" {learner.policy_type.media_type}"
+            )
+        if found.examples != learner.examples(state):
+            raise AssertionError(
+                f"a checkpoint says {found.examples} examples, the state {learner.examples(state)}"
+            )
+        if artifacts.setdefault(found.version, found.artifact) != found.artifact:
+            raise AssertionError(f"version {found.version} names two artifacts")
+
+
+def policies_give_distributions(make: Make) -> None:
+    """A policy loads from its artifact, and gives every candidate a probability above 0: also one
+    that it has never seen, one alone, and one without text.
+    """
+    learner = make()
+    _, announced = run(learner, world(learner.target))
+    slates = [
+        (CONTEXTS[0], candidates(0)),
+        ("a context that was never seen", [Candidate(id="new", text="übermorgen"), Candidate()]),
+        ("", [Candidate(id="alone", text="один")]),
+        (CONTEXTS[1], [Candidate(id=str(n), text=f"choice {n}") for n in range(30)]),
+    ]
+    for checkpoint in announced[-2:]:
+        policy = learner.policy_type.load(checkpoint.artifact)
+        for context, slate in slates:
+            found = chances(policy, context, slate, "default")
+            if min(found) <= 0.0:
+                raise AssertionError(
+                    f"a candidate has the probability {min(found)}; what is never chosen is never"
+                    " learned"
+                )
+
+
+def other_examples_are_no_error(make: Make) -> None:
+    """Examples of another head, which a topic may hold, change nothing."""
+    learner = make()
+    state = learner.initial()
+    before = learner.encode(state)
+    (example,) = world(learner.target, 1)
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    state = learner.fold(state, changed(example, body=SftExample(node="n", messages=messages)))
+    if learner.encode(state) != before:
+        raise AssertionError("a conversation changed the state of a learner of decisions")
+
+
+CHECKS: Sequence[Callable[[Make], None]] = (
+    the_fold_is_deterministic,
+    the_state_survives_its_bytes_at_every_moment,
+    replay_equals_live,
+    held_out_examples_change_nothing,
+    a_correction_undoes_the_old_reward,
+    a_retraction_undoes_the_example,
+    the_state_is_bounded,
+    checkpoints_are_what_they_say,
+    policies_give_distributions,
+    other_examples_are_no_error,
+)
+
+
+def world(target: str, count: int = EXAMPLES, first: int = 0) -> list[ExampleEvent]:
+    """Return rewarded decisions of the uniform baseline, always the same.
+
+    Args:
+        first: number of the first one; decisions of different numbers have different ids.
+    """
+    random = Random(first)  # noqa: S311 - a repeatable world, not a secret
+    return [_example(target, number, random) for number in range(first, first + count)]
+
+
+def _example(target: str, number: int, random: Random) -> ExampleEvent:
+    which, choice = number % 2, random.randrange(3)
+    share = 1.0 / 3.0
+    decision = Decision(
+        policy=target,
+        policy_version="uniform",
+        feature_version=0,
+        context=CONTEXTS[which],
+        candidates=candidates(which),
+        probabilities=[share] * 3,
+        choice=choice,
+        propensity=share,
+    )
+    # The first candidate is best in one context, the second in the other.
+    reward = min(1.0, max(0.0, 0.8 * (choice == which) + 0.2 * random.random()))
+    body = BanditExample(decision_id=_id(number, 1), decision=decision)
+    payload = Example(
+        target=target,
+        reward=reward,
+        reward_revision=1,
+        source_event_ids=[_id(number, 1)],
+        body=body,
+    )
+    return ExampleEvent(
+        event_id=_id(number, 0),
+        time=BEGINNING + timedelta(seconds=number),
+        rollout_id=f"rollout-{number}",
+        payload=payload,
+    )
+
+
+def candidates(which: int) -> list[Candidate]:
+    """Return the three candidates of a context."""
+    return [Candidate(id=f"c{n}", text=text) for n, text in enumerate(WORDS[which])]
+
+
+def changed(event: ExampleEvent, **payload: Any) -> ExampleEvent:
+    """Return an example with other values in its payload, and another event id."""
+    number = int(event.event_id[:8], 16)
+    revision = payload.get("reward_revision", 1)
+    return event.model_copy(
+        update={
+            "event_id": _id(number, revision + 1),
+            "payload": event.payload.model_copy(update=payload),
+        }
+    )
+
+
+def run(
+    learner: Learner[Any], examples: Sequence[ExampleEvent], state: Any = None
+) -> tuple[bytes, list[NewCheckpoint]]:
+    """Return the state after the examples, as bytes, and what was announced on the way."""
+    state = learner.initial() if state is None else state
+    announced = []
+    for example in examples:
+        state = learner.fold(state, example)
+        if (found := learner.checkpoint(state)) is not None:
+            announced.append(found)
+    return learner.encode(state), announced
+
+
+def compare_after(
+    learner: Learner[Any], right: Sequence[ExampleEvent], other: Sequence[ExampleEvent], what: str
+) -> None:
+    """Compare what is announced last: the artifact is what serves, so it must not differ.
+
+    Raises:
+        AssertionError: it differs.
+    """
+    (_, wanted), (_, found) = run(learner, right), run(learner, other)
+    if not wanted or not found:
+        raise AssertionError(f"nothing was announced in {len(right)} examples")
+    last = {checkpoint.examples: checkpoint.artifact for checkpoint in wanted}
+    after = [c for c in found[-3:] if c.examples in last]
+    if not after:
+        raise AssertionError(f"after {what} no checkpoint has the same number of examples")
+    for checkpoint in after:
+        if checkpoint.artifact != last[checkpoint.examples]:
+            raise AssertionError(
+                f"after {what} the checkpoint of {checkpoint.examples} examples differs"
+            )
+
+
+def _id(number: int, kind: int) -> str:
+    return f"{number:08x}-0000-7000-8000-{kind:012x}"
