@@ -31,7 +31,7 @@ from streams.storage.records import NewRecord
 from tests import events
 from tests.kafka import declare_afresh
 from tests.streams.ledger import DEFECT, REJECTED, Ledger
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -70,7 +70,7 @@ class Place:
             yield process
             if process.poll() is None:
                 process.terminate()
-                assert process.wait(30) in (0, -signal.SIGTERM)
+                assert process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
         finally:
             process.kill()
             process.wait()
