@@ -22,8 +22,8 @@ def section(title: str) -> str:
 
 
 def drawn(folder: str) -> dict[str, int]:
-    """Return the rooms of a folder, each with its floor."""
-    rows = re.findall(r"^\| (\d+) \| `(\w+)(?:/|\.py)` \|", section(f"### `{folder}/`"), re.M)
+    """Return the rooms of a folder as they are written, each with its floor."""
+    rows = re.findall(r"^\| (\d+) \| `(\S+)` \|", section(f"### `{folder}/`"), re.M)
     return {room: int(floor) for floor, room in rows}
 
 
@@ -63,8 +63,8 @@ def test_every_folder_with_floors_is_drawn() -> None:
 
 @pytest.mark.parametrize("folder", ROOMS)
 def test_every_room_is_drawn_and_every_drawn_room_is_there(folder: str) -> None:
-    packages = {file.parent.name for file in (ROOT / folder).glob("*/__init__.py")}
-    modules = {file.stem for file in (ROOT / folder).glob("*.py")} - {"__init__"}
+    packages = {f"{file.parent.name}/" for file in (ROOT / folder).glob("*/__init__.py")}
+    modules = {file.name for file in (ROOT / folder).glob("*.py")} - {"__init__.py"}
     assert drawn(folder).keys() == packages | modules
 
 
@@ -76,7 +76,7 @@ def test_the_drawn_floors_are_those_of_the_contract(folder: str) -> None:
     floors = [set(re.split(r"\s*\|\s*", layer)) for layer in contract["layers"]]
     rooms = drawn(folder)
     assert floors == [
-        {room for room, floor in rooms.items() if floor == level}
+        {Path(room).stem for room, floor in rooms.items() if floor == level}
         for level in range(len(floors), 0, -1)
     ]
 
