@@ -8,10 +8,10 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 from learners.json_schema import UncheckableSchemaError, violation
+from learners.references import UnknownReferenceError, resolve
 from learners.sandbox import run_program
 
 AnswerGrader = Callable[["GradedAnswer"], float]
@@ -85,15 +85,14 @@ def grader(name: str) -> AnswerGrader:
     """
     if name in GRADERS:
         return GRADERS[name]
-    module, _, function = name.partition(":")
-    try:
-        grade = getattr(import_module(module), function) if function else None
-    except (ImportError, AttributeError) as error:
-        raise UnknownGraderError(f"cannot load grader {name!r}: {error}") from error
-    if not callable(grade):
+    if ":" not in name:
         raise UnknownGraderError(
             f"no grader {name!r}; use one of {', '.join(GRADERS)}, or your own as module:function"
         )
+    try:
+        grade = resolve(name)
+    except UnknownReferenceError as error:
+        raise UnknownGraderError(f"cannot load grader {error}") from error
     return lambda answer: check_reward(grade(answer), name)
 
 

@@ -1,10 +1,8 @@
 """What-if: history learned again with another reward or configuration, compared, and drawn."""
 
-import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from infra.cli.views import existing_log
 from infra.config.settings import Settings
 from infra.runtime.errors import ConfigError
 from learners.bandit import BanditConfig, BanditLearner
+from learners.references import UnknownReferenceError, resolve
 from learners.what_if import Refitted, Replayed, RewardFunction, RewardFunctionError
 from schemas.examples import ExampleEvent
 from schemas.serialization import decode_all, readable
@@ -143,18 +142,10 @@ def _examples(settings: Settings, name: str) -> list[ExampleEvent]:
 
 
 def _function(named: str) -> RewardFunction:
-    module, _, function = named.partition(":")
-    if not module or not function:
-        raise ConfigError(f"--reward is {named!r}; it must be module:function")
-    sys.path.insert(0, str(Path.cwd()))  # where one who tries something keeps it
     try:
-        found: RewardFunction = getattr(import_module(module), function)
-    except Exception as error:  # an import runs somebody else's code
-        raise ConfigError(f"--reward {named}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise ConfigError(f"--reward {named}: it is no function")
+        found: RewardFunction = resolve(named)
+    except UnknownReferenceError as error:
+        raise ConfigError(f"--reward: {error}") from error
     return found
 
 
