@@ -2,7 +2,6 @@
 2009).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise, product
@@ -10,7 +9,9 @@ from math import sqrt
 from typing import Protocol
 from zlib import crc32
 
-FEATURE_VERSION = 2
+from learners.bandit.tokens import tokens
+
+FEATURE_VERSION = 3
 """Raised whenever the same candidates would give other features."""
 
 BITS = 18
@@ -20,8 +21,6 @@ MOST_CROSSES = 4096
 
 _MASK = (1 << BITS) - 1
 _ODD = 0x9E3779B1
-_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[%<>=]")
-_NUMBER = re.compile(r"\d")
 
 Features = dict[int, float]
 
@@ -49,11 +48,11 @@ def features(
 ) -> list[Features]:
     """Return the features of choosing each of the candidates in this context.
 
-    Groups: words; pairs of neighbouring words; words crossed with the longest words of the context;
-    the numbers that tell candidates apart; and, since what all candidates share cannot by itself
-    make one better than another, numbers that are the same for all, crossed with the numbers and
-    words that are not. Each group is scaled by one over the root of its size, so that long texts do
-    not shout. Numbers should be near [-1, 1].
+    Groups: words (see `tokens`); pairs of neighbouring words; words crossed with the longest words
+    of the context; the numbers that tell candidates apart; and, since what all candidates share
+    cannot by itself make one better than another, numbers that are the same for all, crossed with
+    the numbers and words that are not. Each group is scaled by one over the root of its size, so
+    that long texts do not shout. Numbers should be near [-1, 1].
 
     Args:
         tenant_share: where above 0, every feature comes twice, once for all tenants and once for
@@ -72,7 +71,7 @@ def features(
     ]
     found = []
     for candidate in candidates:
-        words = _words(candidate.text)
+        words = tokens(candidate.text)
         distinct = sorted(set(words))
         own = (
             {n: v for n, v in candidate.numbers.items() if n not in shared}
@@ -111,7 +110,7 @@ def names_of(context: str, candidates: Sequence[Described], tenant: str = "") ->
     ]
     names: dict[int, str] = {}
     for candidate in candidates:
-        words = _words(candidate.text)
+        words = tokens(candidate.text)
         rights = [("word", word) for word in words] + [
             ("number", name) for name in candidate.numbers
         ]
@@ -169,14 +168,7 @@ def _shared(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _longest(context: str) -> list[str]:
-    return sorted(set(_words(context)), key=lambda word: (-len(word), word))[:CROSS_CONTEXT_WORDS]
-
-
-def _words(text: str) -> list[str]:
-    """Return lower-case words; every number is the same word, because which number it is says
-    little.
-    """
-    return ["0" if _NUMBER.match(word) else word for word in _WORD.findall(text.lower())]
+    return sorted(set(tokens(context)), key=lambda word: (-len(word), word))[:CROSS_CONTEXT_WORDS]
 
 
 @lru_cache(maxsize=1 << 16)
