@@ -1,16 +1,18 @@
 """Graders behind the judge: a function of the user's, or a model asked through the gateway."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from infra.judges.settings import JUSTIFICATION
 from schemas.envelope import UnitInterval
+from schemas.genai import to_openai
 from schemas.rewards import RewardSource
-from schemas.rollouts import Rollout
 from schemas.serialization import readable
+from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import Trajectory
 from streams.processors.implicit import Reply
 from streams.processors.judge import Grade
@@ -140,11 +142,13 @@ class ModelGrader:
         self._agents = frozenset(agents)
         scores: dict[str, Any] = dict.fromkeys(self._criteria, (UnitInterval, ...))
         self._card: type[BaseModel] = create_model(
-            "Scorecard", justification=(str, Field(default="")), **scores
+            "Scorecard", **scores | {JUSTIFICATION: (str, Field(default=""))}
         )
 
     def grade(self, trajectory: Trajectory) -> Grade | None:
         """Return the model's scores and their weighted mean.
+
+        None where the rollout shows nothing to score: a made-up score would be learned.
 
         Raises:
             TransientError: the model cannot be asked now.
@@ -152,20 +156,17 @@ class ModelGrader:
         """
         if self._agents and trajectory.rollout.agent not in self._agents:
             return None
-        card = self._scores(self._prompt(trajectory.rollout)).model_dump()
-        justification = card.pop("justification")
+        shown = _shown(trajectory)
+        if shown is None:
+            return None
+        card = self._scores(self._prompt(shown)).model_dump()
+        justification = card.pop(JUSTIFICATION)
         total = sum(self._criteria.values())
         value = sum(weight * card[name] for name, weight in self._criteria.items()) / total
         return Grade(value, card, justification)
 
-    def _prompt(self, rollout: Rollout) -> list[dict[str, str]]:
+    def _prompt(self, shown: Mapping[str, Any]) -> list[dict[str, str]]:
         """Return the messages. The rollout is data within them: braces in it are only text."""
-        task = rollout.task
-        given = {
-            "task": task.input if task else None,
-            "output": rollout.output,
-            "turns": rollout.turns,
-        }
         system = (
             f"{self._rubric.strip()}\nScore the output of an agent from 0 to 1 by:"
             f" {', '.join(self._criteria)}. Answer with one JSON object and nothing else. It must"
@@ -173,7 +174,7 @@ class ModelGrader:
         )
         return [
             {"role": "system", "content": system},
-            {"role": "user", "content": orjson.dumps(given).decode()},
+            {"role": "user", "content": orjson.dumps(shown).decode()},
         ]
 
     def _scores(self, messages: list[dict[str, str]]) -> BaseModel:
@@ -198,6 +199,31 @@ class ModelGrader:
             raise RejectedRecordError(
                 f"the judge gave no usable scores: {readable(error)}"
             ) from error
+
+
+def _shown(trajectory: Trajectory) -> dict[str, Any] | None:
+    """Return what a judge's model reads of a rollout: task, output and turns, and the last
+    conversation where the agent did not report both. None where there is nothing.
+    """
+    rollout = trajectory.rollout
+    task = rollout.task.input if rollout.task else None
+    shown: dict[str, Any] = {"task": task, "output": rollout.output, "turns": rollout.turns}
+    if task is not None and rollout.output is not None:
+        return shown
+    conversations = [
+        [to_openai(message) for message in [*_said(span, "input"), *_said(span, "output")]]
+        for span in trajectory.spans
+        if _said(span, "output")
+    ]
+    if conversations:
+        return shown | {"conversation": conversations[-1]}
+    return None if rollout.output is None else shown
+
+
+def _said(span: SpanEvent, side: Literal["input", "output"]) -> list[Any]:
+    name = Attribute.INPUT_MESSAGES if side == "input" else Attribute.OUTPUT_MESSAGES
+    found = span.payload.attributes.get(name)
+    return found if isinstance(found, list) else []
 
 
 def _json_part(text: str) -> str:

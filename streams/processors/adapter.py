@@ -43,10 +43,13 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
     retracted, with a reward of 0: whoever was given it with a reward must be told.
     An answer that a person corrected is one more, as it should have been. Decisions of failed
     rollouts teach nothing either: a failure of the infrastructure says nothing of the choice.
+    Nor does a rollout in which the stand-in answered, whatever else was chosen in it.
     """
     trajectory = event.payload
     if trajectory.rollout.state != "succeeded":
         return []
+    if any(_checkpoint(span) == STAND_IN for span in trajectory.spans):
+        return []  # the reward is about the one text that the stand-in has
     task = trajectory.rollout.task
     counted = rewards_that_count(trajectory.rewards).get("")
     criteria = next(
@@ -173,11 +176,7 @@ def _model_calls(spans: list[SpanEvent]) -> list[SpanEvent]:
 
 def _is_model_call(event: SpanEvent) -> bool:
     span = event.payload
-    answered = (
-        span.status != "error"
-        and bool(_messages(event, "output"))
-        and _checkpoint(event) != STAND_IN  # it says nothing that is worth learning
-    )
+    answered = span.status != "error" and bool(_messages(event, "output"))
     return answered and span.text(Attribute.OPERATION) in ("chat", "text_completion")
 
 

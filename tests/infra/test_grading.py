@@ -29,6 +29,7 @@ from schemas.trajectories import Trajectory
 from streams.processors.implicit import ImplicitConfig
 from streams.processors.judge import Grade
 from streams.storage.errors import RejectedRecordError, TransientError
+from tests import events
 from tests.agents.test_rewards import finished
 from tests.conftest import serving
 from tests.infra.upstream import completion
@@ -270,3 +271,17 @@ def test_the_configuration_says_who_reads() -> None:
     assert configured_reader(Settings(implicit=reading, models=models)).name == "implicit:reader@1"
     with pytest.raises(ValidationError, match=r"models\.reader"):
         Settings(implicit=reading)
+
+
+def test_an_agent_that_reports_nothing_is_judged_by_its_last_conversation_or_not_at_all(
+    grader: ModelGrader, server: JudgeServer
+) -> None:
+    silent = finished().model_copy(update={"task": None, "output": None})
+    assert grader.grade(Trajectory(rollout=silent, revision=1)) is None, "nothing to score"
+    span = events.model_span("r", "writer", "The money is on its way.")
+    assert grader.grade(Trajectory(rollout=silent, revision=1, spans=[span])) is not None
+
+
+def test_a_criterion_may_not_be_called_like_what_the_model_says_beside_its_scores() -> None:
+    with pytest.raises(ValidationError, match="justification"):
+        JudgeSettings(model="judge_llm", criteria={"justification": 1.0})

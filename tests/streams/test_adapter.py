@@ -7,6 +7,7 @@ from typing import Any
 from schemas.envelope import AnyEvent
 from schemas.examples import BanditExample, RlExample, SftExample
 from schemas.rollouts import RolloutState
+from schemas.routes import STAND_IN
 from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import TrajectoryEvent
 from streams.processors.adapter import AdapterConfig, examples_of
@@ -320,3 +321,15 @@ def test_a_reward_of_one_span_repeats_no_example_of_another() -> None:
         2,
         second.event_id,
     )
+
+
+def test_a_rollout_in_which_the_stand_in_answered_teaches_nobody() -> None:
+    """Neither its text nor what was chosen beside it: the reward is about the one text it has."""
+    span = events.model_span("r", "refiner", "This is Everloop's stand-in")
+    attributes = span.payload.attributes | {Attribute.CHECKPOINT.value: STAND_IN}
+    stood_in = span.model_copy(
+        update={"payload": span.payload.model_copy(update={"attributes": attributes})}
+    )
+    choice, reward = events.decision("r", ["a", "b"], 0), events.reward("r", 0.75)
+    assert len(examples_of(trajectory(span, choice, reward), CONFIG)) == 2
+    assert examples_of(trajectory(stood_in, choice, reward), CONFIG) == []

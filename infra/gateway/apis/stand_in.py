@@ -35,26 +35,46 @@ async def chat(request: Request) -> Response:
 
 
 @router.post("/completions")
-async def completion() -> JSONResponse:
-    """Answer a prompt."""
+async def completion(request: Request) -> Response:
+    """Answer a prompt, as a stream where one is asked for."""
     choice = {"index": 0, "text": TEXT, "finish_reason": "stop", "logprobs": None}
-    return JSONResponse(_head("text_completion") | {"choices": [choice], "usage": _USAGE})
+    document = _head("text_completion") | {"choices": [choice]}
+    if not (await request.json()).get("stream"):
+        return JSONResponse(document | {"usage": _USAGE})
+    chunks = [_event(document), b"data: [DONE]\n\n"]
+    return StreamingResponse(iter(chunks), media_type="text/event-stream")
 
 
 @router.post("/responses")
-async def response() -> JSONResponse:
-    """Answer a request of the responses API."""
-    content = [{"type": "output_text", "text": TEXT, "annotations": []}]
+async def response(request: Request) -> Response:
+    """Answer a request of the responses API, as a stream where one is asked for."""
+    part = {"type": "output_text", "text": TEXT, "annotations": []}
     message = {
         "type": "message",
         "id": "msg_stand_in",
         "role": "assistant",
         "status": "completed",
-        "content": content,
+        "content": [part],
     }
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     head = _head("response") | {"status": "completed", "output": [message], "usage": usage}
-    return JSONResponse(head)
+    if not (await request.json()).get("stream"):
+        return JSONResponse(head)
+    # The order that OpenAI's clients expect: begun, its message, its text, done.
+    place = {"output_index": 0, "content_index": 0, "item_id": message["id"]}
+    opened = message | {"status": "in_progress", "content": []}
+    told: list[dict[str, Any]] = [
+        {"type": "response.created", "response": head | {"status": "in_progress", "output": []}},
+        {"type": "response.output_item.added", "output_index": 0, "item": opened},
+        {"type": "response.content_part.added", **place, "part": part | {"text": ""}},
+        {"type": "response.output_text.delta", **place, "delta": TEXT, "logprobs": []},
+        {"type": "response.output_text.done", **place, "text": TEXT, "logprobs": []},
+        {"type": "response.content_part.done", **place, "part": part},
+        {"type": "response.output_item.done", "output_index": 0, "item": message},
+        {"type": "response.completed", "response": head},
+    ]
+    events = [_event(event | {"sequence_number": number}) for number, event in enumerate(told)]
+    return StreamingResponse(iter(events), media_type="text/event-stream")
 
 
 @router.post("/embeddings")
@@ -76,9 +96,13 @@ def _head(kind: str) -> dict[str, Any]:
     return {"id": new_event_id(), "object": kind, "created": created, "model": STAND_IN}
 
 
+def _event(document: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(document) + b"\n\n"
+
+
 async def _chunks() -> AsyncIterator[bytes]:
     head = _head("chat.completion.chunk")
     for delta, reason in (_MESSAGE, None), ({}, "stop"):
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        yield b"data: " + orjson.dumps(head | {"choices": [choice]}) + b"\n\n"
+        yield _event(head | {"choices": [choice]})
     yield b"data: [DONE]\n\n"
