@@ -56,8 +56,8 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
     with serving(Upstream().app) as url:
         publish(
             settings.log_path,
-            model_route("supervisor_llm", url),
-            baseline_route("supervisor-policy"),
+            model_route("assistant_llm", url),
+            baseline_route("support-policy"),
         )
         with running_gateway(settings) as running:
             yield running
