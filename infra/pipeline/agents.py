@@ -88,7 +88,12 @@ class CommandAgent:
             stderr=asyncio.subprocess.PIPE,
             env=os.environ | variables,
         )
-        printed, errors = await process.communicate(orjson.dumps(task))
+        try:
+            printed, errors = await process.communicate(orjson.dumps(task))
+        finally:
+            if process.returncode is None:  # it took too long, or the pipeline ends
+                process.kill()
+                await process.wait()
         if process.returncode != 0:
             said = errors.decode(errors="replace").strip()[-ERROR_TAIL:]
             raise RuntimeError(f"{self.command[0]} ended with {process.returncode}: {said}")
@@ -135,42 +140,46 @@ class Attempt:
 
 
 async def run_attempts(
-    agent: Agent, client: AsyncClient, name: str, attempts: Sequence[Attempt], parallel: int
+    agent: Agent, client: AsyncClient, settings: PipelineSettings, attempts: Sequence[Attempt]
 ) -> None:
-    """Run attempts in their order, `parallel` at a time. One that fails ends its rollout as failed;
-    the others go on.
-
-    Args:
-        name: of the agent, as its rollouts say it.
+    """Run attempts in their order, `settings.parallel` at a time. One that fails, or takes longer
+    than `settings.rollout_s`, ends its rollout as failed; the others go on.
     """
-    room = asyncio.Semaphore(parallel)
+    room = asyncio.Semaphore(settings.parallel)
 
     async def run(attempt: Attempt) -> None:
         async with room:
-            await _run_one(agent, client, name, attempt)
+            await _run_one(agent, client, settings, attempt)
 
     async with asyncio.TaskGroup() as group:
         for attempt in attempts:
             group.create_task(run(attempt))
 
 
-async def _run_one(agent: Agent, client: AsyncClient, name: str, attempt: Attempt) -> None:
+async def _run_one(
+    agent: Agent, client: AsyncClient, settings: PipelineSettings, attempt: Attempt
+) -> None:
     task = attempt.task
     rollout = client.rollout(
         id=attempt.rollout_id,
         task=task.id,
         input=task.input,
         expected=task.expected,
-        agent=name,
+        agent=settings.name,
         split=attempt.split,
         group=attempt.group,
     )
     await rollout.begin()
     error: str | None = None
+    limit = asyncio.timeout(settings.rollout_s)
     try:
-        # The agent never sees what is expected.
-        rollout.output = await agent.solve({"id": task.id, "input": task.input}, rollout)
+        async with limit:
+            # The agent never sees what is expected.
+            rollout.output = await agent.solve({"id": task.id, "input": task.input}, rollout)
     except Exception as failure:  # noqa: BLE001 - the agent is somebody else's code
-        error = f"{type(failure).__name__}: {failure}"
+        if limit.expired():
+            error = f"it took longer than pipeline.rollout_s, {settings.rollout_s:g} s"
+        else:
+            error = f"{type(failure).__name__}: {failure}"
         logger.warning("rollout failed", rollout_id=attempt.rollout_id, error=error)
     await rollout.end(error)

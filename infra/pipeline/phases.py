@@ -290,10 +290,7 @@ class Pipeline:
         attempts = [
             Attempt(f"{self._name}-{next(self._numbers):06d}", task, split, group) for task in tasks
         ]
-        pipeline = self._pipeline
-        self._loop.run(
-            run_attempts(self._agent, self._client, pipeline.name, attempts, pipeline.parallel)
-        )
+        self._loop.run(run_attempts(self._agent, self._client, self._pipeline, attempts))
         self._drained()
 
     def _drained(self) -> None:

@@ -46,6 +46,7 @@ class PipelineSettings(Section):
         name: of the agent, as its rollouts say it.
         tasks: a file of JSON Lines, or `module:function` (`infra.pipeline.tasks`).
         parallel: rollouts at a time.
+        rollout_s: most seconds of one rollout; one that takes longer ends as failed.
         held_out: rollouts on held-out tasks after each phase, the same tasks every time; nothing
             learns from them.
         training_s: most seconds that a run may take, waiting for others included.
@@ -57,6 +58,7 @@ class PipelineSettings(Section):
     name: Name = "agent"
     tasks: str | None = None
     parallel: int = Field(default=4, ge=1)
+    rollout_s: float = Field(default=3600.0, gt=0.0)
     phases: tuple[PhaseSettings, ...] = ()
     held_out: int = Field(default=20, ge=0)
     training_s: float = Field(default=24 * 3600.0, gt=0.0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from everloop_client import AsyncClient
 from everloop_client.asynchronous import AsyncRollout
@@ -45,7 +46,7 @@ def ended(gateway: Gateway, settings: PipelineSettings) -> Rollout:
     async def run() -> None:
         async with AsyncClient(gateway.url) as client:
             attempt = Attempt("r1", TASK, "test", "g")
-            await run_attempts(configured_agent(settings), client, "mine", [attempt], 2)
+            await run_attempts(configured_agent(settings), client, settings, [attempt])
 
     asyncio.run(run())
     *_, last = gateway.events(ROLLOUTS, RolloutEvent)
@@ -100,6 +101,17 @@ def test_a_command_that_fails_says_why(gateway: Gateway) -> None:
     assert rollout.state is RolloutState.FAILED
     assert rollout.error is not None
     assert "ended with 1: out of ideas" in rollout.error
+
+
+def test_an_agent_that_takes_too_long_ends_its_rollout_as_failed_and_its_command_is_killed(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    program = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    command = ("sh", "-c", f'cd {tmp_path} && exec {sys.executable} -c "{program}"')
+    rollout = ended(gateway, PipelineSettings(command=command, rollout_s=2.0))
+    assert rollout.state is RolloutState.FAILED
+    assert rollout.error == "it took longer than pipeline.rollout_s, 2 s"
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_what_a_command_prints_that_is_no_json_is_text(gateway: Gateway) -> None:
