@@ -3,7 +3,7 @@ taken back.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from pydantic import BaseModel, Field
@@ -106,6 +106,9 @@ class Promotion(Processor[PromotionState]):
     goes on trial at once, and the rewards of its answers decide. Whatever cannot be tried stays a
     candidate until it is promoted by hand. While a person holds the route, what passes is evaluated
     only.
+
+    A promoted policy that breaks later (its artifact is damaged, or it raises) is no reason to
+    reject what could replace it. The uniform baseline stands for it in the comparison.
 
     Args:
         worth: what versions are compared by, in [0, 1]; the reward, where nothing else is wanted of
@@ -257,7 +260,7 @@ class Promotion(Processor[PromotionState]):
             state.waiting = candidate.version
             return
         try:
-            verdict = self._verdict(state, candidate)
+            verdict, champion = self._verdict(state, candidate)
         except (ValueError, RejectedRecordError) as error:
             _change(
                 state, ruling, candidate, CheckpointState.REJECTED, f"cannot be served: {error}"
@@ -272,7 +275,7 @@ class Promotion(Processor[PromotionState]):
         if not verdict.passed:
             _change(state, ruling, candidate, CheckpointState.REJECTED, verdict.reason)
         elif not state.held and self.config.canary_share > 0.0:
-            self._try(state, ruling, candidate, verdict.reason)
+            self._try(state, ruling, candidate, champion, verdict.reason)
         elif not state.held:
             self._promote(state, ruling, candidate, verdict.reason)
 
@@ -297,18 +300,44 @@ class Promotion(Processor[PromotionState]):
         known = state.stable is not None and state.stable.kind == "model"
         return known and candidate.endpoint is not None and self.config.canary_share > 0.0
 
-    def _verdict(self, state: PromotionState, candidate: Checkpoint) -> Verdict:
+    def _verdict(self, state: PromotionState, candidate: Checkpoint) -> tuple[Verdict, str]:
+        """Return the verdict, and the version that a trial of the candidate compares with."""
+        # nothing is judged before it is known what is served
+        assert state.stable is not None  # noqa: S101
+        served = _heaviest(state.stable)
         if candidate.kind != "policy":
-            return Verdict(True, "nothing tells beforehand how good it is, so it is tried", 0)
+            reason = "nothing tells beforehand how good it is, so it is tried"
+            return Verdict(True, reason, 0), served
         evidence = [Logged(item.decision, item.reward) for item in state.evidence.values()]
-        return judge(
-            self._policy(candidate), self._policy(state.registry.promoted), evidence, self.config
-        )
+        policy, promoted = self._policy(candidate), state.registry.promoted
+        try:
+            return judge(policy, self._policy(promoted), evidence, self.config), served
+        except (ValueError, RejectedRecordError) as error:
+            # The candidate or what is promoted. A candidate that is broken fails here once more.
+            # Else the baseline takes the place of what is promoted, as it does in the gateway.
+            verdict = judge(policy, UniformPolicy(), evidence, self.config)
+            if promoted is None:
+                raise
+            reason = (
+                f"{promoted.version} is promoted and broken ({error}), so the uniform baseline"
+                f" stands for it: {verdict.reason}"
+            )
+            # The gateway logs the baseline as the maker of these decisions.
+            return replace(verdict, reason=reason), UNIFORM_VERSION
 
     def _try(
-        self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str
+        self,
+        state: PromotionState,
+        ruling: Ruling,
+        candidate: Checkpoint,
+        champion: str,
+        reason: str,
     ) -> None:
-        """Give a candidate its share of new rollouts beside what is served."""
+        """Give a candidate its share of new rollouts beside what is served.
+
+        Args:
+            champion: the version whose rewards the candidate's are compared with.
+        """
         # nothing is judged before it is known what is served
         assert state.stable is not None  # noqa: S101
         _change(state, ruling, candidate, CheckpointState.CANARY, reason)
@@ -327,7 +356,7 @@ class Promotion(Processor[PromotionState]):
         targets = [*beside, _target(candidate).model_copy(update={"weight": share})]
         served = {"targets": targets, "fallbacks": _behind(state), "reason": reason}
         _write_route(state, ruling, state.stable.model_copy(update=served))
-        state.trial = Trial.of(candidate.version, _heaviest(state.stable), self.config)
+        state.trial = Trial.of(candidate.version, champion, self.config)
 
     def _promote(
         self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str

@@ -4,19 +4,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infra.config.settings import Settings, load_settings
+from infra.config.settings import load_settings
 from infra.gateway.routes.table import RoutingTable
 from infra.installation.processors import learning_processors
 from infra.runtime.errors import ConfigError
 from learners.settings import policy_loader
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
+from schemas.decisions import DecisionEvent
 from schemas.routes import Route, RouteTarget
+from schemas.topics import DECISIONS
 from streams.processors.promotion import Promotion
 from streams.storage.artifacts import ArtifactStore
 from tests import events
+from tests.infra.conftest import publish, running_gateway
 
 MODULE = """
 import json
@@ -155,6 +159,43 @@ def test_its_policies_are_loaded_by_its_own_type(mine: Path) -> None:
     assert table.resolve("p", "policy", "r")[0].version == "v1"
 
 
+def judged(folder: Path, gate: str = "") -> tuple[Promotion, Any, ArtifactStore]:
+    """Return a promotion that has twenty held-out decisions, with its state and artifacts."""
+    configure(folder, f'class = "mine:Learner"\ntarget = "supervisor-policy"\n{gate}')
+    settings = load_settings()
+    store = ArtifactStore(settings.artifacts_dir)
+    promotion = Promotion(settings.gate, store, policies=policy_loader(settings.learners))
+    state = None
+    for number in range(20):
+        held_out = events.example(["a", "b"], number % 2, 1.0, split="validation")
+        record = events.record(held_out, number, "supervisor-policy")
+        state = promotion.handle(state, held_out, record).state
+    return promotion, state, store
+
+
+def announced(
+    promotion: Promotion,
+    state: Any,
+    store: ArtifactStore,
+    version: str,
+    artifact: bytes,
+    become: CheckpointState = CheckpointState.CANDIDATE,
+) -> list[Any]:
+    """Announce a version; return what promotion says of it."""
+    event = CheckpointEvent(
+        time=events.START,
+        payload=Checkpoint(
+            name="supervisor-policy",
+            version=version,
+            kind="policy",
+            state=become,
+            artifact=store.put(artifact, "application/vnd.test+json"),
+        ),
+    )
+    outcome = promotion.handle(state, event, events.record(event, 0, "supervisor-policy"))
+    return [output.event.payload for output in outcome.records]
+
+
 @pytest.mark.parametrize(
     ("artifact", "reason"),
     [
@@ -166,26 +207,71 @@ def test_its_policies_are_loaded_by_its_own_type(mine: Path) -> None:
 def test_promotion_rejects_a_policy_that_does_not_work(
     mine: Path, artifact: bytes, reason: str
 ) -> None:
-    configure(mine, 'class = "mine:Learner"\ntarget = "supervisor-policy"')
-    settings: Settings = load_settings()
-    store = ArtifactStore(settings.artifacts_dir)
-    promotion = Promotion(settings.gate, store, policies=policy_loader(settings.learners))
-    state = None
-    for number in range(20):
-        held_out = events.example(["a", "b"], number % 2, 1.0, split="validation")
-        record = events.record(held_out, number, "supervisor-policy")
-        state = promotion.handle(state, held_out, record).state
-    candidate = CheckpointEvent(
-        time=events.START,
-        payload=Checkpoint(
-            name="supervisor-policy",
-            version="v1",
-            kind="policy",
-            state=CheckpointState.CANDIDATE,
-            artifact=store.put(artifact, "application/vnd.test+json"),
-        ),
-    )
-    outcome = promotion.handle(state, candidate, events.record(candidate, 0, "supervisor-policy"))
-    (change,) = [output.event.payload for output in outcome.records]
+    promotion, state, store = judged(mine)
+    (change,) = announced(promotion, state, store, "v1", artifact)
     assert change.state is CheckpointState.REJECTED
     assert reason in change.reason
+
+
+EVEN = b'{"answer": 1}'
+BROKEN = b'{"answer": "raise"}'
+
+
+def test_a_promoted_policy_that_breaks_does_not_keep_its_successors_out(mine: Path) -> None:
+    gate = "[gate]\ntolerance = 0.5\ncanary_share = 0.0\n"
+    promotion, state, store = judged(mine, gate)
+    announced(promotion, state, store, "old", BROKEN, CheckpointState.PROMOTED)
+    changes = announced(promotion, state, store, "new", EVEN)
+    (promoted,) = [c for c in changes if getattr(c, "state", None) is CheckpointState.PROMOTED]
+    assert promoted.version == "new"
+    assert "old is promoted and broken (the policy raised TypeError" in promoted.reason
+    assert "the uniform baseline stands for it: difference +0.000" in promoted.reason
+
+
+def test_a_damaged_artifact_of_what_is_promoted_does_not_either(mine: Path) -> None:
+    gate = "[gate]\ntolerance = 0.5\ncanary_share = 0.0\n"
+    promotion, state, store = judged(mine, gate)
+    announced(promotion, state, store, "old", b"{}", CheckpointState.PROMOTED)
+    changes = announced(promotion, state, store, "new", EVEN)
+    assert [c.version for c in changes if getattr(c, "state", None) == "promoted"] == ["new"]
+
+
+def test_beside_a_broken_champion_a_broken_candidate_is_rejected_for_its_own_fault(
+    mine: Path,
+) -> None:
+    promotion, state, store = judged(mine)
+    announced(promotion, state, store, "old", BROKEN, CheckpointState.PROMOTED)
+    (change,) = announced(promotion, state, store, "new", b'{"answer": "halves"}')
+    assert change.state is CheckpointState.REJECTED
+    assert "the policy returned 3 probabilities for 2 candidates" in change.reason
+    assert "old" not in change.reason
+
+
+def test_a_trial_beside_a_broken_champion_counts_the_baselines_rewards(mine: Path) -> None:
+    promotion, state, store = judged(mine, "[gate]\ntolerance = 0.5\ncanary_share = 0.5\n")
+    announced(promotion, state, store, "old", BROKEN, CheckpointState.PROMOTED)
+    announced(promotion, state, store, "new", EVEN)
+    assert state.trial is not None
+    assert (state.trial.candidate, state.trial.champion) == ("new", "uniform")
+
+
+@pytest.mark.parametrize("artifact", [BROKEN, b'{"answer": "halves"}'])
+def test_the_gateway_lets_the_baseline_choose_where_a_policy_does_not_work(
+    mine: Path, artifact: bytes
+) -> None:
+    configure(mine, 'class = "mine:Learner"\ntarget = "supervisor-policy"')
+    settings = load_settings()
+    stored = ArtifactStore(settings.artifacts_dir).put(artifact, "application/vnd.test+json")
+    target = RouteTarget(version="v1", artifact=stored)
+    publish(settings.log_path, Route(name="supervisor-policy", kind="policy", targets=[target]))
+    body = {
+        "rollout_id": "r",
+        "policy": "supervisor-policy",
+        "candidates": [{"id": "a"}, {"id": "b"}],
+    }
+    with running_gateway(settings) as gateway:
+        answer = gateway.http.post("/everloop/v1/decisions", json=body).raise_for_status().json()
+        (logged,) = gateway.soon(DECISIONS, DecisionEvent)
+    assert (answer["policy_version"], answer["probabilities"]) == ("uniform", [0.5, 0.5])
+    # Its propensity is right for off-policy evaluation only under the name of who chose.
+    assert (logged.payload.policy_version, logged.payload.propensity) == ("uniform", 0.5)
