@@ -63,6 +63,8 @@ def check_learner(make: Make) -> None:
             check()
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
+        except Exception as error:  # the learner is somebody else's code
+            raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def checks(make: Make) -> Iterator[tuple[str, Callable[[], None]]]:

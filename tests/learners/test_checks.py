@@ -207,3 +207,29 @@ def test_each_check_finds_the_defect_that_it_is_for(broken: Callable[[], Any], n
         dict(checks(broken))[name]()
     with pytest.raises(AssertionError, match=r"^\w+: "):
         check_learner(broken)
+
+
+class RaisingPolicy(MeanPolicy):
+    def probabilities(self, context: str, candidates: Any, tenant: str = "") -> list[float]:
+        raise KeyError(candidates[0].id)
+
+
+class Raising(Mean):
+    policy_type = RaisingPolicy
+
+
+class Unready(Mean):
+    def initial(self) -> Any:
+        raise RuntimeError("no disk")
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (Raising, "^policies_give_distributions: PolicyError: the policy raised KeyError"),
+        (Unready, "^the_fold_is_deterministic: RuntimeError: no disk"),
+    ],
+)
+def test_what_a_learner_raises_is_said_with_the_check(broken: Callable[[], Any], says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        check_learner(broken)
