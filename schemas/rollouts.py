@@ -32,6 +32,11 @@ Split = Literal["train", "validation", "test"]
 reported.
 """
 
+Fault = Literal["agent", "endpoint", "limit", "caller"]
+"""Whose failure a failed rollout was: the agent's own, a model server's (it did not answer, or its
+answer was broken), a limit's of ours (rate, budget, deadline), or the caller's, who hung up.
+"""
+
 
 class Task(EventData):
     """The task of a rollout. `expected` is its label, if there is one; agents never see it."""
@@ -53,10 +58,16 @@ class Rollout(EventData):
 
     Attributes:
         agent: which agent or workflow ran.
+        split_chosen: whether the agent named `split` itself. If not, the gateway drew it, and a
+            later event with `split_chosen` replaces it.
         group: experiment arm, for comparisons between rollouts of one task.
-        checkpoints: logical name to the checkpoint version this rollout is pinned to.
+        checkpoints: logical name to the version this rollout is pinned to (its assignment,
+            whatever answered in the end). Each name is told once, where it is first used.
+            Repeated `started` events are to be merged.
         output: what the agent produced, on success.
         error: why it failed, on failure.
+        fault: whose failure it was. None where the rollout did not fail, or where nobody knows:
+            then it counts as the agent's.
         turns: agent turns taken, counted by the agent.
         recorded: number of spans and decisions that the gateway had recorded at the end of the
             rollout; None if it does not know. Topics are read independently, so without these
@@ -67,10 +78,12 @@ class Rollout(EventData):
     agent: Name = "agent"
     task: Task | None = None
     split: Split = "train"
+    split_chosen: bool = False
     group: Name = "default"
     checkpoints: dict[str, str] = {}
     output: JsonValue = None
     error: str | None = None
+    fault: Fault | None = None
     turns: int | None = None
     recorded: Recorded | None = None
 

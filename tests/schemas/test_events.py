@@ -6,9 +6,11 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from schemas.decisions import Decision
 from schemas.rewards import RewardEvent
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import UndecodableError, decode, encode
 from schemas.topics import TOPICS, topic_named
 from tests import events
@@ -95,6 +97,24 @@ def test_a_decision_that_contradicts_itself_is_refused(change: dict[str, Any], r
     valid = events.decision_of(["a", "b"], 0).model_dump()
     with pytest.raises(ValueError, match=reason):
         Decision.model_validate(valid | change)
+
+
+def test_a_rollout_says_who_drew_its_split_and_whose_failure_it_was() -> None:
+    change = Rollout(
+        state=RolloutState.FAILED, split="validation", split_chosen=True, fault="endpoint"
+    )
+    event = RolloutEvent(rollout_id="r1", payload=change)
+    assert decode(RolloutEvent, encode(event)) == event
+
+
+def test_a_rollout_of_an_earlier_version_has_no_fault_and_a_split_that_nobody_chose() -> None:
+    earlier = Rollout.model_validate({"state": "failed", "split": "validation"})
+    assert (earlier.split_chosen, earlier.fault) == (False, None)
+
+
+def test_a_fault_of_nobody_known_is_refused() -> None:
+    with pytest.raises(ValidationError, match="'agent', 'endpoint', 'limit' or 'caller'"):
+        Rollout.model_validate({"state": "failed", "fault": "weather"})
 
 
 def test_topics_that_are_joined_have_the_same_number_of_partitions() -> None:
