@@ -61,9 +61,11 @@ class Rollout(EventData):
         split_chosen: whether the agent named `split` itself. If not, the gateway drew it, and a
             later event with `split_chosen` replaces it.
         group: experiment arm, for comparisons between rollouts of one task.
-        checkpoints: logical name to the version this rollout is pinned to (its assignment,
-            whatever answered in the end). Each name is told once, where it is first used.
-            Repeated `started` events are to be merged.
+        checkpoints: logical name to the version this rollout is pinned to, whether it uses the name
+            or not.
+        assigned: logical name to the version that serves it in this rollout, told when the rollout
+            first uses the name, whatever answers in the end (intention to treat). Versions are
+            compared by it. Repeated `started` events are merged.
         output: what the agent produced, on success.
         error: why it failed, on failure.
         fault: whose failure it was. None where the rollout did not fail, or where nobody knows:
@@ -81,6 +83,7 @@ class Rollout(EventData):
     split_chosen: bool = False
     group: Name = "default"
     checkpoints: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     output: JsonValue = None
     error: str | None = None
     fault: Fault | None = None
