@@ -98,7 +98,7 @@ soak: setup
 
 faults: setup
 	EVERLOOP_REQUIRE_KAFKA=1 TEST_KILLS=120 TEST_OUTAGE_S=120 $(RUN)/pytest -o junit_family=xunit1 \
-		--junit-xml=faults.xml tests/e2e/test_faults.py tests/infra/test_gateway_on_kafka.py \
+		--junit-xml=faults.xml tests/e2e/test_faults.py tests/infra/gateway/test_on_kafka.py \
 		tests/e2e/test_on_kafka.py tests/e2e/test_killed_processes.py
 
 schemas: setup

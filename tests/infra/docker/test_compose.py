@@ -15,7 +15,7 @@ from infra.processes.entry import NAMES
 from infra.runtime.errors import ConfigError
 from learners.training.config import PpoConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = {
     name: service

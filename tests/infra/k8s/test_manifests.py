@@ -13,7 +13,7 @@ import yaml
 from infra.config.settings import load_settings
 from infra.processes.entry import NAMES
 
-FOLDER = Path(__file__).parents[2] / "infra" / "k8s"
+FOLDER = Path(__file__).parents[3] / "infra" / "k8s"
 KUBERNETES = "1.33"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
