@@ -1,10 +1,9 @@
-"""Asking model servers: connections kept open, tries repeated before the first byte, servers that
-fail left alone.
+"""Model servers: how they are asked, when a try is repeated, and when a server is left alone.
 
-A try is repeated on the same server when it could not be reached or said that it may answer later
-(408, 429, 500, 502, 503, 504); a server that was silent too long is not asked again, since it may
-be at work on the first try. Then come the fallbacks, in order. After the first byte of an answer
-nothing is repeated: the caller has seen it.
+The gateway asks the same server again if it could not be reached, or if it said that it may answer
+later (408, 429, 500, 502, 503, 504). It does not ask a server again that was silent too long: that
+server may still work on the first try. Then it asks the fallbacks, in order. After the first byte
+of an answer it repeats nothing, because the caller has seen that byte.
 """
 
 import asyncio
@@ -30,6 +29,8 @@ from schemas.clock import now
 from schemas.endpoints import Endpoint
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+
+# A caller waits while we wait. Beyond this many seconds a fallback, or the error, serves it better.
 MOST_RETRY_AFTER_S = 10.0
 logger = structlog.get_logger(__name__)
 
@@ -52,12 +53,15 @@ class UpstreamError(Exception):
 
 @dataclass(slots=True)
 class Breaker:
-    """A circuit breaker (Nygard, Release It!, 2007): closed, open, or half open with one call as a
-    trial.
+    """A circuit breaker (Nygard, Release It!, 2007).
+
+    While it is closed, calls pass. It opens after failures in a row, and then no call passes for
+    some seconds. After those it is half open: one call passes as a trial, and its end decides.
 
     Attributes:
-        failures: in a row.
-        open_until: on the monotonic clock, seconds; 0 when closed.
+        failures: failures in a row.
+        open_until: seconds of the monotonic clock; 0 while the circuit is closed.
+        trial: whether the one call of a half-open circuit is under way.
         inflight: calls under way.
     """
 
@@ -66,8 +70,8 @@ class Breaker:
     trial: bool = False
     inflight: int = 0
 
-    def allows(self) -> bool:
-        """Return whether a call may be made now; it is the trial where the circuit is half open."""
+    def admit(self) -> bool:
+        """Return whether a call may be made now. In a half-open circuit that call is the trial."""
         if self.open_until == 0.0:
             return True
         if self.trial or time.monotonic() < self.open_until:
@@ -75,14 +79,14 @@ class Breaker:
         self.trial = True
         return True
 
-    def succeeded(self) -> bool:
-        """Note an answer; return whether that closed the circuit."""
+    def record_success(self) -> bool:
+        """Count an answer. Return whether it closed the circuit."""
         was_open = self.open_until > 0.0
         self.failures, self.open_until, self.trial = 0, 0.0, False
         return was_open
 
-    def failed(self, config: UpstreamSettings) -> bool:
-        """Note a failure; return whether that opened the circuit."""
+    def record_failure(self, config: UpstreamSettings) -> bool:
+        """Count a failure. Return whether it opened the circuit."""
         self.failures += 1
         was_open, was_trial, self.trial = self.open_until > 0.0, self.trial, False
         if self.failures < config.breaker_failures and not was_trial:
@@ -90,10 +94,8 @@ class Breaker:
         self.open_until = time.monotonic() + config.breaker_open_s
         return not was_open
 
-    def given_up(self) -> None:
-        """Note that a call ended without saying anything of the server: another may be the
-        trial.
-        """
+    def release_trial(self) -> None:
+        """Let another call be the trial: this one ended and told nothing about the server."""
         self.trial = False
 
 
@@ -103,7 +105,7 @@ class Reply:
 
     Attributes:
         target: what answered.
-        attempts: how many tries it took, on all servers.
+        attempts: number of tries, on all servers.
     """
 
     target: Target
@@ -120,11 +122,35 @@ class Reply:
             self.response.close()
 
 
-class Upstreams:
-    """The model servers, by what is known of each.
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What every server is asked; each gets its own `model` and key."""
+
+    path: str
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one try came to.
 
     Attributes:
-        breakers: by base URL.
+        reply: the server's answer; None if it gave none.
+        failure: why the try should be repeated or replaced; None if the answer is final.
+        wait_s: seconds until the same server may be asked again; None if it must not be.
+    """
+
+    reply: Reply | None
+    failure: UpstreamError | None
+    wait_s: float | None
+
+
+class Upstreams:
+    """The model servers, with a connection pool and a circuit breaker for each.
+
+    Attributes:
+        breakers: the circuit breaker of each base URL.
     """
 
     def __init__(self, config: UpstreamSettings, timeout_s: float) -> None:
@@ -135,7 +161,9 @@ class Upstreams:
         self._prober: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Open for calls; must run in the event loop that will make them."""
+        """Open the connection pool. Must run in the event loop that will make the calls."""
+        # No limit here: limits are the keys' (`gateway/http/limits.py`), and a call that waited for
+        # a connection would look like a slow server.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, resolver=GuardedResolver())
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -154,86 +182,104 @@ class Upstreams:
             await self._session.close()
 
     def breaker(self, base_url: str) -> Breaker:
-        """Return what is known of a server."""
+        """Return the circuit breaker of a server."""
         return self.breakers.setdefault(base_url, Breaker())
 
     async def ask(
         self, targets: Sequence[Target], path: str, body: dict[str, Any], headers: Mapping[str, str]
     ) -> Reply:
-        """Send a request to the first target that answers, the fallbacks after it.
+        """Ask the first target, then its fallbacks, until one answers.
 
         Args:
-            targets: what serves, then its fallbacks; all have an endpoint.
+            targets: what serves, then its fallbacks; at least one, each with an endpoint.
             path: below the base URL, such as `/chat/completions`.
-            body: the request; `model` is set to the endpoint's.
+            body: the request; each endpoint's own `model` is put in.
 
         Returns:
-            The answer. One that may be repeated is only returned when nothing is left to try.
+            The first final answer. If nothing is left to try, the last answer, even one of a status
+            that is otherwise repeated.
 
         Raises:
             UpstreamError: none answered.
             ProblemError: 400, the request is nested too deeply; 503, a server's key is not set.
         """
+        request = _Request(path, body, headers)
         attempts = 0
         failure: UpstreamError | None = None
-        for number, target in enumerate(targets):
-            last_target = number == len(targets) - 1
-            endpoint = target.endpoint
-            assert endpoint is not None  # noqa: S101 - routes of kind model have one
+        for place, target in enumerate(targets, start=1):
+            endpoint = _endpoint(target)
             breaker = self.breaker(endpoint.base_url)
             content = _content(body, endpoint)
-            for attempt in range(self.config.retries + 1):
-                if not breaker.allows():
-                    reason = (
-                        f"{endpoint.base_url} failed {breaker.failures} times in a row"
-                        " and is left alone for now"
-                    )
-                    failure = failure or UpstreamError(503, reason, target, attempts)
+            for number in range(self.config.retries + 1):
+                # 1. Leave a server alone that failed too often. What failed before says more.
+                if not breaker.admit():
+                    failure = failure or _left_alone(target, breaker, attempts)
                     break
+
+                # 2. Ask the server once. Its breaker hears how that went.
                 attempts += 1
-                last = attempt == self.config.retries
-                try:
-                    response = await self._send(endpoint, path, content, headers, breaker)
-                except TimeoutError as error:
-                    self._failed(endpoint, breaker)
-                    failure = UpstreamError(
-                        504, f"{endpoint.base_url}: no answer in time", target, attempts
-                    )
-                    failure.__cause__ = error
+                outcome = await self._ask_once(target, request, content, number, attempts)
+                again = outcome.wait_s is not None and number < self.config.retries
+
+                # 3. Return a final answer, or one that no further try can replace.
+                stuck = not again or breaker.open_until > 0.0
+                if outcome.reply is not None:
+                    if outcome.failure is None or (place == len(targets) and stuck):
+                        return outcome.reply
+                    outcome.reply.close()
+                failure = outcome.failure
+
+                # 4. Ask the same server again after a wait, or go on to the next fallback.
+                if not again:
                     break
-                except (aiohttp.ClientError, OSError) as error:
-                    self._failed(endpoint, breaker)
-                    reason = f"{endpoint.base_url}: no answer ({type(error).__name__}: {error})"
-                    failure = UpstreamError(502, reason, target, attempts)
-                    if not last:
-                        await asyncio.sleep(self._wait(attempt, None))
-                    continue
-                if response.status >= 500:
-                    self._failed(endpoint, breaker)
-                elif breaker.succeeded():
-                    logger.info("model server answers again", endpoint=endpoint.base_url)
-                if response.status not in RETRIED or (last and last_target):
-                    return Reply(target, response, attempts, breaker)
-                wait = self._wait(attempt, response.headers.get("retry-after"))
-                if last_target and (wait > MOST_RETRY_AFTER_S or breaker.open_until > 0.0):
-                    return Reply(target, response, attempts, breaker)
-                response.close()
-                breaker.inflight -= 1
-                failure = UpstreamError(
-                    502, f"{endpoint.base_url}: status {response.status}", target, attempts
-                )
-                if last or wait > MOST_RETRY_AFTER_S:
-                    break
-                await asyncio.sleep(wait)
+                await asyncio.sleep(outcome.wait_s or 0.0)
         assert failure is not None  # noqa: S101 - there is at least one target
         raise failure
+
+    async def _ask_once(
+        self, target: Target, request: _Request, content: bytes, number: int, attempts: int
+    ) -> _Outcome:
+        """Ask a server once, tell its breaker, and say what may come next.
+
+        Args:
+            number: how often this server was asked before, for this call.
+            attempts: how many tries there were on all servers, with this one.
+        """
+        endpoint = _endpoint(target)
+        breaker = self.breaker(endpoint.base_url)
+        try:
+            response = await self._send(endpoint, request, content, breaker)
+        except TimeoutError as error:
+            self._record_failure(endpoint, breaker)
+            reason = f"{endpoint.base_url}: no answer in time"
+            return _Outcome(None, _failure(504, reason, target, attempts, error), None)
+        except (aiohttp.ClientError, OSError) as error:
+            self._record_failure(endpoint, breaker)
+            reason = f"{endpoint.base_url}: no answer ({type(error).__name__}: {error})"
+            failure = _failure(502, reason, target, attempts, error)
+            return _Outcome(None, failure, self._backoff_s(number))
+        if response.status >= 500:
+            self._record_failure(endpoint, breaker)
+        elif breaker.record_success():
+            logger.info("model server answers again", endpoint=endpoint.base_url)
+        reply = Reply(target, response, attempts, breaker)
+        if response.status not in RETRIED:
+            return _Outcome(reply, None, None)
+        reason = f"{endpoint.base_url}: status {response.status}"
+        wait_s = self._backoff_s(number)
+        if (retry_after := response.headers.get("retry-after")) is not None:
+            wait_s = max(wait_s, seconds_of(retry_after, now()))
+        return _Outcome(
+            reply,
+            UpstreamError(502, reason, target, attempts),
+            wait_s if wait_s <= MOST_RETRY_AFTER_S else None,
+        )
 
     async def _send(
         self,
         endpoint: Endpoint,
-        path: str,
+        request: _Request,
         content: bytes,
-        headers: Mapping[str, str],
         breaker: Breaker,
     ) -> aiohttp.ClientResponse:
         assert self._session is not None  # noqa: S101 - started
@@ -245,31 +291,31 @@ class Upstreams:
         breaker.inflight += 1
         try:
             return await self._session.post(
-                endpoint.base_url.rstrip("/") + path,
+                endpoint.base_url.rstrip("/") + request.path,
                 data=content,
-                headers={**headers, **_authorization(endpoint)},
+                headers={**request.headers, **_authorization(endpoint)},
                 timeout=timeout,
                 allow_redirects=False,
             )
         except BaseException as error:
             breaker.inflight -= 1
-            if not isinstance(
-                error, aiohttp.ClientError | OSError
-            ):  # cancelled, or its key is not set
-                breaker.given_up()
+            # A cancelled call, or one without a key, tells nothing about the server.
+            if not isinstance(error, aiohttp.ClientError | OSError):
+                breaker.release_trial()
             raise
 
-    def _failed(self, endpoint: Endpoint, breaker: Breaker) -> None:
-        if breaker.failed(self.config):
+    def _record_failure(self, endpoint: Endpoint, breaker: Breaker) -> None:
+        if breaker.record_failure(self.config):
             logger.warning(
                 "model server left alone", endpoint=endpoint.base_url, failures=breaker.failures
             )
 
-    def _wait(self, attempt: int, retry_after: str | None) -> float:
-        jittered = random.uniform(  # noqa: S311
-            0, min(self.config.most_backoff_s, self.config.backoff_s * 2**attempt)
-        )
-        return max(jittered, seconds_of(retry_after, now()) if retry_after is not None else 0.0)
+    def _backoff_s(self, number: int) -> float:
+        """Return seconds to wait: exponential backoff with full jitter, so that callers who failed
+        together do not come back together (Brooker, AWS Architecture Blog, 2015).
+        """
+        most = min(self.config.most_backoff_s, self.config.backoff_s * 2**number)
+        return random.uniform(0, most)  # noqa: S311 - no secret
 
     async def _probe_forever(self) -> None:
         while True:
@@ -279,9 +325,7 @@ class Upstreams:
                     await self._probe(base_url, breaker)
 
     async def _probe(self, base_url: str, breaker: Breaker) -> None:
-        """Ask a server that is left alone for its models; any answer below 500 says that it is
-        back.
-        """
+        """Ask a server that is left alone for its models. Any status below 500 says: it is back."""
         assert self._session is not None  # noqa: S101 - started
         timeout = aiohttp.ClientTimeout(total=self.config.connect_timeout_s)
         try:
@@ -292,7 +336,7 @@ class Upstreams:
                     return
         except (aiohttp.ClientError, TimeoutError, OSError):
             return
-        breaker.succeeded()
+        breaker.record_success()
         logger.info("model server is back", endpoint=base_url)
 
 
@@ -312,10 +356,31 @@ def seconds_of(retry_after: str, time: datetime) -> float:
         return 0.0
 
 
+def _endpoint(target: Target) -> Endpoint:
+    assert target.endpoint is not None  # noqa: S101 - routes of kind model have one
+    return target.endpoint
+
+
+def _left_alone(target: Target, breaker: Breaker, attempts: int) -> UpstreamError:
+    reason = (
+        f"{_endpoint(target).base_url} failed {breaker.failures} times in a row and is left alone"
+        " for now"
+    )
+    return UpstreamError(503, reason, target, attempts)
+
+
+def _failure(
+    status: int, reason: str, target: Target, attempts: int, cause: Exception
+) -> UpstreamError:
+    failure = UpstreamError(status, reason, target, attempts)
+    failure.__cause__ = cause
+    return failure
+
+
 def _content(body: dict[str, Any], endpoint: Endpoint) -> bytes:
     try:
         check_address(endpoint.base_url)
-        return orjson.dumps({**_asking_for_tokens(body, endpoint), "model": endpoint.model})
+        return orjson.dumps({**_with_token_request(body, endpoint), "model": endpoint.model})
     except EndpointRefusedError as error:
         raise ProblemError(503, "Model not configured", str(error)) from error
     except orjson.JSONEncodeError as error:
@@ -337,8 +402,8 @@ def _authorization(endpoint: Endpoint) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def _asking_for_tokens(body: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:
-    """Return a body that asks for token ids and log-probabilities, where the server says them."""
+def _with_token_request(body: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:
+    """Return a body that asks for token ids and log-probabilities, if the server can give them."""
     if not endpoint.tokens:
         return body
     if "messages" in body:
