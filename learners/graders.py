@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learners.json_schema import UncheckableSchemaError, violation
-from learners.references import UnknownReferenceError, resolve
+from learners.references import UnknownReferenceError, resolve_plain
 from learners.sandbox import run_program
 
 AnswerGrader = Callable[["GradedAnswer"], float]
@@ -90,7 +90,7 @@ def grader(name: str) -> AnswerGrader:
             f"no grader {name!r}; use one of {', '.join(GRADERS)}, or your own as module:function"
         )
     try:
-        grade = resolve(name)
+        grade = resolve_plain(name)
     except UnknownReferenceError as error:
         raise UnknownGraderError(f"cannot load grader {error}") from error
     return lambda answer: check_reward(grade(answer), name)

@@ -8,12 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from learners.contract import Learner, PolicyType
 from learners.policies import PolicyLoader
-from learners.references import UnknownReferenceError, resolve
+from learners.references import CLASS, FOREIGN_ERRORS, one_line, resolve
 from schemas.envelope import Name
 from schemas.serialization import readable
 
 ARGUMENTS = {"initial": 0, "fold": 2, "examples": 1, "checkpoint": 1, "encode": 1, "decode": 1}
 """Methods of a learner, and how many arguments each takes (see `learners.contract.Learner`)."""
+
+
+class NotALearnerError(ValueError):
+    """A class that settings name is no learner; the message says what is wrong with it."""
 
 
 class LearnerSettings(BaseModel):
@@ -54,50 +58,76 @@ class LearnerSettings(BaseModel):
             ValueError: there is no such class, it does not take these settings, or it is no
                 learner.
         """
-        try:
-            made = resolve(self.reference)
-        except UnknownReferenceError as error:
-            raise ValueError(str(error)) from error
-        return [_checked(self.reference, self._built(made, target)) for target in self.learned]
+        made = resolve(self.reference, CLASS)
+        return [self._learner(made, target) for target in self.learned]
 
-    def _built(self, made: Any, target: str) -> Any:
+    def _learner(self, made: Any, target: str) -> Learner[Any]:
+        """Return a learner that has what the contract asks for."""
+        try:
+            learner = self._instance(made, target)
+            _check_parts(self.reference, learner)
+            _check_state(self.reference, learner)
+        except NotALearnerError:
+            raise
+        except ValidationError as error:
+            raise ValueError(f"{self.reference}: {readable(error, '')}") from error
+        except FOREIGN_ERRORS as error:  # the class is somebody else's code
+            raise ValueError(f"{self.reference}: {one_line(error)}") from error
+        if learner.target != target:
+            raise NotALearnerError(
+                f"{self.reference} is no learner of {target}: its target is {learner.target!r}"
+            )
+        checked: Learner[Any] = learner
+        return checked
+
+    def _instance(self, made: Any, target: str) -> Any:
         own = self.model_extra or {}
         config = getattr(made, "Config", None)
-        try:
-            if isinstance(config, type) and issubclass(config, BaseModel):
-                return made(target, config.model_validate(own))
-            return made(target, **own)
-        except ValidationError as error:
-            raise ValueError(f"{self.reference}: {readable(error)}") from error
-        except Exception as error:  # the class is somebody else's code
-            raise ValueError(f"{self.reference}: {type(error).__name__}: {error}") from error
+        if isinstance(config, type) and issubclass(config, BaseModel):
+            return made(target, config.model_validate(own))
+        return made(target, **own)
 
 
-def _checked(reference: str, learner: Any) -> Learner[Any]:
-    """Return a learner that has what the contract asks for."""
+def _check_parts(reference: str, learner: Any) -> None:
     for name in ("identity", "target", "config_sha256"):
         value = getattr(learner, name, None)
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{reference} is no learner: its {name} is {value!r}, not a text")
+            raise NotALearnerError(
+                f"{reference} is no learner: its {name} is {value!r}, not a text"
+            )
     for name, count in ARGUMENTS.items():
         _check_method(reference, learner, name, count)
     policy_type: PolicyType | None = getattr(learner, "policy_type", None)
     if not isinstance(getattr(policy_type, "media_type", None), str):
-        raise ValueError(f"{reference} is no learner: its policy_type names no media_type")
+        raise NotALearnerError(f"{reference} is no learner: its policy_type names no media_type")
     _check_method(f"{reference}.policy_type", policy_type, "load", 1)
-    checked: Learner[Any] = learner
-    return checked
+
+
+def _check_state(reference: str, learner: Any) -> None:
+    """Look at the state before any example: what fails here would fail with the first one."""
+    state = learner.initial()
+    content = learner.encode(state)
+    if not isinstance(content, bytes):
+        raise NotALearnerError(
+            f"{reference} is no learner: encode gives {type(content).__name__}, not bytes"
+        )
+    if not content == learner.encode(state) == learner.encode(learner.decode(content)):
+        raise NotALearnerError(
+            f"{reference} is no learner: encode gives other bytes for the same state"
+        )
 
 
 def _check_method(reference: str, owner: Any, name: str, count: int) -> None:
     method = getattr(owner, name, None)
     if not callable(method):
-        raise ValueError(f"{reference} lacks {name}, a method of {count} arguments")
+        raise NotALearnerError(f"{reference} lacks {name}, a method of {count} arguments")
+    if inspect.iscoroutinefunction(method):
+        raise NotALearnerError(f"{reference}.{name} is async; it must be a plain method")
     try:
         inspect.signature(method).bind(*range(count))
     except TypeError as error:
         found = inspect.signature(method)
-        raise ValueError(
+        raise NotALearnerError(
             f"{reference}.{name} must take {count} arguments; it is {name}{found}"
         ) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from schemas.envelope import AnyEvent
 
@@ -53,11 +54,20 @@ def joined(values: Sequence[bytes]) -> bytes:
     return b"\n".join(values)
 
 
-def readable(error: ValidationError, limit: int = 5) -> str:
-    """Return a validation error as one line that names at most `limit` wrong fields."""
+def readable(error: ValidationError, whole: str = "body", limit: int = 5) -> str:
+    """Return a validation error as one line that names at most `limit` wrong fields.
+
+    Args:
+        whole: name of the document, for what is wrong with all of it.
+    """
     problems = [
-        f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
+        ": ".join(filter(None, (".".join(map(str, problem["loc"])) or whole, _said(problem))))
         for problem in error.errors(include_url=False, include_context=False)
     ]
     more = f" (and {len(problems) - limit} more)" if len(problems) > limit else ""
     return "; ".join(problems[:limit]) + more
+
+
+def _said(problem: ErrorDetails) -> str:
+    """Return a problem in our own words where a validator of ours found it."""
+    return " ".join(problem["msg"].removeprefix("Value error, ").split())

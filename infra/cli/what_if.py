@@ -13,7 +13,7 @@ from infra.cli.views import existing_log
 from infra.config.settings import Settings
 from infra.runtime.errors import ConfigError
 from learners.bandit import BanditConfig, BanditLearner
-from learners.references import UnknownReferenceError, resolve
+from learners.references import UnknownReferenceError, resolve_plain
 from learners.what_if import Refitted, Replayed, RewardFunction, RewardFunctionError
 from schemas.examples import ExampleEvent
 from schemas.serialization import decode_all, readable
@@ -143,7 +143,7 @@ def _examples(settings: Settings, name: str) -> list[ExampleEvent]:
 
 def _function(named: str) -> RewardFunction:
     try:
-        found: RewardFunction = resolve(named)
+        found: RewardFunction = resolve_plain(named)
     except UnknownReferenceError as error:
         raise ConfigError(f"--reward: {error}") from error
     return found

@@ -291,9 +291,9 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigError(
-            f"configuration ({_files_said() or 'environment'}): {readable(error)}"
+            f"configuration ({_files_said() or 'environment'}): {readable(error, '')}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_files_said()} is not TOML: {error}") from error
     except ValueError as error:
         raise ConfigError(f"configuration: {error}") from error

@@ -10,7 +10,12 @@ from infra.installation.log import open_log
 from infra.installation.processors import all_processors
 from infra.runtime.errors import ConfigError
 from infra.serving.settings import AppSettings
-from learners.references import UnknownReferenceError, resolve
+from learners.references import (
+    FOREIGN_ERRORS,
+    UnknownReferenceError,
+    one_line,
+    resolve_plain,
+)
 from learners.settings import policy_loader
 from streams.storage.artifacts import ArtifactStore
 
@@ -49,13 +54,11 @@ def load_app(name: str, settings: AppSettings) -> Any:
     """
     where = f"apps.{name}.app"
     try:
-        made = resolve(settings.app)()
+        made = resolve_plain(settings.app)()
     except UnknownReferenceError as error:
         raise ConfigError(f"{where}: {error}") from error
-    except Exception as error:  # it is somebody else's code
-        raise ConfigError(
-            f"{where}: {settings.app}() failed: {type(error).__name__}: {error}"
-        ) from error
+    except FOREIGN_ERRORS as error:
+        raise ConfigError(f"{where}: {settings.app}() failed: {one_line(error)}") from error
     if not callable(made):
         raise ConfigError(
             f"{where}: {settings.app}() must return an ASGI application, not {made!r}"

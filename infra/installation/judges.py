@@ -7,7 +7,7 @@ from typing import Any
 from infra.config.settings import Settings
 from infra.judges.graders import FunctionGrader, JudgeModel, ModelGrader, ModelReader
 from infra.runtime.errors import ConfigError
-from learners.references import UnknownReferenceError, resolve
+from learners.references import UnknownReferenceError, resolve_plain
 from streams.processors.implicit import Reader, RuleReader
 from streams.processors.judge import Grader
 
@@ -36,7 +36,7 @@ def configured_reader(settings: Settings) -> Reader:
 
 def _grading_function(reference: str) -> Callable[..., Any]:
     try:
-        found: Callable[..., Any] = resolve(reference)
+        found: Callable[..., Any] = resolve_plain(reference)
         inspect.signature(found).bind("trajectory")
     except UnknownReferenceError as error:
         raise ConfigError(f"judge.grader: {error}") from error

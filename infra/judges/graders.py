@@ -8,6 +8,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from infra.judges.settings import JUSTIFICATION
+from learners.references import one_line
 from schemas.envelope import UnitInterval
 from schemas.genai import to_openai
 from schemas.rewards import RewardSource
@@ -50,11 +51,15 @@ class FunctionGrader:
         """Return what the function says; None where it says nothing.
 
         Raises:
-            RejectedRecordError: it returns something else than the contract allows.
+            RejectedRecordError: it returns something else than the contract allows, or would end
+                the process.
         """
         if self._agents and trajectory.rollout.agent not in self._agents:
             return None
-        found = self._grade(trajectory)
+        try:
+            found = self._grade(trajectory)
+        except SystemExit as error:  # the process would end, and end again at this record
+            raise RejectedRecordError(f"{self.name}: {one_line(error)}") from error
         if found is None:
             return None
         try:

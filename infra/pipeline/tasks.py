@@ -9,7 +9,12 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.runtime.errors import ConfigError
-from learners.references import UnknownReferenceError, resolve
+from learners.references import (
+    FOREIGN_ERRORS,
+    UnknownReferenceError,
+    one_line,
+    resolve_plain,
+)
 from schemas.envelope import Name
 from schemas.rollouts import Split
 from schemas.serialization import readable
@@ -75,13 +80,11 @@ def load_tasks(source: str | None) -> list[Task]:
 
 def _called(reference: str) -> Iterable[Any]:
     try:
-        return list(resolve(reference)())
+        return list(resolve_plain(reference)())
     except UnknownReferenceError as error:
         raise ConfigError(f"pipeline.tasks: {error}") from error
-    except Exception as error:  # it is somebody else's code
-        raise ConfigError(
-            f"pipeline.tasks: {reference}() failed: {type(error).__name__}: {error}"
-        ) from error
+    except FOREIGN_ERRORS as error:
+        raise ConfigError(f"pipeline.tasks: {reference}() failed: {one_line(error)}") from error
 
 
 def _task(source: str, number: int, entry: Any) -> Task:

@@ -24,10 +24,14 @@ from tests.infra.conftest import publish, running_gateway
 
 MODULE = """
 import json
+import sys
+from itertools import count
 from hashlib import sha256
 
 from learners.contract import NewCheckpoint
 from pydantic import BaseModel
+
+numbers = count()
 
 
 class Policy:
@@ -78,7 +82,39 @@ class OldLearner(Learner):
 
 
 class Raises(Learner):
-    def __init__(self, target, config): raise RuntimeError("no disk")
+    def __init__(self, target, config): raise RuntimeError("no disk\\non either machine")
+
+
+class Exits(Learner):
+    def __init__(self, target, config): sys.exit(3)
+
+
+class Elsewhere(Learner):
+    def __init__(self, target, config): super().__init__("elsewhere", config)
+
+
+class AsyncFold(Learner):
+    async def fold(self, state, event): return state
+
+
+class NoBeginning(Learner):
+    def initial(self): raise OSError("no beginning")
+
+
+class Text(Learner):
+    def encode(self, state): return str(state)
+
+
+class Restless(Learner):
+    def encode(self, state): return str(next(numbers)).encode()
+
+
+class Faulty(Learner):
+    @property
+    def identity(self): raise RuntimeError("no name")
+
+
+constant = 7
 """
 
 
@@ -86,6 +122,7 @@ class Raises(Learner):
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(9)\n")
     yield tmp_path
     sys.modules.pop("mine", None)
 
@@ -113,7 +150,19 @@ def test_a_named_class_learns_its_target_in_the_bandits_place(mine: Path) -> Non
     [
         ('class = "mine:Nobody"\ntarget = "p"', "has no attribute 'Nobody'"),
         ('class = "nowhere:Learner"\ntarget = "p"', "No module named 'nowhere'"),
-        ('class = "mine.Learner"\ntarget = "p"', "must be module:"),
+        ('class = "mine.Learner"\ntarget = "p"', "'mine.Learner' must be module:Class"),
+        (
+            'class = "mine:constant"\ntarget = "p"',
+            "module:Class; it is a value of the type int",
+        ),
+        ('class = "ends:Learner"\ntarget = "p"', "ends:Learner: SystemExit: 9"),
+        ('class = "mine:Exits"\ntarget = "p"', "mine:Exits: SystemExit: 3"),
+        ('class = "mine:Elsewhere"\ntarget = "p"', "its target is 'elsewhere'"),
+        ('class = "mine:AsyncFold"\ntarget = "p"', "mine:AsyncFold.fold is async"),
+        ('class = "mine:NoBeginning"\ntarget = "p"', "mine:NoBeginning: OSError: no beginning"),
+        ('class = "mine:Text"\ntarget = "p"', "encode gives str, not bytes"),
+        ('class = "mine:Restless"\ntarget = "p"', "encode gives other bytes for the same state"),
+        ('class = "mine:Faulty"\ntarget = "p"', "mine:Faulty: RuntimeError: no name"),
         ('class = "mine:Learner"', "needs target"),
         ('class = "mine:Learner"\ntarget = "p"\nevry = 3', "evry"),
         ('class = "mine:Bare"\ntarget = "p"\nevry = 3', "unexpected keyword argument 'evry'"),
@@ -122,7 +171,7 @@ def test_a_named_class_learns_its_target_in_the_bandits_place(mine: Path) -> Non
             'class = "mine:OldLearner"\ntarget = "p"',
             "fold must take 2 arguments",
         ),
-        ('class = "mine:Raises"\ntarget = "p"', "RuntimeError: no disk"),
+        ('class = "mine:Raises"\ntarget = "p"', "RuntimeError: no disk on either machine"),
         (
             'class = "mine:Learner"\ntarget = "p"\n[[learners]]\n'
             'class = "mine:Learner"\ntarget = "p"',
@@ -136,6 +185,7 @@ def test_a_class_that_cannot_be_used_is_said_at_start(mine: Path, learner: str, 
         load_settings()
     assert said in str(found.value)
     assert "\n" not in str(found.value)
+    assert "Value error" not in str(found.value)
 
 
 def test_a_command_says_it_in_one_line_and_exits_with_2(mine: Path) -> None:

@@ -2,6 +2,7 @@
 reward.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -218,14 +219,20 @@ def test_a_function_that_gives_no_reward_is_a_dead_letter_with_the_reason(found:
         graded_by(lambda _: found)
 
 
+def test_a_function_that_would_end_the_process_is_a_dead_letter() -> None:
+    with pytest.raises(RejectedRecordError, match="mine:grade: SystemExit: 3"):
+        graded_by(lambda _: sys.exit(3))
+
+
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
         ("grade", "must be module:function"),
         ("research_society.nowhere:grade", "No module named"),
         ("research_society.rewards:nobody", "no attribute 'nobody'"),
-        ("research_society.rewards:AGENT", "no function"),
+        ("research_society.rewards:AGENT", "it is a value of the type str"),
         ("research_society.agent:tasks", "must take one argument"),
+        ("research_society.agent:solve", "is async; it must be a plain function"),
     ],
 )
 def test_a_setting_that_names_no_grading_function_is_one_line(reference: str, says: str) -> None:
