@@ -354,10 +354,10 @@ class _Attempt:
         self._rollout_id = rollout_id
         self._attempt_id = attempt_id
 
-    def began(self, model_call: ModelCall) -> None:  # noqa: ARG002
+    def on_begin(self, model_call: ModelCall) -> None:  # noqa: ARG002
         self._store.pause.inflight += 1
 
-    def ended(self, model_call: ModelCall, status: int | None, error: str | None) -> None:
+    def on_end(self, model_call: ModelCall, status: int | None, error: str | None) -> None:
         self._store.pause.inflight -= 1
         data = _request_data(model_call, status, error)
         change = Appended(attempt_id=self._attempt_id, event_type=MODEL_REQUEST, data=data)

@@ -1,6 +1,6 @@
 """What the gateway tells Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -14,51 +14,65 @@ router = APIRouter(route_class=BoundedRoute)
 
 
 class GatewayCollector(Collector):
-    """Reads the gateway's own counts when it is asked, so that counting costs a request nothing."""
+    """Reads the gateway's own counts when Prometheus asks. So counting costs a request nothing."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
+        yield from self._log_metrics()
+        yield from self._call_metrics()
+        yield from self._server_metrics()
+        yield CounterMetricFamily(
+            "everloop_switches",
+            "Routes that changed what they serve.",
+            self._services.routing.switches,
+        )
+
+    def _log_metrics(self) -> Iterator[Metric]:
         status = self._services.publisher.status
-        accepted = CounterMetricFamily(
-            "everloop_events_accepted", "Records handed over for the log.", labels=["topic"]
+        yield _counter(
+            "everloop_events_accepted",
+            "Records handed over for the log.",
+            ["topic"],
+            status.accepted,
         )
-        lost = CounterMetricFamily(
-            "everloop_events_lost", "Records that nothing could keep.", labels=["topic"]
+        yield _counter(
+            "everloop_events_lost", "Records that nothing could keep.", ["topic"], status.lost
         )
-        for family, counts in ((accepted, status.accepted), (lost, status.lost)):
-            for topic, count in counts.items():
-                family.add_metric([topic], count)
-        requests = CounterMetricFamily(
-            "everloop_model_requests", "Model calls by outcome.", labels=["outcome"]
+        yield GaugeMetricFamily(
+            "everloop_spooled_events", "Records that wait in the spool.", status.spooled
         )
-        done = self._services.counts
-        for outcome, count in done.requests.items():
-            requests.add_metric([outcome], count)
-        tokens = CounterMetricFamily(
-            "everloop_tokens", "Tokens of model calls.", labels=["model", "direction"]
+        yield GaugeMetricFamily(
+            "everloop_log_writable", "1 while the log takes records.", status.error is None
         )
-        for (model, direction), count in done.tokens.items():
-            tokens.add_metric([model, direction], count)
-        cost = CounterMetricFamily(
-            "everloop_cost", "Cost of model calls, in the unit of the prices.", labels=["model"]
+
+    def _call_metrics(self) -> Iterator[Metric]:
+        counts = self._services.counts
+        yield _counter(
+            "everloop_model_requests", "Model calls by outcome.", ["outcome"], counts.requests
         )
-        for model, amount in done.cost.items():
-            cost.add_metric([model], amount)
-        invalid = CounterMetricFamily(
+        yield _counter(
+            "everloop_tokens", "Tokens of model calls.", ["model", "direction"], counts.tokens
+        )
+        yield _counter(
+            "everloop_cost",
+            "Cost of model calls, in the unit of the prices.",
+            ["model"],
+            counts.cost,
+        )
+        yield _counter(
             "everloop_invalid_tool_calls",
             "Tool calls that the caller's schemas do not allow.",
-            labels=["model", "version"],
+            ["model", "version"],
+            counts.invalid_tool_calls,
         )
-        for (model, version), count in done.invalid_tool_calls.items():
-            invalid.add_metric([model, version], count)
-        shadows = CounterMetricFamily(
-            "everloop_shadow_requests", "Copies of calls by outcome.", labels=["outcome"]
+        yield _counter(
+            "everloop_shadow_requests", "Copies of calls by outcome.", ["outcome"], counts.shadows
         )
-        for outcome, count in done.shadows.items():
-            shadows.add_metric([outcome], count)
+
+    def _server_metrics(self) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "everloop_endpoint_up", "0 while a server is left alone.", labels=["endpoint"]
         )
@@ -68,18 +82,20 @@ class GatewayCollector(Collector):
         for endpoint, breaker in self._services.upstreams.breakers.items():
             up.add_metric([endpoint], breaker.open_until == 0.0)
             inflight.add_metric([endpoint], breaker.inflight)
-        yield from (accepted, lost, requests, tokens, cost, invalid, shadows, up, inflight)
-        yield GaugeMetricFamily(
-            "everloop_spooled_events", "Records that wait in the spool.", status.spooled
-        )
-        yield GaugeMetricFamily(
-            "everloop_log_writable", "1 while the log takes records.", status.error is None
-        )
-        yield CounterMetricFamily(
-            "everloop_switches",
-            "Routes that changed what they serve.",
-            self._services.routing.switches,
-        )
+        yield from (up, inflight)
+
+
+def _counter(
+    name: str,
+    text: str,
+    labels: list[str],
+    counts: Mapping[str, float] | Mapping[tuple[str, str], float],
+) -> CounterMetricFamily:
+    """Return a counter. A key of `counts` is the value of its one label, or the values of all."""
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, count in counts.items():
+        family.add_metric([key] if isinstance(key, str) else list(key), count)
+    return family
 
 
 @router.get("/metrics")

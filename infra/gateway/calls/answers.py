@@ -1,8 +1,7 @@
-"""What a model server answered, read as it passes by: from one JSON body or from the events of a
-stream.
+"""Answers of model servers, read while they pass: one JSON body, or the events of a stream.
 
-One class for each of OpenAI's APIs. Whatever a server sends is only read, never trusted: what does
-not have the form it should is noted as damaged and passed on all the same.
+There is one class for each of OpenAI's APIs. No answer is trusted. If an answer does not have the
+expected form, the class notes the damage, and the gateway passes the answer on unchanged.
 """
 
 from abc import ABC, abstractmethod
@@ -10,21 +9,22 @@ from typing import Any
 
 import orjson
 
+# A stream's line is kept until its end has come. A server that never ends it must not fill memory.
 MOST_PENDING_BYTES = 16 * 1024 * 1024
 MOST_PARTS = 1024
-"""Most choices, tool calls or output items of an answer; an index beyond that is damage, not a
-reason for memory.
+"""Most choices, tool calls or output items of an answer. A higher index counts as damage, because a
+list of that length would take memory.
 """
 
 
 class Answer(ABC):
-    """An answer as far as its span needs it.
+    """An answer, as far as its span needs it.
 
     Attributes:
         messages: the assistant's messages in OpenAI's chat format.
-        damaged: what could not be understood, None while all could.
+        damaged: what could not be read; None if everything could.
         ended: whether the answer is complete.
-        input_tokens, output_tokens: as the server counted; None where it did not say.
+        input_tokens, output_tokens: as the server counted them; None if it did not say.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class Answer(ABC):
         self._rest = b""
 
     def read_body(self, body: bytes) -> None:
-        """Take in the answer to a request without streaming."""
+        """Read the whole answer to a request without streaming."""
         document = self._object(body)
         if document is not None:
             self.ended = True
-            self._guarded(self._take_document, document)
+            self._take_guarded(self._take_document, document)
 
     def read_chunk(self, chunk: bytes) -> None:
-        """Take in a piece of an event stream; pieces need not end where events do."""
+        """Read a piece of an event stream. It may end in the middle of an event."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -57,7 +57,7 @@ class Answer(ABC):
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The assistant's messages; an API that gives none has none."""
+        """The assistant's messages; empty for an API without messages."""
         return []
 
     @property
@@ -67,31 +67,31 @@ class Answer(ABC):
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        """Token ids of the prompt, where the server gives them (vLLM's `return_token_ids`)."""
+        """Token ids of the prompt (vLLM's `return_token_ids`); empty if the server gives none."""
         return []
 
     @property
     def response_token_ids(self) -> list[int]:
-        """Token ids of the first choice, where the server gives them."""
+        """Token ids of the first choice; empty if the server gives none."""
         return []
 
     @property
     def response_logprobs(self) -> list[float]:
-        """Natural log-probabilities of the first choice's tokens, where they were asked for."""
+        """Natural logarithms of the probabilities of the first choice's tokens; may be empty."""
         return []
 
     @property
     def document(self) -> dict[str, Any]:
-        """The answer as one body, a streamed one put together."""
+        """The answer as one body; a stream's events are put together."""
         return {}
 
     @abstractmethod
     def _take_document(self, document: dict[str, Any]) -> None:
-        """Take in a body."""
+        """Read a body."""
 
     @abstractmethod
     def _take_event(self, document: dict[str, Any]) -> None:
-        """Take in an event of a stream."""
+        """Read an event of a stream."""
 
     def _take_common(self, document: dict[str, Any]) -> None:
         self.id = _text(document.get("id")) or self.id
@@ -107,9 +107,11 @@ class Answer(ABC):
             return
         document = self._object(data)
         if document is not None:
-            self._guarded(self._take_event, document)
+            self._take_guarded(self._take_event, document)
 
-    def _guarded(self, take: Any, document: dict[str, Any]) -> None:
+    def _take_guarded(self, take: Any, document: dict[str, Any]) -> None:
+        # These are what Python raises when a value has another form than expected. Anything else is
+        # a defect of ours.
         try:
             take(document)
         except (

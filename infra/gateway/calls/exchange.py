@@ -1,6 +1,4 @@
-"""A model call from beginning to end: placed in a rollout, sent, passed back as it comes,
-recorded.
-"""
+"""A model call from beginning to end: place it in a rollout, send it, pass the answer back, record it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,21 +32,27 @@ PASSED_BACK = ("retry-after", "x-request-id")
 PASSED_BACK_PREFIXES = ("openai-", "x-ratelimit-")
 
 
+# A caller that hangs up costs a model server at most this much longer. Looking more often would
+# cost every call a task.
 LOOK_EVERY_S = 0.25
 
 
 class Observer(Protocol):
-    """Who wants to hear of a call. Both are called once, or neither where the request was
-    refused.
+    """Who wants to hear of a call.
+
+    Both methods are called once. If the request is refused, neither is called.
     """
 
-    def began(self, model_call: ModelCall) -> None:
+    def on_begin(self, model_call: ModelCall) -> None:
         """Hear that a call is about to be sent."""
         ...
 
-    def ended(self, model_call: ModelCall, status: int | None, error: str | None) -> None:
-        """Hear that it has ended: with the server's status, None where it gave none, and what went
-        wrong.
+    def on_end(self, model_call: ModelCall, status: int | None, error: str | None) -> None:
+        """Hear that it has ended.
+
+        Args:
+            status: the server's HTTP status; None if it gave none.
+            error: what went wrong; None if nothing did.
         """
         ...
 
@@ -62,19 +66,17 @@ async def serve(
     observer: Observer | None = None,
     resolved: tuple[Target, LoadedRoute] | None = None,
 ) -> Response:
-    """Answer a request with what serves the logical model it asks for; the span is recorded when
-    the answer ends.
+    """Answer a request with what serves its logical model. The span is recorded when the answer ends.
 
     Args:
-        observer: hears of the end before the answer is passed back, if that is not a stream.
-        resolved: what serves it, where that is not for the routes to say.
+        observer: hears of the end before the answer is passed back. A stream is passed back first.
+        resolved: what serves the request. None: the routes say it.
 
     Raises:
-        ProblemError: the request is not one of this API, there is no such model, the key is over a
-            limit, no model server answered, or it called tools as the caller's schemas do not
-            allow.
+        ProblemError: the request does not fit this API; there is no such model; the key is over a
+            limit; no model server answered; or the model called a tool against the caller's schema.
     """
-    # 1. Refuse what is no request of this API, or over a limit, before anything is kept of it.
+    # 1. Refuse a malformed request, or one over a limit, before anything is kept of it.
     try:
         api.request.model_validate(body)
     except ValidationError as error:
@@ -87,12 +89,12 @@ async def serve(
     # 3. Record the rollout and the choice first: the span refers to both.
     record_placement(services, call, placement)
 
-    # 4. Tell who observes, and send copies to what is tried out.
+    # 4. Tell the observer, and send copies to the shadows.
     rollout_id, route = placement.rollout_id, placement.route
     group = services.routing.group(call.key(rollout_id))
     model_call = ModelCall(api, call, rollout_id, group, placement.body, placement.target)
     if observer is not None:
-        observer.began(model_call)
+        observer.on_begin(model_call)
     if route.shadows:
         send_shadows(services, route, model_call)
 
@@ -100,23 +102,23 @@ async def serve(
     repairs = services.settings.tool_calls == "repair" and api is CHAT
     finish = _Finish(services, model_call, placement.conversation, observer, repairs)
     try:
-        return await _called(services, request, route, model_call, finish)
+        return await _call(services, request, route, model_call, finish)
     except InvalidToolCallError as invalid:
         if not repairs:
             raise ProblemError(502, "Invalid tool call", str(invalid)) from invalid
-        again = model_call.repairing()
+        again = model_call.repair_call()
 
     # 6. Ask once more for tool calls that no schema allows.
     finish = _Finish(services, again, placement.conversation, None)
     try:
-        return await _called(services, request, route, again, finish)
+        return await _call(services, request, route, again, finish)
     except InvalidToolCallError as invalid:
         raise ProblemError(
             502, "Invalid tool call", f"asked again, the model answered: {invalid}"
         ) from invalid
 
 
-async def _called(
+async def _call(
     services: Services,
     request: Request,
     route: LoadedRoute,
@@ -127,8 +129,8 @@ async def _called(
 
     Raises:
         ProblemError: no model server answered.
-        InvalidToolCallError: it calls tools as the caller's schemas do not allow, and that is not
-            let through.
+        InvalidToolCallError: the model called a tool against the caller's schema, and the settings
+            do not let that pass.
     """
     watch = _Watch(request)
     try:
@@ -151,52 +153,52 @@ async def _called(
     finally:
         watch.close()
     model_call.target, model_call.attempts = reply.target, reply.attempts
-    return await _answered(model_call, reply, finish)
+    return await _pass_back(model_call, reply, finish)
 
 
 class _Watch:
-    """Cancels a call whose caller hangs up before there is an answer. Most calls are over before it
-    first looks.
+    """Cancels a call whose caller hangs up before there is an answer.
+
+    Most calls are over before it first looks, so they pay for one timer and no task.
     """
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+        self._timer = self._loop.call_later(LOOK_EVERY_S, self._begin_look)
         self._looking: asyncio.Task[None] | None = None
         self._hung_up = False
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._timer.cancel()
         if self._looking is not None:
             self._looking.cancel()
 
     def end(self) -> None:
-        """End a call that was cancelled here.
+        """Turn our own cancellation into an answer. Otherwise the server would log a defect.
 
         Raises:
-            ProblemError: 499, which nobody hears; the server would take a cancellation for a
-                defect.
+            ProblemError: 499. Nobody reads it, because the caller hung up.
         """
         if self._hung_up:
             raise ProblemError(499, "Cancelled", "the caller hung up")
 
-    def _look(self) -> None:
-        self._looking = self._loop.create_task(self._looked())
+    def _begin_look(self) -> None:
+        self._looking = self._loop.create_task(self._look())
 
-    async def _looked(self) -> None:
+    async def _look(self) -> None:
         if await self._request.is_disconnected():
             self._hung_up = True
             if self._task is not None:
                 self._task.cancel()
         else:
-            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+            self._timer = self._loop.call_later(LOOK_EVERY_S, self._begin_look)
 
 
-async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> Response:
-    """Return the answer, whole or as a stream that is passed on as it comes."""
+async def _pass_back(model_call: ModelCall, reply: Reply, finish: "_Finish") -> Response:
+    """Return the answer: whole, or as a stream that is passed on as it comes."""
     upstream = reply.response
     headers = {
         ROLLOUT_HEADER: model_call.rollout_id,
@@ -211,8 +213,8 @@ async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> R
     if not kind.isascii():
         kind = "application/octet-stream"
     if kind.startswith("text/event-stream") and upstream.ok:
-        given_up = BackgroundTask(_given_up, reply, finish)
-        chunks = _relayed(model_call, reply, finish)
+        given_up = BackgroundTask(_record_hang_up, reply, finish)
+        chunks = _relay(model_call, reply, finish)
         return StreamingResponse(chunks, headers=headers, media_type=kind, background=given_up)
     try:
         content = await upstream.read()
@@ -239,14 +241,16 @@ async def _answered(model_call: ModelCall, reply: Reply, finish: "_Finish") -> R
     return Response(content, upstream.status, headers=headers, media_type=kind, background=recorded)
 
 
-async def _relayed(model_call: ModelCall, reply: Reply, finish: "_Finish") -> AsyncIterator[bytes]:
-    """Pass an event stream on as it comes; record it when it ends, breaks or the caller hangs
-    up.
+async def _relay(model_call: ModelCall, reply: Reply, finish: "_Finish") -> AsyncIterator[bytes]:
+    """Pass an event stream on as it comes.
+
+    It is recorded when it ends, when it breaks, or when the caller hangs up.
     """
+    # If the caller hangs up, the generator is closed in the middle and no line below sets an error.
     error: str | None = "cancelled"
     try:
         async for chunk in reply.response.content.iter_any():
-            model_call.first_token()
+            model_call.mark_first_token()
             model_call.answer.read_chunk(chunk)
             yield chunk
         error = None if model_call.answer.ended else "the model server's stream broke off"
@@ -259,9 +263,10 @@ async def _relayed(model_call: ModelCall, reply: Reply, finish: "_Finish") -> As
         finish(reply.response.status, error)
 
 
-async def _given_up(reply: Reply, finish: "_Finish") -> None:
-    """Record a stream whose caller hung up before its first piece: nothing of `_relayed` has run
-    then.
+async def _record_hang_up(reply: Reply, finish: "_Finish") -> None:
+    """Record a stream whose caller hung up before its first piece.
+
+    Then nothing of `_relay` has run, and its `finally` does not run either.
     """
     if not finish.finished:
         reply.close()
@@ -273,7 +278,7 @@ class _Finish:
 
     Attributes:
         finished: whether it is recorded.
-        repairs: whether the model is asked again if it calls tools as no schema allows.
+        repairs: whether the model is asked again if it calls a tool against its schema.
     """
 
     def __init__(
@@ -293,25 +298,23 @@ class _Finish:
 
     @property
     def awaited(self) -> bool:
-        """Whether somebody relies on its being recorded when the answer is there."""
+        """Whether the call must be recorded before the answer is passed back."""
         return self._observer is not None
 
     @property
     def lets_invalid_through(self) -> bool:
-        """Whether tool calls that no schema allows are passed back; to a trainer's agents
-        always.
-        """
+        """Whether invalid tool calls are passed back. A trainer's agents always get them."""
         return self._services.settings.tool_calls == "pass" or self._observer is not None
 
     async def later(self, status: int | None, error: str | None) -> None:
-        """Record after the answer was passed back: nobody waits for it."""
+        """Record after the answer was passed back, so that the caller does not wait for it."""
         self(status, error)
 
     def __call__(self, status: int | None, error: str | None, goes_on: bool = False) -> None:
         """Record the end.
 
         Args:
-            goes_on: whether another call repairs this one: that one ends the conversation's turn.
+            goes_on: whether another call repairs this one. Then that call ends the turn.
         """
         self.finished = True
         services, model_call = self._services, self._model_call
@@ -325,7 +328,7 @@ class _Finish:
                 self._conversation, model_call.messages, answer.messages, answer.id, failed
             )
         if self._observer is not None:
-            self._observer.ended(model_call, status, span.payload.status_message or None)
+            self._observer.on_end(model_call, status, span.payload.status_message or None)
 
 
 def _count(services: Services, model_call: ModelCall, outcome: str) -> None:

@@ -1,8 +1,7 @@
-"""The OpenAI APIs that are passed on: what of a request must be understood, and how an answer is
-read.
+"""The OpenAI APIs that the gateway passes on: what it reads of a request and of an answer.
 
-Spec: https://platform.openai.com/docs/api-reference. Everything that is not named here is passed on
-as it came.
+Spec: https://platform.openai.com/docs/api-reference. A field that is not named here is passed on
+unchanged.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ Messages = list[dict[str, Any]]
 
 
 class Asked(BaseModel):
-    """What the gateway itself must understand of any request."""
+    """What the gateway reads of every request."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -57,10 +56,10 @@ class Api:
     Attributes:
         name: `openai.api.type` of its spans.
         operation: `gen_ai.operation.name` of its spans.
-        path: below the base URL.
-        messages: a request's messages in OpenAI's chat format; None where it has none.
-        instructed: a request with instructions before everything else it says; unchanged where it
-            has no place for any.
+        path: path below the base URL.
+        messages: returns a request's messages in OpenAI's chat format; None if it has none.
+        instruct: returns a request with instructions before its own; the same request if the API
+            has no place for them.
     """
 
     name: str
@@ -102,9 +101,7 @@ def _items(body: dict[str, Any]) -> Messages | None:
 
 
 def _content(content: Any) -> Any:
-    """Return the content of an item as a chat message has it: its text where it is nothing but
-    text.
-    """
+    """Return the content of an item as in a chat message: one string if all its parts are text."""
     if not isinstance(content, list):
         return content
     parts = [
@@ -116,11 +113,11 @@ def _content(content: Any) -> Any:
     return "".join(texts) if len(texts) == len(content) else content
 
 
-def _instructed_chat(body: dict[str, Any], text: str) -> dict[str, Any]:
+def _instruct_chat(body: dict[str, Any], text: str) -> dict[str, Any]:
     return {**body, "messages": [{"role": "system", "content": text}, *body["messages"]]}
 
 
-def _instructed_completion(body: dict[str, Any], text: str) -> dict[str, Any]:
+def _instruct_completion(body: dict[str, Any], text: str) -> dict[str, Any]:
     prompt = body["prompt"]
     if isinstance(prompt, str):
         return {**body, "prompt": f"{text}\n\n{prompt}"}
@@ -130,7 +127,7 @@ def _instructed_completion(body: dict[str, Any], text: str) -> dict[str, Any]:
     }
 
 
-def _instructed_response(body: dict[str, Any], text: str) -> dict[str, Any]:
+def _instruct_response(body: dict[str, Any], text: str) -> dict[str, Any]:
     own = body.get("instructions")
     return {**body, "instructions": f"{text}\n\n{own}" if isinstance(own, str) else text}
 
@@ -142,7 +139,7 @@ CHAT = Api(
     ChatRequest,
     ChoicesAnswer,
     lambda body: body["messages"],
-    _instructed_chat,
+    _instruct_chat,
 )
 COMPLETIONS = Api(
     "completions",
@@ -151,7 +148,7 @@ COMPLETIONS = Api(
     CompletionRequest,
     ChoicesAnswer,
     _prompts,
-    _instructed_completion,
+    _instruct_completion,
 )
 RESPONSES = Api(
     "responses",
@@ -160,7 +157,7 @@ RESPONSES = Api(
     ResponsesRequest,
     ResponsesAnswer,
     _items,
-    _instructed_response,
+    _instruct_response,
 )
 EMBEDDINGS = Api(
     "embeddings",

@@ -1,13 +1,11 @@
-"""The span of a model call: who asked which version what, what it said, what it cost and how long
-it took.
-"""
+"""A model call while it lasts, and the span that records its request, answer, cost and time."""
 
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from infra.gateway.calls.formats import Api
-from infra.gateway.calls.tool_calls import call_problems, repairing
+from infra.gateway.calls.tool_calls import call_problems, repair_request
 from infra.gateway.http.context import CallContext
 from infra.gateway.routes.table import Target
 from schemas.clock import now_nanoseconds
@@ -26,8 +24,8 @@ class ModelCall:
 
     Attributes:
         answer: what has come back so far.
-        target: what answered, once something has.
-        attempts: how many tries it took.
+        target: the server that answered; until then the first one that is asked.
+        attempts: number of tries.
     """
 
     def __init__(
@@ -58,80 +56,47 @@ class ModelCall:
 
     @property
     def cost(self) -> float:
-        """What it cost, in the unit of the endpoint's prices."""
+        """Cost in the unit of the endpoint's prices."""
         endpoint = self.target.endpoint
         if endpoint is None:
             return 0.0
+        # Prices are for a million tokens.
         paid = (self.answer.input_tokens or 0) * endpoint.input_price
         return (paid + (self.answer.output_tokens or 0) * endpoint.output_price) / 1e6
 
     @property
     def duration_s(self) -> float:
-        """How long it has lasted."""
+        """Seconds since it began."""
         return (now_nanoseconds() - self.start) / 1e9
 
     @cached_property
     def invalid_calls(self) -> dict[str, str]:
-        """What is wrong with the tool calls of the answer, once it is there, by the call's id."""
+        """What is wrong with the answer's tool calls, by the id of each. Read it after the answer."""
         tools = self.body.get("tools")
         return call_problems(self.answer.messages, tools) if tools else {}
 
-    def repairing(self) -> "ModelCall":
-        """Return a call, a span of its own, that asks again for what was not called as it may
-        be.
-        """
+    def repair_call(self) -> "ModelCall":
+        """Return a call that asks again and says what was wrong. It is a span of its own."""
         call = replace(self.call, span_id=new_span_id())
-        body = repairing(self.body, self.answer.messages, self.invalid_calls)
+        body = repair_request(self.body, self.answer.messages, self.invalid_calls)
         return ModelCall(self.api, call, self.rollout_id, self._group, body, self.target)
 
-    def first_token(self) -> None:
-        """Note that the answer has begun."""
+    def mark_first_token(self) -> None:
+        """Keep the time of the first piece of the answer."""
         self._first_token = self._first_token or now_nanoseconds()
 
     def span(self, status: int | None, error: str | None = None) -> SpanEvent:
         """Return the finished span.
 
         Args:
-            status: the model server's HTTP status, None where it gave none.
-            error: what went wrong; a damaged answer is an error of its own.
+            status: the model server's HTTP status; None if it gave none.
+            error: what went wrong. A damaged answer is an error too.
         """
         error = error or self.answer.damaged
-        body, answer, endpoint = self.body, self.answer, self.target.endpoint
-        attributes: dict[str, Any] = {
-            Attribute.OPERATION: self.api.operation,
-            Attribute.OPENAI_API: self.api.name,
-            Attribute.REQUEST_MODEL: body["model"],
-            Attribute.REQUEST_TEMPERATURE: body.get("temperature"),
-            Attribute.REQUEST_MAX_TOKENS: _first(
-                body, "max_completion_tokens", "max_tokens", "max_output_tokens"
-            ),
-            Attribute.RESPONSE_MODEL: answer.model,
-            Attribute.RESPONSE_ID: answer.id,
-            Attribute.FINISH_REASONS: answer.finish_reasons or None,
-            Attribute.INPUT_TOKENS: answer.input_tokens,
-            Attribute.OUTPUT_TOKENS: answer.output_tokens,
-            Attribute.INPUT_MESSAGES: [to_semantic(m) for m in self.messages]
-            if self.messages is not None
-            else None,
-            Attribute.OUTPUT_MESSAGES: [to_semantic(message) for message in answer.messages],
-            Attribute.TOOL_DEFINITIONS: body.get("tools"),
-            Attribute.HTTP_STATUS: status,
-            Attribute.ERROR_TYPE: error
-            and ("cancelled" if error == "cancelled" else str(status or "unavailable")),
-            Attribute.ENDPOINT: endpoint and endpoint.base_url,
-            Attribute.NODE: self.call.node,
-            Attribute.GROUP: self._group,
-            Attribute.KEY_ID: self.call.caller.key_id,
-            Attribute.CHECKPOINT: self.target.version,
-            Attribute.ATTEMPTS: self.attempts,
-            Attribute.COST: self.cost or None,
-            Attribute.INVALID_TOOL_CALLS: len(self.invalid_calls) or None,
-            Attribute.STREAMED: bool(body.get("stream")),
-            Attribute.TIME_TO_FIRST_TOKEN: self._first_token
-            and (self._first_token - self.start) / 1e9,
-            Attribute.PROMPT_TOKEN_IDS: answer.prompt_token_ids or None,
-            Attribute.RESPONSE_TOKEN_IDS: answer.response_token_ids or None,
-            Attribute.RESPONSE_LOGPROBS: answer.response_logprobs or None,
+        attributes = {
+            **self._request_attributes(),
+            **self._answer_attributes(),
+            **self._outcome_attributes(status, error),
         }
         return SpanEvent(
             tenant=self.call.caller.tenant,
@@ -139,7 +104,7 @@ class ModelCall:
             trace_id=self.call.trace_id,
             span_id=self.call.span_id,
             payload=Span(
-                name=f"{self.api.operation} {body['model']}",
+                name=f"{self.api.operation} {self.body['model']}",
                 kind="client",
                 parent_span_id=self.call.parent_span_id,
                 start_unix_nano=self.start,
@@ -151,6 +116,59 @@ class ModelCall:
                 },
             ),
         )
+
+    def _request_attributes(self) -> dict[str, Any]:
+        """Return what was asked, and by whom."""
+        body, call = self.body, self.call
+        return {
+            Attribute.OPERATION: self.api.operation,
+            Attribute.OPENAI_API: self.api.name,
+            Attribute.REQUEST_MODEL: body["model"],
+            Attribute.REQUEST_TEMPERATURE: body.get("temperature"),
+            # Each of OpenAI's APIs has a name of its own for the limit.
+            Attribute.REQUEST_MAX_TOKENS: _first(
+                body, "max_completion_tokens", "max_tokens", "max_output_tokens"
+            ),
+            Attribute.INPUT_MESSAGES: [to_semantic(message) for message in self.messages]
+            if self.messages is not None
+            else None,
+            Attribute.TOOL_DEFINITIONS: body.get("tools"),
+            Attribute.STREAMED: bool(body.get("stream")),
+            Attribute.NODE: call.node,
+            Attribute.GROUP: self._group,
+            Attribute.KEY_ID: call.caller.key_id,
+        }
+
+    def _answer_attributes(self) -> dict[str, Any]:
+        """Return what the model said."""
+        answer = self.answer
+        return {
+            Attribute.RESPONSE_MODEL: answer.model,
+            Attribute.RESPONSE_ID: answer.id,
+            Attribute.FINISH_REASONS: answer.finish_reasons or None,
+            Attribute.INPUT_TOKENS: answer.input_tokens,
+            Attribute.OUTPUT_TOKENS: answer.output_tokens,
+            Attribute.OUTPUT_MESSAGES: [to_semantic(message) for message in answer.messages],
+            Attribute.INVALID_TOOL_CALLS: len(self.invalid_calls) or None,
+            Attribute.PROMPT_TOKEN_IDS: answer.prompt_token_ids or None,
+            Attribute.RESPONSE_TOKEN_IDS: answer.response_token_ids or None,
+            Attribute.RESPONSE_LOGPROBS: answer.response_logprobs or None,
+        }
+
+    def _outcome_attributes(self, status: int | None, error: str | None) -> dict[str, Any]:
+        """Return which server answered, how, after how long, and for how much."""
+        endpoint = self.target.endpoint
+        return {
+            Attribute.HTTP_STATUS: status,
+            Attribute.ERROR_TYPE: error
+            and ("cancelled" if error == "cancelled" else str(status or "unavailable")),
+            Attribute.ENDPOINT: endpoint and endpoint.base_url,
+            Attribute.CHECKPOINT: self.target.version,
+            Attribute.ATTEMPTS: self.attempts,
+            Attribute.COST: self.cost or None,
+            Attribute.TIME_TO_FIRST_TOKEN: self._first_token
+            and (self._first_token - self.start) / 1e9,
+        }
 
 
 def _first(body: dict[str, Any], *names: str) -> Any:

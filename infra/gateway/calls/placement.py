@@ -20,12 +20,12 @@ class Placement:
     """Where a call belongs and where it goes.
 
     Attributes:
-        conversation: of the rollout; None where the caller named the rollout.
-        model: logical name that is called, after a choice has been made.
-        body: the request; where a choice was made, as the chosen option sends it.
+        conversation: the rollout's conversation; None if the caller named the rollout.
+        model: logical name of the model; if a policy chose among models, the one it chose.
+        body: the request; if a policy chose, as the chosen option changes it.
         target: what is asked first.
-        route: what the target is part of.
-        taken: the option that was chosen, where the caller asked for a choice.
+        route: the route of the target.
+        taken: the option that a policy chose; None if there was no choice.
     """
 
     rollout_id: str
@@ -44,10 +44,10 @@ def place_call(
     body: dict[str, Any],
     resolved: tuple[Target, LoadedRoute] | None,
 ) -> Placement:
-    """Place a call. It joins a conversation where the caller names no rollout.
+    """Place a call. If the caller names no rollout, the call joins a conversation.
 
     Args:
-        resolved: what serves it, where that is not for the routes to say.
+        resolved: what serves the call. None: the routes say it.
 
     Raises:
         ProblemError: there is no such model or policy.
@@ -69,7 +69,7 @@ def place_call(
 
 
 def record_placement(services: Services, call: CallContext, placement: Placement) -> None:
-    """Record the rollout, where nobody has announced it, and the choice that was made."""
+    """Record the rollout if nobody has announced it, and the choice if there was one."""
     rollout_id, conversation = placement.rollout_id, placement.conversation
     if not services.routing.knows_begun(call.key(rollout_id)):
         began = RolloutEvent(

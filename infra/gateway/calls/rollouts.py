@@ -1,4 +1,4 @@
-"""Rollouts that the gateway begins and ends itself, for agents that name none."""
+"""Rollouts that the gateway begins and ends itself, for agents that name no rollout."""
 
 import asyncio
 
@@ -9,13 +9,17 @@ from schemas.topics import ROLLOUTS
 
 
 def announce(services: Services, began: RolloutEvent) -> None:
-    """Tell of a rollout whose agent did not."""
+    """Record the beginning of a rollout that its agent did not announce."""
     services.routing.begin(began.rollout_key)
     services.record(ROLLOUTS, began)
 
 
 async def end_conversations(services: Services, every_s: float) -> None:
-    """End rollouts that the gateway began and that nothing has continued for a while, for ever."""
+    """End idle rollouts that the gateway began. Never returns.
+
+    Args:
+        every_s: seconds between two looks.
+    """
     while True:
         await asyncio.sleep(every_s)
         for conversation in services.conversations.ended():
@@ -23,7 +27,7 @@ async def end_conversations(services: Services, every_s: float) -> None:
 
 
 def end_conversation(services: Services, conversation: Conversation) -> None:
-    """End a rollout that the gateway began: it failed when its last call did."""
+    """End a rollout that the gateway began. It failed if its last call failed."""
     event = RolloutEvent(
         tenant=conversation.tenant,
         rollout_id=conversation.rollout_id,

@@ -1,6 +1,4 @@
-"""Shadows: copies of calls for what is tried out, whose answers nobody sees and no learner learns
-from.
-"""
+"""Shadows: copies of calls for versions on trial. Nobody sees their answers."""
 
 import asyncio
 
@@ -17,8 +15,9 @@ from schemas.topics import ROLLOUTS, SPANS
 
 
 def send_shadows(services: Services, route: LoadedRoute, model_call: ModelCall) -> None:
-    """Send copies of a call to what is tried out: each is a rollout of its own, which no learner
-    learns from.
+    """Send copies of a call to the route's shadows, each to its share of calls.
+
+    A copy is a rollout of its own. Its split is `test`, so no learner learns from it.
     """
     for shadow in route.shadows:
         if unit_draw(route.name, shadow.version, model_call.call.span_id) < shadow.weight:
@@ -31,6 +30,7 @@ async def _copy_of(services: Services, shadow: Target, name: str, original: Mode
     call = original.call
     rollout_id = f"shadow/{shadow.version}/{call.span_id}"
     group = f"shadow:{shadow.version}"
+    # Nobody reads along, so a copy need not stream.
     body = {
         key: value
         for key, value in original.body.items()

@@ -45,7 +45,9 @@ def call_problems(answers: Messages, tools: Any) -> dict[str, str]:
     return found
 
 
-def repairing(body: dict[str, Any], answers: Messages, problems: dict[str, str]) -> dict[str, Any]:
+def repair_request(
+    body: dict[str, Any], answers: Messages, problems: dict[str, str]
+) -> dict[str, Any]:
     """Return a chat request that tells the model what was wrong and asks again."""
     said: Messages = []
     for message in answers[:1]:
@@ -93,5 +95,5 @@ def _problem(call: dict[str, Any], schemas: dict[str, dict[str, Any]]) -> str | 
     try:
         broken = violation(schemas[name], arguments)
     except UncheckableSchemaError:
-        return None  # the caller's own doing: nothing is known to be wrong
+        return None  # the caller's schema cannot be checked, so nothing is known to be wrong
     return f"{name}: {broken}" if broken is not None else None
