@@ -65,8 +65,8 @@ class Example(EventData):
             `reward` is the one that it had. It may be rewarded again, with a higher revision.
         criteria: the scores that the reward was made of, by criterion.
         expected: label of the task, if there is one.
-        cost: cost of its model call, or of all calls of the rollout, in the unit of the endpoints'
-            prices.
+        cost: cost of the model calls in its span and below it, in the unit of the endpoints'
+            prices; of all calls of the rollout if there are none.
         source_event_ids: the events it was made from (trajectory first).
     """
 

@@ -16,6 +16,7 @@ from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.processors.trajectories import rewards_that_count
 
 Body = SftExample | RlExample | BanditExample
+MODEL_CALLS = ("chat", "text_completion")
 
 
 class AdapterConfig(BaseModel):
@@ -50,7 +51,7 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
         return []
     if any(_checkpoint(span) == STAND_IN for span in trajectory.spans):
         return []  # the reward is about the one text that the stand-in has
-    task = trajectory.rollout.task
+    task, costs = trajectory.rollout.task, _Costs(trajectory.spans)
     counted = rewards_that_count(trajectory.rewards).get("")
     criteria = next(
         (e.payload.criteria for e in trajectory.rewards if counted and e.event_id == counted[0]), {}
@@ -66,7 +67,7 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
             reward_revision=max(1, trajectory.reward_revision),
             criteria=criteria,
             expected=task.expected if task else None,
-            cost=_cost(trajectory, span_id),
+            cost=costs.of(span_id),
             source_event_ids=[event.event_id, source],
             body=body,
         )
@@ -121,14 +122,35 @@ def _of_tenant(
             yield target, nodes
 
 
-def _cost(trajectory: Trajectory, span_id: str | None) -> float:
-    """Return what a model call cost; of all of them where the span is none, or none is named."""
-    costs = {
-        span.span_id: float(cost)
-        for span in trajectory.spans
-        if isinstance(cost := span.payload.attributes.get(Attribute.COST), int | float)
-    }
-    return costs[span_id] if span_id in costs else fsum(costs.values())
+class _Costs:
+    """What the model calls of a trajectory cost.
+
+    A call without a known cost counts as free: old gateways noted no cost of 0.
+    """
+
+    def __init__(self, spans: list[SpanEvent]) -> None:
+        self._costs: dict[str | None, float] = {}
+        self._below: dict[str | None, list[str | None]] = {}
+        for span in spans:
+            self._below.setdefault(span.payload.parent_span_id, []).append(span.span_id)
+            cost = span.payload.attributes.get(Attribute.COST)
+            if isinstance(cost, int | float):
+                self._costs[span.span_id] = float(cost)
+            elif span.payload.text(Attribute.OPERATION) in MODEL_CALLS:
+                self._costs[span.span_id] = 0.0
+        self._all = fsum(self._costs.values())
+
+    def of(self, span_id: str | None) -> float:
+        """Return the cost of the calls in a span and below it; of all calls where it has none."""
+        if span_id is None:
+            return self._all
+        found, waiting = {span_id}, [span_id]
+        while waiting:
+            below = [one for one in self._below.get(waiting.pop(), ()) if one and one not in found]
+            found.update(below)
+            waiting += below
+        own = self._costs.keys() & found
+        return fsum(self._costs[one] for one in own) if own else self._all
 
 
 def _reward(trajectory: Trajectory, span_id: str | None) -> float | None:
@@ -177,7 +199,7 @@ def _model_calls(spans: list[SpanEvent]) -> list[SpanEvent]:
 def _is_model_call(event: SpanEvent) -> bool:
     span = event.payload
     answered = span.status != "error" and bool(_messages(event, "output"))
-    return answered and span.text(Attribute.OPERATION) in ("chat", "text_completion")
+    return answered and span.text(Attribute.OPERATION) in MODEL_CALLS
 
 
 def _last_by_node(calls: list[SpanEvent], nodes: frozenset[str]) -> list[SpanEvent]:

@@ -103,6 +103,34 @@ def test_a_decision_has_the_reward_and_the_cost_of_the_call_it_was_made_for() ->
     assert every.criteria == {"clarity": 0.5}
 
 
+def test_the_decision_for_a_free_model_costs_nothing_whatever_else_the_rollout_called() -> None:
+    free, paid = "00f067aa0ba902b1", "00f067aa0ba902b2"
+    for call in (priced(free, 0.0), events.model_span("r", "assistant", "answer", free)):
+        made = events.decision("r", ["small", "large"], 0).model_copy(update={"span_id": free})
+        event = trajectory(call, priced(paid, 0.5), made, events.reward("r", 1.0))
+        (example,) = examples_of(event, AdapterConfig())
+        assert example.cost == 0.0
+
+
+def test_a_decision_made_in_a_span_of_the_agent_costs_the_calls_below_it() -> None:
+    outer, tool, inner, aside = (f"00f067aa0ba902b{number}" for number in range(4))
+    made = events.decision("r", ["small", "large"], 0).model_copy(update={"span_id": outer})
+    event = trajectory(
+        below(tool, priced(inner, 0.25)),
+        below(outer, events.model_span("r", "tool", "calls the model", tool)),
+        priced(aside, 0.5),
+        made,
+        events.reward("r", 1.0),
+    )
+    (example,) = examples_of(event, AdapterConfig())
+    assert example.cost == 0.25
+
+
+def below(parent: str, span: SpanEvent) -> SpanEvent:
+    payload = span.payload.model_copy(update={"parent_span_id": parent})
+    return span.model_copy(update={"payload": payload})
+
+
 def test_a_rejected_proposal_earns_no_credit_unless_asked_for() -> None:
     everyone = CONFIG.model_copy(update={"sft_credit": "all"})
     nodes = [

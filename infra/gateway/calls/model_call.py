@@ -165,7 +165,7 @@ class ModelCall:
             Attribute.ENDPOINT: endpoint and endpoint.base_url,
             Attribute.CHECKPOINT: self.target.version,
             Attribute.ATTEMPTS: self.attempts,
-            Attribute.COST: self.cost or None,
+            Attribute.COST: self.cost,
             Attribute.TIME_TO_FIRST_TOKEN: self._first_token
             and (self._first_token - self.start) / 1e9,
         }

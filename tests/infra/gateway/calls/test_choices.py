@@ -66,6 +66,7 @@ def test_each_call_takes_one_of_the_options_and_the_decision_is_on_the_log(
     for span in spans:
         option = by_rollout[span.rollout_id]
         assert span.payload.attributes[Attribute.REQUEST_MODEL] == option.model
+        assert span.payload.attributes[Attribute.COST] == 0.0  # free, which is not unknown
         told = str(span.payload.attributes[Attribute.INPUT_MESSAGES])
         assert ("one word" in told) == (option.name == "terse")
     for body in upstream.asked:
