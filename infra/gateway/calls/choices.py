@@ -115,7 +115,7 @@ def chosen(
     option = choice.options[decision.payload.choice]
     sent = {**body, "model": option.model}
     if option.instructions is not None:
-        sent = api.instructed(sent, option.instructions)
+        sent = api.instruct(sent, option.instructions)
     return Chosen(option, decision, sent)
 
 

@@ -1,4 +1,4 @@
-"""A model call from beginning to end: place it in a rollout, send it, pass the answer back, record it."""
+"""A model call from beginning to end: placed, sent, passed back, recorded."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ async def serve(
     observer: Observer | None = None,
     resolved: tuple[Target, LoadedRoute] | None = None,
 ) -> Response:
-    """Answer a request with what serves its logical model. The span is recorded when the answer ends.
+    """Answer a request with what serves its logical model. Its span is recorded at the end.
 
     Args:
         observer: hears of the end before the answer is passed back. A stream is passed back first.
@@ -246,7 +246,7 @@ async def _relay(model_call: ModelCall, reply: Reply, finish: "_Finish") -> Asyn
 
     It is recorded when it ends, when it breaks, or when the caller hangs up.
     """
-    # If the caller hangs up, the generator is closed in the middle and no line below sets an error.
+    # If the caller hangs up, the generator is closed at its `yield`, and this stays the error.
     error: str | None = "cancelled"
     try:
         async for chunk in reply.response.content.iter_any():

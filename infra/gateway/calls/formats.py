@@ -68,7 +68,7 @@ class Api:
     request: type[Asked]
     answer: type[Answer]
     messages: Callable[[dict[str, Any]], Messages | None]
-    instructed: Callable[[dict[str, Any], str], dict[str, Any]]
+    instruct: Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 def _prompts(body: dict[str, Any]) -> Messages | None:

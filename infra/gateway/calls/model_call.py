@@ -71,7 +71,7 @@ class ModelCall:
 
     @cached_property
     def invalid_calls(self) -> dict[str, str]:
-        """What is wrong with the answer's tool calls, by the id of each. Read it after the answer."""
+        """What is wrong with the tool calls, by the id of each. Valid once the answer is there."""
         tools = self.body.get("tools")
         return call_problems(self.answer.messages, tools) if tools else {}
 
