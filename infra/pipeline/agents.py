@@ -3,13 +3,14 @@
 import asyncio
 import inspect
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 import structlog
-from everloop_client import AsyncClient
+from everloop_client import AsyncClient, Client, GatewayError
 from everloop_client.asynchronous import AsyncRollout
 
 from infra.pipeline.settings import PipelineSettings
@@ -41,18 +42,27 @@ class Agent(Protocol):
 class FunctionAgent:
     """A function `agent(task, rollout, **options)`, which may be a coroutine.
 
-    `task` has `id` and `input`. `rollout` is an `everloop_client.AsyncRollout`; a function that is
-    no coroutine runs in a thread of its own, and takes from it only `id`, `base_url` and `headers`.
+    `task` is a mapping with `id` and `input`. `rollout` is an `AsyncRollout` of `everloop_client`
+    for a coroutine. A plain function gets a `Rollout`, whose methods wait, and runs in a thread of
+    its own.
     """
 
     function: Callable[..., Any]
     options: Mapping[str, Any]
+    api_key: str | None = None
 
     async def solve(self, task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
         """Return what the function returns."""
         if inspect.iscoroutinefunction(self.function):
             return await self.function(task, rollout, **self.options)
-        return await asyncio.to_thread(self.function, task, rollout, **self.options)
+        return await asyncio.to_thread(self._solve_waiting, task, rollout)
+
+    def _solve_waiting(self, task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
+        with Client(rollout.gateway_url, self.api_key) as client:
+            same = client.rollout(id=rollout.id)  # it has begun, and the pipeline ends it
+            output = self.function(task, same, **self.options)
+        rollout.turns = same.turns
+        return same.output if output is None else output
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class CommandAgent:
     """
 
     command: Sequence[str]
+    api_key: str | None = None
 
     async def solve(self, task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
         """Return what the command prints.
@@ -79,7 +90,7 @@ class CommandAgent:
             "EVERLOOP_GATEWAY_URL": rollout.gateway_url,
             "EVERLOOP_ROLLOUT_ID": rollout.id,
             "OPENAI_BASE_URL": rollout.base_url,
-            "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "everloop"),
+            "OPENAI_API_KEY": self.api_key or os.environ.get("OPENAI_API_KEY", "everloop"),
         }
         process = await asyncio.create_subprocess_exec(
             *self.command,
@@ -109,8 +120,11 @@ def configured_agent(settings: PipelineSettings) -> Agent:
     Raises:
         ConfigError: they name none, or one that cannot be called as it must be.
     """
+    api_key = settings.api_key.get_secret_value() if settings.api_key else None
     if settings.command:
-        return CommandAgent(settings.command)
+        if shutil.which(settings.command[0]) is None:
+            raise ConfigError(f"pipeline.command: there is no program {settings.command[0]!r}")
+        return CommandAgent(settings.command, api_key)
     if settings.agent is None:
         raise ConfigError(
             'pipeline: there is no agent; set pipeline.agent = "module:function" or'
@@ -126,7 +140,7 @@ def configured_agent(settings: PipelineSettings) -> Agent:
             f"pipeline.agent: {settings.agent} must take a task and a rollout, and the"
             f" pipeline.options: {error}"
         ) from error
-    return FunctionAgent(function, settings.options)
+    return FunctionAgent(function, settings.options, api_key)
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,9 @@ async def run_attempts(
 ) -> None:
     """Run attempts in their order, `settings.parallel` at a time. One that fails, or takes longer
     than `settings.rollout_s`, ends its rollout as failed; the others go on.
+
+    Raises:
+        ConfigError: the gateway does not answer, or does not let the pipeline in.
     """
     room = asyncio.Semaphore(settings.parallel)
 
@@ -151,9 +168,13 @@ async def run_attempts(
         async with room:
             await _run_one(agent, client, settings, attempt)
 
-    async with asyncio.TaskGroup() as group:
-        for attempt in attempts:
-            group.create_task(run(attempt))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for attempt in attempts:
+                group.create_task(run(attempt))
+    except* GatewayError as failures:
+        first = failures.exceptions[0]
+        raise ConfigError(f"pipeline: {first}; is pipeline.api_key right?") from first
 
 
 async def _run_one(
@@ -175,11 +196,23 @@ async def _run_one(
     try:
         async with limit:
             # The agent never sees what is expected.
-            rollout.output = await agent.solve({"id": task.id, "input": task.input}, rollout)
+            output = await agent.solve({"id": task.id, "input": task.input}, rollout)
+            rollout.output = rollout.output if output is None else output
     except Exception as failure:  # noqa: BLE001 - the agent is somebody else's code
         if limit.expired():
             error = f"it took longer than pipeline.rollout_s, {settings.rollout_s:g} s"
         else:
             error = f"{type(failure).__name__}: {failure}"
         logger.warning("rollout failed", rollout_id=attempt.rollout_id, error=error)
-    await rollout.end(error)
+    await _end(rollout, error)
+
+
+async def _end(rollout: AsyncRollout, error: str | None) -> None:
+    """End a rollout; as failed where the gateway cannot take its output."""
+    try:
+        await rollout.end(error)
+    except Exception as failure:  # noqa: BLE001 - the output is of somebody else's code
+        rollout.output = rollout.turns = None
+        error = f"its output cannot be recorded: {failure}"
+        logger.warning("rollout failed", rollout_id=rollout.id, error=error)
+        await rollout.end(error)

@@ -145,7 +145,8 @@ class Pipeline:
             asyncio.Runner()
         )  # one for all phases: what the models' clients hold belongs to its loop
         self._agent = configured_agent(self._pipeline)
-        self._client = AsyncClient(gateway_url)
+        api_key = settings.api_key
+        self._client = AsyncClient(gateway_url, api_key.get_secret_value() if api_key else None)
         self._numbers = count()
         self._name = f"pipeline-{time.time_ns() // 1_000_000:x}"
 

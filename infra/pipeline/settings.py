@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from infra.runtime.section import Section
 from learners.training.config import Method
@@ -50,6 +50,7 @@ class PipelineSettings(Section):
         held_out: rollouts on held-out tasks after each phase, the same tasks every time; nothing
             learns from them.
         training_s: most seconds that a run may take, waiting for others included.
+        api_key: of the gateway, where it asks for one; needs the scopes `agent` and `feedback`.
     """
 
     agent: str | None = None
@@ -62,6 +63,7 @@ class PipelineSettings(Section):
     phases: tuple[PhaseSettings, ...] = ()
     held_out: int = Field(default=20, ge=0)
     training_s: float = Field(default=24 * 3600.0, gt=0.0)
+    api_key: SecretStr | None = None
 
     @model_validator(mode="after")
     def _one_agent(self) -> Self:

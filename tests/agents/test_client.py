@@ -121,6 +121,22 @@ def test_rollouts_of_one_input_are_attempts_at_one_task(client: Client, gateway:
     assert tasks[0] == tasks[1] != tasks[2]
 
 
+@pytest.mark.parametrize("name", ["team/ticket/4711", "a/v1/b", "a/../b"])
+def test_an_id_with_slashes_names_its_rollout_in_the_base_url(
+    client: Client, gateway: Gateway, name: str
+) -> None:
+    message: Any = {"role": "user", "content": "hi"}
+    with (
+        client.rollout(id=name) as rollout,
+        OpenAI(base_url=rollout.base_url, api_key="any") as model,
+    ):
+        model.chat.completions.create(model="plain", messages=[message])
+        assert [one.id for one in model.models.list()] == ["plain"]
+    assert [span.rollout_id for span in gateway.soon(SPANS, SpanEvent, 1)] == [name]
+    (*_, ended) = gateway.events(ROLLOUTS, RolloutEvent)
+    assert (ended.rollout_id, ended.payload.state) == (name, RolloutState.SUCCEEDED)
+
+
 def test_an_expected_output_needs_a_task(client: Client) -> None:
     with pytest.raises(ValueError, match="name its `task`"):
         client.rollout(expected="x")

@@ -108,6 +108,11 @@ def begin(rollout: Beginning) -> Call:
     return Call("/everloop/v1/rollouts", _given(body), repeatable=True)
 
 
+def base_path(rollout_id: str) -> str:
+    """Return the path under which the calls of an OpenAI client belong to a rollout."""
+    return f"/rollout/{quote(rollout_id, safe='')}/v1"
+
+
 def end(rollout_id: str, output: Any, turns: int | None, error: str | None) -> Call:
     """Return the call that ends a rollout: failed if there is an error, else succeeded."""
     state = "succeeded" if error is None else "failed"

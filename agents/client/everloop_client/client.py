@@ -160,7 +160,7 @@ class Rollout:
     @property
     def base_url(self) -> str:
         """The base URL for an OpenAI client whose calls belong to this rollout."""
-        return f"{self._client.url}/rollout/{self.id}/v1"
+        return f"{self._client.url}{calls.base_path(self.id)}"
 
     @property
     def headers(self) -> dict[str, str]:

@@ -81,7 +81,7 @@ HANDLERS = {
 """Model calls by path, for `infra.gateway.apis.direct`."""
 
 
-@router.post("/rollout/{rollout_id}/v1/{path:path}")
+@router.post("/rollout/{rollout_id:path}/v1/{path:path}")
 async def of_rollout(
     rollout_id: str, path: str, request: Request, services: Shared, caller: Agent
 ) -> Response:
@@ -96,7 +96,7 @@ async def of_rollout(
     return await _served(request, services, caller, api, rollout_id)
 
 
-@router.get("/rollout/{rollout_id}/v1/models")
+@router.get("/rollout/{rollout_id:path}/v1/models")
 async def models_of_rollout(rollout_id: str, services: Shared, caller: Agent) -> JSONResponse:  # noqa: ARG001
     """List the logical models, as a client whose base URL names a rollout asks for them."""
     return await models(services, caller)

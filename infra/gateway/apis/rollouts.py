@@ -74,7 +74,7 @@ async def create(
     return JSONResponse(answer, status_code=201)
 
 
-@router.post("/{rollout_id}/end", status_code=202)
+@router.post("/{rollout_id:path}/end", status_code=202)
 async def end(
     rollout_id: Name, ending: Ending, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:

@@ -10,15 +10,18 @@ from typing import Any
 import psutil
 import pytest
 from everloop_client import AsyncClient
+from everloop_client import Rollout as BlockingRollout
 from everloop_client.asynchronous import AsyncRollout
 
 from infra.pipeline.agents import Attempt, CommandAgent, configured_agent, run_attempts
 from infra.pipeline.settings import PipelineSettings
 from infra.pipeline.tasks import Task, load_tasks
 from infra.runtime.errors import ConfigError
+from schemas.decisions import DecisionEvent
+from schemas.rewards import RewardEvent
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.spans import SpanEvent
-from schemas.topics import ROLLOUTS, SPANS
+from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS
 from tests.infra.conftest import Gateway
 
 HERE = __name__
@@ -35,6 +38,16 @@ def shout(task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
 
 def fail(task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
     raise ValueError("no idea")
+
+
+def choose(task: Mapping[str, Any], rollout: BlockingRollout) -> None:
+    chosen = rollout.decide("supervisor-policy", "", ["yes", "no"])
+    rollout.reward(0.25, comment=str(chosen.candidate))
+    rollout.output, rollout.turns = {"chosen": chosen.candidate}, 3
+
+
+def not_json(task: Mapping[str, Any], rollout: BlockingRollout) -> Any:
+    return object()
 
 
 def one_argument(task: Mapping[str, Any]) -> None: ...
@@ -63,6 +76,35 @@ def test_a_coroutine_gets_the_task_without_what_is_expected(gateway: Gateway) ->
 
 def test_a_function_that_is_no_coroutine_runs_too(gateway: Gateway) -> None:
     assert ended(gateway, PipelineSettings(agent=f"{HERE}:shout")).output == "2 + 2"
+
+
+def test_a_function_that_is_no_coroutine_decides_and_rewards(gateway: Gateway) -> None:
+    rollout = ended(gateway, PipelineSettings(agent=f"{HERE}:choose"))
+    (decision,) = gateway.events(DECISIONS, DecisionEvent)
+    (reward,) = gateway.events(REWARDS, RewardEvent)
+    assert rollout.turns == 3
+    assert rollout.output == {"chosen": reward.payload.comment}
+    assert decision.rollout_id == reward.rollout_id == "r1"
+    assert reward.payload.value == 0.25
+
+
+def test_an_output_that_is_no_json_ends_the_rollout_as_failed(gateway: Gateway) -> None:
+    rollout = ended(gateway, PipelineSettings(agent=f"{HERE}:not_json"))
+    assert rollout.state is RolloutState.FAILED
+    assert rollout.error is not None
+    assert "its output cannot be recorded" in rollout.error
+
+
+def test_a_gateway_that_is_not_there_is_one_line() -> None:
+    settings = PipelineSettings(agent=f"{HERE}:echo")
+
+    async def run() -> None:
+        async with AsyncClient("http://127.0.0.1:9") as client:
+            attempt = Attempt("r1", TASK, "test", "g")
+            await run_attempts(configured_agent(settings), client, settings, [attempt])
+
+    with pytest.raises(ConfigError, match=r"pipeline: .*no answer from the gateway"):
+        asyncio.run(run())
 
 
 def test_an_agent_that_fails_ends_its_rollout_as_failed(gateway: Gateway) -> None:
@@ -124,6 +166,7 @@ def test_what_a_command_prints_that_is_no_json_is_text(gateway: Gateway) -> None
     ("settings", "says"),
     [
         (PipelineSettings(), "there is no agent"),
+        (PipelineSettings(command=("no-such-program",)), "there is no program 'no-such-program'"),
         (PipelineSettings(agent="nowhere:run"), "pipeline.agent: nowhere:run"),
         (PipelineSettings(agent=f"{HERE}:one_argument"), "must take a task and a rollout"),
         (PipelineSettings(agent=f"{HERE}:shout", options={"x": 1}), "unexpected keyword"),
