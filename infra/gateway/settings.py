@@ -46,6 +46,9 @@ class GatewaySettings(Section):
         upstream: retries, backoff and circuit breakers.
         max_body_bytes: larger requests are refused.
         body_timeout_s: longest silence while a request is received.
+        holdout: share of rollouts, in [0, 1), that the gateway holds out (split `validation`) where
+            the agent names no split. Promotion judges new versions by them; no learner learns
+            from them. 0 holds none out.
         conversation_idle_s: when calls that name no rollout have ended one.
         tool_calls: what becomes of answers whose tool calls the caller's JSON Schemas do not allow:
             they `pass`, the model is told and asked once more (`repair`; chat completions), or the
@@ -71,6 +74,7 @@ class GatewaySettings(Section):
     upstream: UpstreamSettings = UpstreamSettings()
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
+    holdout: float = Field(default=0.2, ge=0, lt=1)
     conversation_idle_s: float = Field(default=300.0, gt=0)
     tool_calls: Literal["pass", "repair", "reject"] = "pass"
     redaction: RedactionConfig = RedactionConfig()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from schemas.envelope import AnyEvent
-from schemas.rollouts import TERMINAL, RolloutEvent
+from schemas.rollouts import TERMINAL, RolloutEvent, Split
 from schemas.topics import ROLLOUTS, Topic
 
 
@@ -17,10 +17,16 @@ class OpenRollout:
         began: its first event.
         checkpoints: the version of each logical name that it is pinned to; of two records that name
             a version, the later one counts.
+        assigned: logical names whose use is recorded.
+        split: the one that the agent named; before it did, the one of the first event.
+        split_chosen: whether the agent named it.
     """
 
     began: RolloutEvent
     checkpoints: dict[str, str] = field(default_factory=dict)
+    assigned: set[str] = field(default_factory=set)
+    split: Split = "train"
+    split_chosen: bool = False
 
 
 class Rollouts:
@@ -42,5 +48,9 @@ class Rollouts:
         if event.payload.state in TERMINAL:
             self.open.pop(event.rollout_key, None)
         else:
-            known = self.open.setdefault(event.rollout_key, OpenRollout(event))
-            known.checkpoints.update(event.payload.checkpoints)
+            change = event.payload
+            known = self.open.setdefault(event.rollout_key, OpenRollout(event, split=change.split))
+            known.checkpoints.update(change.checkpoints)
+            known.assigned.update(change.assigned)
+            if change.split_chosen:
+                known.split, known.split_chosen = change.split, True

@@ -9,9 +9,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from infra.gateway.calls.choices import decided
+from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.access import Agent, Caller, Feedback
 from infra.gateway.http.bodies import BoundedRoute
-from infra.gateway.http.context import call_context
+from infra.gateway.http.context import SPLIT_HEADER, call_context
 from infra.gateway.state.services import Shared
 from schemas.clock import from_milliseconds
 from schemas.decisions import Candidate
@@ -125,13 +126,19 @@ async def decide(
     new: NewDecision, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
     """Choose a candidate with the policy the rollout is pinned to; the choice is durable when this
-    answers.
+    answers. A rollout that nobody has announced begins with it.
 
     The draw depends on rollout, policy and context only: asked again, the same policy chooses the
     same.
     """
     call = call_context(request, caller)
     event = decided(services, call, new.rollout_id, new.policy, new.context, new.candidates)
+    # The version that the rollout is pinned to. If that policy broke, the baseline decided.
+    key = call.key(new.rollout_id)
+    pinned, _ = services.routing.resolve(new.policy, "policy", key)
+    versions = {new.policy: pinned.version}
+    assign(services, caller.tenant, new.rollout_id, call.trace_id, versions)
+    split, _ = services.routing.split(key)
     await services.record_durably(DECISIONS, event)
     made = event.payload
     return JSONResponse(
@@ -141,5 +148,6 @@ async def decide(
             "propensity": made.propensity,
             "probabilities": made.probabilities,
             "policy_version": made.policy_version,
-        }
+        },
+        headers={SPLIT_HEADER: split},
     )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from infra.gateway.calls.exchange import serve
 from infra.gateway.calls.formats import CHAT, COMPLETIONS
 from infra.gateway.calls.model_call import ModelCall
+from infra.gateway.calls.rollouts import drawn_split, fault_at_end
 from infra.gateway.http.access import Admin, Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute, read_object
 from infra.gateway.http.context import call_context
@@ -55,7 +56,7 @@ from schemas.lightning import (
     Registered,
 )
 from schemas.rewards import Reward, RewardEvent, RewardSource
-from schemas.rollouts import Rollout, RolloutEvent, RolloutState, Task
+from schemas.rollouts import Rollout, RolloutEvent, RolloutState, Split, Task
 from schemas.topics import LIGHTNING, REWARDS, ROLLOUTS
 
 router = APIRouter(tags=["agent lightning"], route_class=BoundedRoute)
@@ -136,13 +137,17 @@ async def _create(
     )  # one input is one task
     key = rollout_key(caller.tenant, rollout_id)
     versions = {name: target.version for name, target in services.routing.pin(key).items()}
-    services.routing.begin(key)
-    split = "train" if rollout.is_train else "validation"
+    split_chosen = "is_train" in rollout.model_fields_set
+    split: Split = "train" if rollout.is_train else "validation"
+    if not split_chosen:
+        split = drawn_split(services, key)
+    services.routing.begin(key, "default", split, split_chosen)
     began = Rollout(
         state=RolloutState.CREATED,
         agent="agentlightning",
         task=task,
         split=split,
+        split_chosen=split_chosen,
         checkpoints=versions,
     )
     await services.record_durably(ROLLOUTS, _told(caller, rollout_id, began))
@@ -326,6 +331,7 @@ async def proxied(
     if store.pause.paused:
         headers = {"retry-after": str(store.pause.retry_after_seconds), "x-agl-paused": "true"}
         said = {"error": "gateway paused", "reason": store.pause.reason}
+        services.routing.note_fault(rollout_key(caller.tenant, rollout_id), "limit")
         return JSONResponse(said, 429, headers=headers)
     target, route = _chosen(services, store, caller, rollout_id)
     body: dict[str, Any] = await read_object(request)
@@ -459,13 +465,14 @@ async def _tell_state(
 ) -> None:
     if state is LightningRolloutState.QUEUING:
         return
-    event = _told(caller, rollout_id, Rollout(state=_STATES[state], error=error))
+    key = rollout_key(caller.tenant, rollout_id)
+    change = Rollout(state=_STATES[state], error=error)
+    if state is LightningRolloutState.FAILED:
+        change = change.model_copy(update={"fault": fault_at_end(services, key)})
     if state is not LightningRolloutState.RUNNING:
-        recorded = services.routing.recorded(event.rollout_key)
-        event = event.model_copy(
-            update={"payload": event.payload.model_copy(update={"recorded": recorded})}
-        )
-        services.routing.release(event.rollout_key)
+        change = change.model_copy(update={"recorded": services.routing.recorded(key)})
+        services.routing.release(key)
+    event = _told(caller, rollout_id, change)
     await services.record_durably(ROLLOUTS, event)
 
 

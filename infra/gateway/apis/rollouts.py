@@ -1,37 +1,43 @@
 """Rollouts: an agent says when it begins and how it ended."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from infra.gateway.calls.rollouts import drawn_split, fault_at_end
 from infra.gateway.http.access import Agent
 from infra.gateway.http.bodies import BoundedRoute
-from infra.gateway.http.context import call_context
+from infra.gateway.http.context import SPLIT_HEADER, call_context
 from infra.gateway.state.services import Shared
 from schemas.envelope import Name
 from schemas.identifiers import new_event_id
-from schemas.rollouts import Rollout, RolloutEvent, RolloutState, Split, Task
+from schemas.rollouts import Fault, Rollout, RolloutEvent, RolloutState, Split, Task
 from schemas.topics import ROLLOUTS
 
 router = APIRouter(prefix="/everloop/v1/rollouts", route_class=BoundedRoute)
 
 
 class NewRollout(BaseModel):
-    """A rollout about to begin. Without an id it gets one."""
+    """A rollout about to begin. Without an id it gets one; without a split the gateway draws it."""
 
     model_config = ConfigDict(extra="forbid")
 
     rollout_id: Name | None = None
     agent: Name = "agent"
     task: Task | None = None
-    split: Split = "train"
+    split: Split | None = None
     group: Name = "default"
 
 
 class Ending(BaseModel):
-    """How a rollout ended."""
+    """How a rollout ended.
+
+    Attributes:
+        fault: whose failure it was. Without it the gateway says so itself: why the rollout's last
+            call failed, else `agent`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,28 +45,48 @@ class Ending(BaseModel):
     output: JsonValue = None
     error: str | None = None
     turns: int | None = Field(default=None, ge=0)
+    fault: Fault | None = None
+
+    @model_validator(mode="after")
+    def _only_a_failure_has_one(self) -> Self:
+        if self.fault is not None and self.state != "failed":
+            raise ValueError(
+                f"fault is {self.fault!r} of a rollout that {self.state}; leave it out"
+            )
+        return self
 
 
 @router.post("", status_code=201)
 async def create(
     new: NewRollout, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
-    """Begin a rollout and pin it to what is served now. Beginning it twice is beginning it once."""
-    call = call_context(request, caller)
+    """Begin a rollout and pin it to what is served now. Beginning it twice is beginning it once.
+
+    Where a call has begun it already, a split that is named here replaces the one that was drawn.
+    """
+    call, routing = call_context(request, caller), services.routing
     rollout_id = new.rollout_id or new_event_id()
     key = call.key(rollout_id)
-    versions = {name: target.version for name, target in services.routing.pin(key).items()}
-    answer: dict[str, Any] = {"rollout_id": rollout_id, "checkpoints": versions}
-    if services.routing.knows_begun(key):
-        return JSONResponse(answer, status_code=200)
-    services.routing.begin(key, new.group)
-    said = {
+    versions = {name: target.version for name, target in routing.pin(key).items()}
+    begun = routing.knows_begun(key)
+    known = routing.split(key) if begun else (drawn_split(services, key), False)
+    split, split_chosen = (new.split, True) if new.split is not None else known
+    said: dict[str, Any] = {
         "agent": new.agent,
         "task": new.task,
-        "split": new.split,
+        "split": split,
+        "split_chosen": split_chosen,
         "group": new.group,
         "checkpoints": versions,
     }
+    if not begun:
+        routing.begin(key, new.group, split, split_chosen)
+        states = [RolloutState.CREATED, RolloutState.STARTED]
+    elif (split, split_chosen) != known:
+        routing.choose_split(key, split)
+        states = [RolloutState.STARTED]
+    else:
+        states = []
     events = [
         RolloutEvent(
             tenant=caller.tenant,
@@ -68,10 +94,13 @@ async def create(
             trace_id=call.trace_id,
             payload=Rollout(state=state, **said),
         )
-        for state in (RolloutState.CREATED, RolloutState.STARTED)
+        for state in states
     ]
-    await services.record_durably(ROLLOUTS, *events)
-    return JSONResponse(answer, status_code=201)
+    if events:
+        await services.record_durably(ROLLOUTS, *events)
+    answer = {"rollout_id": rollout_id, "split": split, "checkpoints": versions}
+    headers = {SPLIT_HEADER: split}
+    return JSONResponse(answer, status_code=200 if begun else 201, headers=headers)
 
 
 @router.post("/{rollout_id:path}/end", status_code=202)
@@ -83,10 +112,12 @@ async def end(
     """
     call = call_context(request, caller)
     key = call.key(rollout_id)
+    failed = ending.state == "failed"
     payload = Rollout(
         state=RolloutState(ending.state),
         output=ending.output,
         error=ending.error,
+        fault=fault_at_end(services, key, ending.fault) if failed else None,
         turns=ending.turns,
         recorded=services.routing.recorded(key),
     )

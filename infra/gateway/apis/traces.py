@@ -23,13 +23,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from pydantic import ValidationError
 
 from infra.gateway.apis.conventions import understood
-from infra.gateway.calls.rollouts import announce
+from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.access import Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute, parsed, read_body
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.state.conversations import AGENT
 from infra.gateway.state.services import Services, Shared
-from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.serialization import readable
 from schemas.spans import Attribute, Span, SpanEvent
 from schemas.topics import SPANS
@@ -155,13 +154,7 @@ def _event(services: Services, caller: Caller, span: Any, attributes: dict[str, 
     if not attributes.get(Attribute.ROLLOUT_ID):
         services.conversations.heard(caller.tenant, event.trace_id)
         if not services.routing.knows_begun(event.rollout_key):
-            began = Rollout(state=RolloutState.STARTED, agent=AGENT)
-            trace = {
-                "tenant": event.tenant,
-                "rollout_id": event.rollout_id,
-                "trace_id": event.trace_id,
-            }
-            announce(services, RolloutEvent(**trace, payload=began))
+            assign(services, event.tenant, event.rollout_id, event.trace_id, {}, AGENT)
     return event
 
 

@@ -1,7 +1,8 @@
 """A model call from beginning to end: placed, sent, passed back, recorded."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import aiohttp
@@ -11,17 +12,25 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.background import BackgroundTask
 
+from infra.gateway.calls.faults import fault_of_call, fault_of_refusal
 from infra.gateway.calls.formats import CHAT, Api
 from infra.gateway.calls.model_call import ModelCall
 from infra.gateway.calls.placement import place_call, record_placement
 from infra.gateway.calls.shadows import send_shadows
 from infra.gateway.calls.tool_calls import InvalidToolCallError
-from infra.gateway.http.context import CHECKPOINT_HEADER, ROLLOUT_HEADER, SPAN_HEADER, CallContext
+from infra.gateway.http.context import (
+    CHECKPOINT_HEADER,
+    ROLLOUT_HEADER,
+    SPAN_HEADER,
+    SPLIT_HEADER,
+    CallContext,
+)
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.servers import Reply, UpstreamError
 from infra.gateway.routes.table import LoadedRoute, Target
 from infra.gateway.state.conversations import Conversation
 from infra.gateway.state.services import Services
+from schemas.rollouts import Fault
 from schemas.serialization import readable
 from schemas.topics import SPANS
 
@@ -76,23 +85,25 @@ async def serve(
         ProblemError: the request does not fit this API; there is no such model; the key is over a
             limit; no model server answered; or the model called a tool against the caller's schema.
     """
-    # 1. Refuse a malformed request, or one over a limit, before anything is kept of it.
-    try:
-        api.request.model_validate(body)
-    except ValidationError as error:
-        raise ProblemError(400, "Invalid request", readable(error)) from error
-    services.limits.check(call.caller.key)
+    with _refusal_noted(services, call):
+        # 1. Refuse a malformed request, or one over a limit, before anything is kept of it.
+        try:
+            api.request.model_validate(body)
+        except ValidationError as error:
+            raise ProblemError(400, "Invalid request", readable(error)) from error
+        services.limits.check(call.caller.key)
 
-    # 2. Find its rollout and the version that serves it.
-    placement = place_call(services, api, call, body, resolved)
+        # 2. Find its rollout and the version that serves it.
+        placement = place_call(services, api, call, body, resolved)
 
-    # 3. Record the rollout and the choice first: the span refers to both.
+    # 3. Record the rollout, its versions and the choice first: the span refers to them.
     record_placement(services, call, placement)
 
     # 4. Tell the observer, and send copies to the shadows.
     rollout_id, route = placement.rollout_id, placement.route
-    group = services.routing.group(call.key(rollout_id))
-    model_call = ModelCall(api, call, rollout_id, group, placement.body, placement.target)
+    key = call.key(rollout_id)
+    group, (split, _) = services.routing.group(key), services.routing.split(key)
+    model_call = ModelCall(api, call, rollout_id, group, placement.body, placement.target, split)
     if observer is not None:
         observer.on_begin(model_call)
     if route.shadows:
@@ -116,6 +127,18 @@ async def serve(
         raise ProblemError(
             502, "Invalid tool call", f"asked again, the model answered: {invalid}"
         ) from invalid
+
+
+@contextmanager
+def _refusal_noted(services: Services, call: CallContext) -> Iterator[None]:
+    """Keep why a call was refused, for the rollout that the caller names."""
+    try:
+        yield
+    except ProblemError as refused:
+        if call.rollout_id is not None:
+            key = call.key(call.rollout_id)
+            services.routing.note_fault(key, fault_of_refusal(refused.status_code))
+        raise
 
 
 async def _call(
@@ -144,7 +167,7 @@ async def _call(
         finish(None, str(error))
         raise ProblemError(error.status, "Model server failed", str(error)) from error
     except ProblemError as error:
-        finish(None, str(error.detail))
+        finish(None, str(error.detail), fault_of_refusal(error.status_code))
         raise
     except asyncio.CancelledError:
         finish(None, "cancelled")
@@ -204,6 +227,7 @@ async def _pass_back(model_call: ModelCall, reply: Reply, finish: "_Finish") -> 
         ROLLOUT_HEADER: model_call.rollout_id,
         CHECKPOINT_HEADER: reply.target.version,
         SPAN_HEADER: model_call.call.span_id,
+        SPLIT_HEADER: model_call.split,
     }
     for name, value in upstream.headers.items():
         passed = name.lower() in PASSED_BACK or name.lower().startswith(PASSED_BACK_PREFIXES)
@@ -232,7 +256,8 @@ async def _pass_back(model_call: ModelCall, reply: Reply, finish: "_Finish") -> 
     error = None if upstream.ok else f"status {upstream.status}"
     if error is None and model_call.invalid_calls and not finish.lets_invalid_through:
         reason = "; ".join(model_call.invalid_calls.values())
-        finish(upstream.status, f"invalid tool call: {reason}", goes_on=finish.repairs)
+        # The model's own doing, and so the agent's: it must not escape a reward by it.
+        finish(upstream.status, f"invalid tool call: {reason}", "agent", goes_on=finish.repairs)
         raise InvalidToolCallError(reason)
     if finish.awaited:
         finish(upstream.status, error)
@@ -310,10 +335,17 @@ class _Finish:
         """Record after the answer was passed back, so that the caller does not wait for it."""
         self(status, error)
 
-    def __call__(self, status: int | None, error: str | None, goes_on: bool = False) -> None:
+    def __call__(
+        self,
+        status: int | None,
+        error: str | None,
+        fault: Fault | None = None,
+        goes_on: bool = False,
+    ) -> None:
         """Record the end.
 
         Args:
+            fault: whose failure it is. None: status and error say it.
             goes_on: whether another call repairs this one. Then that call ends the turn.
         """
         self.finished = True
@@ -321,6 +353,9 @@ class _Finish:
         span = model_call.span(status, error)
         services.record(SPANS, span)
         failed = span.payload.status == "error"
+        if failed and fault is None:
+            fault = fault_of_call(status, span.payload.status_message)
+        services.routing.note_fault(model_call.key, fault if failed else None)
         _count(services, model_call, _outcome(status, error, failed))
         if self._conversation is not None and not goes_on:
             answer = model_call.answer

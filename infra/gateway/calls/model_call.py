@@ -11,6 +11,7 @@ from infra.gateway.routes.table import Target
 from schemas.clock import now_nanoseconds
 from schemas.genai import to_semantic
 from schemas.identifiers import new_span_id
+from schemas.rollouts import Split
 from schemas.spans import Attribute, Span, SpanEvent
 
 
@@ -19,6 +20,7 @@ class ModelCall:
 
     Args:
         rollout_id: the rollout it belongs to.
+        group, split: of that rollout.
         body: the caller's request, valid for its API.
         target: what it is sent to first.
 
@@ -36,6 +38,7 @@ class ModelCall:
         group: str,
         body: dict[str, Any],
         target: Target,
+        split: Split = "train",
     ) -> None:
         self.api = api
         self.call = call
@@ -46,6 +49,7 @@ class ModelCall:
         self.attempts = 1
         self.answer = api.answer()
         self.start = now_nanoseconds()
+        self.split = split
         self._group = group
         self._first_token: int | None = None
 
@@ -79,7 +83,9 @@ class ModelCall:
         """Return a call that asks again and says what was wrong. It is a span of its own."""
         call = replace(self.call, span_id=new_span_id())
         body = repair_request(self.body, self.answer.messages, self.invalid_calls)
-        return ModelCall(self.api, call, self.rollout_id, self._group, body, self.target)
+        return ModelCall(
+            self.api, call, self.rollout_id, self._group, body, self.target, self.split
+        )
 
     def mark_first_token(self) -> None:
         """Keep the time of the first piece of the answer."""

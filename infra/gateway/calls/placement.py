@@ -5,13 +5,12 @@ from typing import Any
 
 from infra.gateway.calls.choices import Chosen, chosen
 from infra.gateway.calls.formats import Api
-from infra.gateway.calls.rollouts import announce
+from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.context import CallContext
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.routes.table import LoadedRoute, Target
 from infra.gateway.state.conversations import AGENT, Conversation
 from infra.gateway.state.services import Services
-from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.topics import DECISIONS
 
 
@@ -69,22 +68,20 @@ def place_call(
 
 
 def record_placement(services: Services, call: CallContext, placement: Placement) -> None:
-    """Record the rollout if nobody has announced it, and the choice if there was one."""
-    rollout_id, conversation = placement.rollout_id, placement.conversation
-    if not services.routing.knows_begun(call.key(rollout_id)):
-        began = RolloutEvent(
-            tenant=call.caller.tenant,
-            rollout_id=rollout_id,
-            trace_id=call.trace_id,
-            payload=Rollout(
-                state=RolloutState.STARTED,
-                agent=AGENT if conversation is not None else "agent",
-                checkpoints={placement.model: placement.target.version},
-            ),
-        )
-        announce(services, began)
-    if placement.taken is not None:
-        services.record(DECISIONS, placement.taken.decision)
+    """Record the rollout if nobody has announced it, the versions that it uses for the first time,
+    and the choice if there was one.
+    """
+    rollout_id, taken = placement.rollout_id, placement.taken
+    versions = {placement.model: placement.target.version}
+    if taken is not None:
+        # The version that the rollout is pinned to. If that policy broke, the baseline decided.
+        policy = taken.decision.payload.policy
+        pinned, _ = services.routing.resolve(policy, "policy", call.key(rollout_id))
+        versions[policy] = pinned.version
+    agent = AGENT if placement.conversation is not None else "agent"
+    assign(services, call.caller.tenant, rollout_id, call.trace_id, versions, agent)
+    if taken is not None:
+        services.record(DECISIONS, taken.decision)
 
 
 def _served_by(

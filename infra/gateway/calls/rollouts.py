@@ -1,17 +1,68 @@
 """Rollouts that the gateway begins and ends itself, for agents that name no rollout."""
 
 import asyncio
+from collections.abc import Mapping
 
+from infra.gateway.routes.table import unit_draw
 from infra.gateway.state.conversations import Conversation
 from infra.gateway.state.services import Services
-from schemas.rollouts import Rollout, RolloutEvent, RolloutState
+from schemas.envelope import rollout_key
+from schemas.rollouts import Fault, Rollout, RolloutEvent, RolloutState, Split
 from schemas.topics import ROLLOUTS
 
 
-def announce(services: Services, began: RolloutEvent) -> None:
-    """Record the beginning of a rollout that its agent did not announce."""
-    services.routing.begin(began.rollout_key)
-    services.record(ROLLOUTS, began)
+def drawn_split(services: Services, key: str) -> Split:
+    """Return the split of a rollout whose agent names none. The same rollout has the same split.
+
+    No logical name has a space, so the draw is independent of those of the routes.
+    """
+    return "validation" if unit_draw("held out", key) < services.settings.holdout else "train"
+
+
+def assign(
+    services: Services,
+    tenant: str,
+    rollout_id: str,
+    trace_id: str | None,
+    versions: Mapping[str, str],
+    agent: str = "agent",
+) -> None:
+    """Record the version of each logical name that a rollout uses for the first time.
+
+    It is recorded before anybody knows what answers. A rollout that nobody has announced begins
+    with it.
+
+    Args:
+        versions: logical name to the version that the rollout is pinned to.
+        agent: the agent of a rollout that begins now.
+    """
+    key, routing = rollout_key(tenant, rollout_id), services.routing
+    begins = not routing.knows_begun(key)
+    if begins:
+        routing.begin(key, split=drawn_split(services, key))
+    new = routing.assign(key, versions)
+    if not begins and not new:
+        return
+    split, split_chosen = routing.split(key)
+    started = Rollout(
+        state=RolloutState.STARTED,
+        agent=agent,
+        split=split,
+        split_chosen=split_chosen,
+        checkpoints=new,
+        assigned=new,
+    )
+    event = RolloutEvent(tenant=tenant, rollout_id=rollout_id, trace_id=trace_id, payload=started)
+    services.record(ROLLOUTS, event)
+
+
+def fault_at_end(services: Services, key: str, named: Fault | None = None) -> Fault:
+    """Return whose failure a failed rollout is.
+
+    Args:
+        named: what the agent says. None: why its last call failed; if that worked, the agent.
+    """
+    return named or services.routing.fault(key) or "agent"
 
 
 async def end_conversations(services: Services, every_s: float) -> None:
@@ -28,19 +79,20 @@ async def end_conversations(services: Services, every_s: float) -> None:
 
 def end_conversation(services: Services, conversation: Conversation) -> None:
     """End a rollout that the gateway began. It failed if its last call failed."""
+    key = rollout_key(conversation.tenant, conversation.rollout_id)
+    failed = conversation.failed
+    ended = Rollout(
+        state=RolloutState.FAILED if failed else RolloutState.SUCCEEDED,
+        error="its last call failed" if failed else None,
+        fault=fault_at_end(services, key) if failed else None,
+        turns=conversation.calls or None,
+        recorded=services.routing.recorded(key),
+    )
     event = RolloutEvent(
         tenant=conversation.tenant,
         rollout_id=conversation.rollout_id,
         trace_id=conversation.trace_id,
-        payload=Rollout(
-            state=RolloutState.FAILED if conversation.failed else RolloutState.SUCCEEDED,
-            error="its last call failed" if conversation.failed else None,
-            turns=conversation.calls or None,
-        ),
-    )
-    recorded = services.routing.recorded(event.rollout_key)
-    event = event.model_copy(
-        update={"payload": event.payload.model_copy(update={"recorded": recorded})}
+        payload=ended,
     )
     services.record(ROLLOUTS, event)
-    services.routing.release(event.rollout_key)
+    services.routing.release(key)

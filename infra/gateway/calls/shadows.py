@@ -4,6 +4,7 @@ import asyncio
 
 import aiohttp
 
+from infra.gateway.calls.faults import fault_of_call
 from infra.gateway.calls.model_call import ModelCall
 from infra.gateway.http.context import CallContext
 from infra.gateway.http.problems import ProblemError
@@ -36,14 +37,15 @@ async def _copy_of(services: Services, shadow: Target, name: str, original: Mode
         for key, value in original.body.items()
         if key not in ("stream", "stream_options")
     }
-    copy = ModelCall(original.api, call, rollout_id, group, body, shadow)
-    services.routing.begin(copy.key, group)
+    copy = ModelCall(original.api, call, rollout_id, group, body, shadow, "test")
+    services.routing.begin(copy.key, group, "test", assigned=(name,))
     begun = Rollout(
         state=RolloutState.STARTED,
         agent="shadow",
         split="test",
         group=group,
         checkpoints={name: shadow.version},
+        assigned={name: shadow.version},
     )
     services.record(ROLLOUTS, _rollout_event(call, rollout_id, begun))
     error: str | None = None
@@ -70,6 +72,7 @@ async def _copy_of(services: Services, shadow: Target, name: str, original: Mode
         ended = Rollout(
             state=RolloutState.FAILED if failed else RolloutState.SUCCEEDED,
             error=span.payload.status_message or None,
+            fault=fault_of_call(status, span.payload.status_message) if failed else None,
             turns=1,
             recorded=services.routing.recorded(copy.key),
         )

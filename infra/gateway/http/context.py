@@ -17,6 +17,7 @@ ROLLOUT_HEADER = "x-everloop-rollout-id"
 NODE_HEADER = "x-everloop-node"
 CHECKPOINT_HEADER = "x-everloop-checkpoint"
 SPAN_HEADER = "x-everloop-span-id"
+SPLIT_HEADER = "x-everloop-split"
 
 _names: TypeAdapter[str] = TypeAdapter(Name)
 _propagator = TraceContextTextMapPropagator()

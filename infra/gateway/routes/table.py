@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from infra.gateway.http.problems import ProblemError
 from learners.contract import Policy
 from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
 from schemas.endpoints import Endpoint
-from schemas.rollouts import Recorded
+from schemas.rollouts import Fault, Recorded, Split
 from schemas.routes import STAND_IN, Choice, Route, RouteTarget
 from schemas.topics import DECISIONS, SPANS
 from streams.storage.artifacts import ArtifactReader
@@ -66,16 +66,24 @@ class OpenRollout:
     """What is known of a rollout that has not ended.
 
     Attributes:
-        pins: the target of each logical name, taken when the rollout began.
+        pins: the target of each logical name, taken when the rollout began; of a name that came
+            later, when it was first used.
         begun: whether its beginning is recorded.
         counts: its events by topic; None where it began before this process did, or elsewhere.
         group: experiment arm.
+        split_chosen: whether the agent named the split.
+        assigned: the logical names it has used, whose versions are recorded.
+        fault: why its last call failed; None after a call that worked.
     """
 
     pins: Pins
     begun: bool = False
     counts: Counter[str] | None = field(default_factory=Counter)
     group: str = "default"
+    split: Split = "train"
+    split_chosen: bool = False
+    assigned: tuple[str, ...] = ()
+    fault: Fault | None = None
 
 
 class RoutingTable:
@@ -145,16 +153,60 @@ class RoutingTable:
         """Return what a rollout is pinned to, pinning it to what is served now if it is new."""
         return self._opened(rollout).pins
 
-    def begin(self, rollout: str, group: str = "default") -> None:
-        """Note that a rollout's beginning has been recorded; from now on its events are counted."""
+    def begin(
+        self,
+        rollout: str,
+        group: str = "default",
+        split: Split = "train",
+        split_chosen: bool = False,
+        assigned: Iterable[str] = (),
+    ) -> None:
+        """Note that a rollout's beginning has been recorded; from now on its events are counted.
+
+        Args:
+            split_chosen: whether the agent named the split.
+            assigned: the logical names whose use was recorded with it.
+        """
         known = self._opened(rollout)
         known.begun = True
-        known.group = group
+        known.group, known.split, known.split_chosen = group, split, split_chosen
+        known.assigned = tuple(assigned)
 
     def group(self, rollout: str) -> str:
         """Return the experiment arm of a rollout."""
         known = self._rollouts.get(rollout)
         return known.group if known is not None else "default"
+
+    def split(self, rollout: str) -> tuple[Split, bool]:
+        """Return the split of a rollout that has begun, and whether its agent named it."""
+        known = self._opened(rollout)
+        return known.split, known.split_chosen
+
+    def choose_split(self, rollout: str, split: Split) -> None:
+        """Note that the agent has named the split."""
+        known = self._opened(rollout)
+        known.split, known.split_chosen = split, True
+
+    def assign(self, rollout: str, versions: Mapping[str, str]) -> dict[str, str]:
+        """Return the versions of the names that this rollout uses for the first time. They are to
+        be recorded by the caller, once.
+        """
+        known = self._opened(rollout)
+        new = {name: version for name, version in versions.items() if name not in known.assigned}
+        if new:
+            known.assigned = (*known.assigned, *new)
+        return new
+
+    def note_fault(self, rollout: str, fault: Fault | None) -> None:
+        """Note why the last call of a rollout failed; None where it worked."""
+        self._opened(rollout).fault = fault
+
+    def fault(self, rollout: str) -> Fault | None:
+        """Return why the last call of an open rollout failed; None where it worked, or where this
+        process saw none.
+        """
+        known = self._rollouts.get(rollout)
+        return known.fault if known is not None else None
 
     def count(self, rollout: str, topic: str, events: int) -> None:
         """Note that events of a rollout were recorded."""
@@ -176,7 +228,15 @@ class RoutingTable:
         known = self._rollouts.get(rollout)
         return known is not None and known.begun
 
-    def restore(self, rollout: str, versions: Mapping[str, str], group: str) -> None:
+    def restore(
+        self,
+        rollout: str,
+        versions: Mapping[str, str],
+        group: str,
+        split: Split = "train",
+        split_chosen: bool = False,
+        assigned: Iterable[str] = (),
+    ) -> None:
         """Pin a rollout that began before this process did, as far as its versions are still
         known.
         """
@@ -187,7 +247,18 @@ class RoutingTable:
         }
         with self._lock:
             pins = {**self._drawn(rollout), **known}
-            self._remember(rollout, OpenRollout(pins, begun=True, counts=None, group=group))
+            self._remember(
+                rollout,
+                OpenRollout(
+                    pins,
+                    begun=True,
+                    counts=None,
+                    group=group,
+                    split=split,
+                    split_chosen=split_chosen,
+                    assigned=tuple(assigned),
+                ),
+            )
 
     def release(self, rollout: str) -> None:
         """Forget an ended rollout."""
@@ -201,9 +272,11 @@ class RoutingTable:
             ProblemError: 404, there is no such name.
         """
         route = self._routes.get(name)
-        target = self.pin(rollout).get(name)
-        if target is None and route is not None:
-            target = route.target_for(rollout)  # announced after the rollout began
+        opened = self._opened(rollout)
+        target = opened.pins.get(name)
+        if target is None and route is not None:  # announced after the rollout began
+            target = route.target_for(rollout)
+            opened.pins = {**opened.pins, name: target}
         if target is None or route is None or route.kind != kind:
             if kind == "model" and self.stands_in:
                 return self._stand_in_route(name)

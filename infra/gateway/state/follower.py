@@ -93,7 +93,14 @@ class GatewayFollower:
         unreadable = read_views(log, rollouts, calls)
         for key, rollout in rollouts.open.items():
             began = rollout.began
-            self._table.restore(key, rollout.checkpoints, began.payload.group)
+            self._table.restore(
+                key,
+                rollout.checkpoints,
+                began.payload.group,
+                rollout.split,
+                rollout.split_chosen,
+                rollout.assigned,
+            )
             if began.payload.agent == AGENT:
                 self._conversations.restore(began.tenant, began.rollout_id)
         self._lightning.restore(calls.events)

@@ -95,7 +95,8 @@ def test_a_span_that_names_no_rollout_is_of_its_traces_which_ends_when_it_is_sil
     called = gateway.chat(headers={"traceparent": f"00-{TRACE}-{SPAN}-01"})
     assert called.headers["x-everloop-rollout-id"] == TRACE
     assert {event.rollout_id for event in gateway.soon(SPANS, SpanEvent, 3)} == {TRACE}
-    began, ended = gateway.soon(ROLLOUTS, RolloutEvent, 2)
+    began, assigned, ended = gateway.soon(ROLLOUTS, RolloutEvent, 3)
+    assert assigned.payload.assigned == {"tiny": "v1"}
     assert (began.payload.state, ended.payload.state) == (
         RolloutState.STARTED,
         RolloutState.SUCCEEDED,
