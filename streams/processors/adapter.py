@@ -13,10 +13,10 @@ from schemas.genai import to_openai
 from schemas.routes import STAND_IN
 from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import Trajectory, TrajectoryEvent
+from streams.processors.model_calls import ModelCall, asks_model, model_calls
 from streams.processors.trajectories import rewards_that_count
 
 Body = SftExample | RlExample | BanditExample
-MODEL_CALLS = ("chat", "text_completion")
 
 
 class AdapterConfig(BaseModel):
@@ -82,9 +82,10 @@ Found = tuple[str, str, str | None, float | None, Body]
 def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Found]:
     """Yield the examples."""
     trajectory = event.payload
-    calls = _model_calls(trajectory.spans)
+    calls = model_calls(trajectory.spans)
     for target, nodes in _of_tenant(config.sft, event.tenant):
-        for span in _last_by_node(calls, nodes & _credited(event, config, nodes)):
+        for call in _last_by_node(calls, nodes & _credited(event, config, nodes)):
+            span = call.span
             called = span.payload.text(Attribute.REQUEST_MODEL)
             own = target not in config.rl and called in (target, target.rpartition("@")[0])
             conversation = _conversation(span, _checkpoint(span) if own else "")
@@ -92,24 +93,21 @@ def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Found]:
                 target,
                 span.event_id,
                 span.span_id,
-                _reward(trajectory, span.span_id),
+                _reward(trajectory, *call.span_ids),
                 conversation,
             )
         yield from _demonstrations(trajectory, target, nodes)
     for target, nodes in _of_tenant(config.rl, event.tenant):
-        for span in calls:
+        for call in calls:
+            span = call.span
             if _node(span) in nodes:
-                yield (
-                    target,
-                    span.event_id,
-                    span.span_id,
-                    _reward(trajectory, span.span_id),
-                    _sample(span),
-                )
+                reward = _reward(trajectory, *call.span_ids)
+                yield target, span.event_id, span.span_id, reward, _sample(span)
     for decision in trajectory.decisions:
         body = BanditExample(decision_id=decision.event_id, decision=decision.payload)
         about = decision.span_id
-        yield decision.payload.policy, decision.event_id, about, _reward(trajectory, about), body
+        reward = _reward(trajectory, about or "")
+        yield decision.payload.policy, decision.event_id, about, reward, body
 
 
 def _of_tenant(
@@ -136,7 +134,7 @@ class _Costs:
             cost = span.payload.attributes.get(Attribute.COST)
             if isinstance(cost, int | float):
                 self._costs[span.span_id] = float(cost)
-            elif span.payload.text(Attribute.OPERATION) in MODEL_CALLS:
+            elif asks_model(span):
                 self._costs[span.span_id] = 0.0
         self._all = fsum(self._costs.values())
 
@@ -153,8 +151,10 @@ class _Costs:
         return fsum(self._costs[one] for one in own) if own else self._all
 
 
-def _reward(trajectory: Trajectory, span_id: str | None) -> float | None:
-    return trajectory.span_rewards.get(span_id or "", trajectory.reward)
+def _reward(trajectory: Trajectory, *span_ids: str) -> float | None:
+    """Return the reward of the first of these spans that has its own, else the rollout's."""
+    own = (trajectory.span_rewards[one] for one in span_ids if one in trajectory.span_rewards)
+    return next(own, trajectory.reward)
 
 
 def _demonstrations(trajectory: Trajectory, target: str, nodes: frozenset[str]) -> Iterator[Found]:
@@ -187,29 +187,14 @@ def _credited(
     return frozenset(node for node in nodes if node in chosen or node not in proposers)
 
 
-def _model_calls(spans: list[SpanEvent]) -> list[SpanEvent]:
-    """Return the model calls. One that encloses another is the same call, seen by the agent's own
-    instrumentation.
-    """
-    calls = [span for span in spans if _is_model_call(span)]
-    enclosing = {span.payload.parent_span_id for span in calls}
-    return [span for span in calls if span.span_id not in enclosing]
-
-
-def _is_model_call(event: SpanEvent) -> bool:
-    span = event.payload
-    answered = span.status != "error" and bool(_messages(event, "output"))
-    return answered and span.text(Attribute.OPERATION) in MODEL_CALLS
-
-
-def _last_by_node(calls: list[SpanEvent], nodes: frozenset[str]) -> list[SpanEvent]:
+def _last_by_node(calls: list[ModelCall], nodes: frozenset[str]) -> list[ModelCall]:
     """Return each node's last call, which holds its whole conversation, tools included."""
-    last: dict[str, SpanEvent] = {}
-    for span in calls:
-        node = _node(span)
+    last: dict[str, ModelCall] = {}
+    for call in calls:
+        node = _node(call.span)
         if node in nodes:
             last.pop(node, None)
-            last[node] = span
+            last[node] = call
     return list(last.values())
 
 
