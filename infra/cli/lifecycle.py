@@ -19,7 +19,7 @@ from infra.cli.options import AsJson, app, console, print_json, print_table, pro
 from infra.config.settings import CONFIG_VARIABLE, Settings, config_files, load_settings
 from infra.gateway.settings import GatewaySettings
 from infra.installation.log import open_log
-from infra.processes.run_file import StartError, running
+from infra.processes.run_file import StartError, running_installation
 from infra.runtime.errors import ConfigError
 from learners.gate import GateConfig
 from streams.runners.lag import lag
@@ -65,7 +65,7 @@ def up(as_json: AsJson = False) -> None:
 def down(as_json: AsJson = False) -> None:
     """Stop what `everloop up` started."""
     settings = load_settings()
-    state = running(settings.data_dir)
+    state = running_installation(settings.data_dir)
     if state is None:
         _say(as_json, {"stopped": False}, f"Nothing runs on {settings.data_dir}.")
         return
@@ -82,7 +82,7 @@ def down(as_json: AsJson = False) -> None:
 def status(as_json: AsJson = False) -> None:
     """Show what runs, whether it is healthy, and how far each consumer group is behind."""
     settings = load_settings()
-    state = running(settings.data_dir)
+    state = running_installation(settings.data_dir)
     document: dict[str, Any] = {"running": state is not None, "data_dir": str(settings.data_dir)}
     document["groups"] = _groups(settings)
     document["unreadable"] = _unreadable(settings)
@@ -197,14 +197,14 @@ def _own_log(settings: Settings, kind: str) -> Iterator[Settings]:
     if kind == "embedded":
         yield settings
         return
-    from infra.installation.topics import declare
+    from infra.installation.topics import declare_topics
     from infra.kafka.local import LocalCluster
 
     cluster = LocalCluster(settings.data_dir / "kafka")
     try:
         cluster.start()
         settings = settings.model_copy(update={"log": f"kafka://{cluster.bootstrap}"})
-        declare(settings)
+        declare_topics(settings)
         yield settings
     finally:
         cluster.stop()

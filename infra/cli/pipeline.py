@@ -11,7 +11,7 @@ from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.cli.views import current_report
 from infra.config.settings import Settings, load_settings
 from infra.installation.log import open_log
-from infra.processes.run_file import running
+from infra.processes.run_file import running_installation
 
 if TYPE_CHECKING:
     from infra.analytics.report import Report
@@ -142,7 +142,7 @@ def _gateway(settings: Settings) -> Iterator[str]:
     """Yield where the gateway answers, of an installation started for this where none runs."""
     from infra.processes.supervisor import Supervisor
 
-    state = running(settings.data_dir)
+    state = running_installation(settings.data_dir)
     if state is not None:
         yield state.urls["gateway"]
         return

@@ -52,7 +52,7 @@ def replay_command(
     are compared on held-out decisions, off-policy.
     """
     settings = load_settings()
-    processor = _learning(settings, learner)
+    processor = _processor_of(settings, learner)
     if reward is not None or config is not None:
         from infra.cli.what_if import what_if
 
@@ -91,7 +91,7 @@ def replay_command(
         raise typer.Exit(1)
 
 
-def _learning(settings: Settings, name: str | None) -> Learning[Any]:
+def _processor_of(settings: Settings, name: str | None) -> Learning[Any]:
     """Return the learner of a name, or the only one.
 
     Raises:

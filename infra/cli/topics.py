@@ -17,9 +17,9 @@ app.add_typer(topics_app, name="topics")
 @topics_app.command("plan")
 def plan_command(as_json: AsJson = False) -> None:
     """Show what `apply` would change."""
-    from infra.installation.topics import planned
+    from infra.installation.topics import planned_changes
 
-    _show(planned(load_settings()), as_json, "Nothing to change.")
+    _show(planned_changes(load_settings()), as_json, "Nothing to change.")
 
 
 @topics_app.command("apply")
@@ -32,9 +32,9 @@ def apply_command(
     """Create what is missing and set what differs, and show what that was. Nothing is ever shrunk
     or deleted.
     """
-    from infra.installation.topics import declare
+    from infra.installation.topics import declare_topics
 
-    _show(declare(load_settings(), replication), as_json, "Nothing had to change.")
+    _show(declare_topics(load_settings(), replication), as_json, "Nothing had to change.")
 
 
 def _show(changes: "list[TopicChange]", as_json: bool, nothing: str) -> None:

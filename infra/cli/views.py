@@ -16,9 +16,9 @@ import typer
 from infra.analytics.report import Report, build_report
 from infra.cli.options import AsJson, app, console, print_json, print_table
 from infra.config.settings import Settings, config_files, load_settings
-from infra.config.sources import explained
+from infra.config.sources import sourced_settings
 from infra.installation.log import open_log
-from infra.processes.run_file import running
+from infra.processes.run_file import running_installation
 from infra.runtime.errors import ConfigError
 from schemas.decisions import Candidate
 from schemas.topics import PREFIX, TOPICS, Topic, topic_named
@@ -145,7 +145,7 @@ def tail(
     """Print the last events, and with --follow those that come, one a line."""
     with existing_log(load_settings()) as log:
         names = [_topic(name).name for name in topics] if topics else list(TOPICS)
-        for record in _tailed(log, names, count, follow):
+        for record in _tail_records(log, names, count, follow):
             _print_record(record, as_json)
 
 
@@ -154,7 +154,7 @@ def show_config(as_json: AsJson = False) -> None:
     """Show every setting, its value, and whether it comes from a default, the file or the
     environment.
     """
-    rows = explained(load_settings())
+    rows = sourced_settings(load_settings())
     if as_json:
         print_json(
             {name: {"value": value, "source": source} for name, (value, source) in rows.items()}
@@ -240,7 +240,7 @@ def current_report(settings: Settings) -> Report:
     """Return the report from the process that owns the store, or from the store itself when none
     runs.
     """
-    state = running(settings.data_dir)
+    state = running_installation(settings.data_dir)
     if state is not None:
         url = state.urls["analytics"]
         try:
@@ -308,7 +308,7 @@ def _topic(name: str) -> Topic:
         raise ConfigError(str(error.args[0])) from error
 
 
-def _tailed(log: Log, names: list[str], count: int, follow: bool) -> Iterator[Record]:
+def _tail_records(log: Log, names: list[str], count: int, follow: bool) -> Iterator[Record]:
     """Yield the last `count` records of these topics in the order they were appended, then those
     that come.
     """

@@ -98,10 +98,10 @@ def what_if(
     if as_json:
         print_json(document)
     else:
-        _print(document, fitted)
+        _print_comparison(document, fitted)
 
 
-def _print(document: dict[str, Any], fitted: dict[str, list[Refitted]]) -> None:
+def _print_comparison(document: dict[str, Any], fitted: dict[str, list[Refitted]]) -> None:
     rows = []
     for which, found in document["policies"].items():
         estimates, replay = found["evaluation"], found["replay_method"]
@@ -188,7 +188,7 @@ def _draw(
             color=colour,
             label=which,
         )
-        means = _running(through[which].rewards)
+        means = _running_means(through[which].rewards)
         right.plot(range(1, len(means) + 1), means, color=colour, label=which)
     left.set(
         title="held-out value by examples (SNIPS)",
@@ -203,7 +203,7 @@ def _draw(
     return path
 
 
-def _running(rewards: Sequence[float]) -> list[float]:
+def _running_means(rewards: Sequence[float]) -> list[float]:
     total, means = 0.0, []
     for number, reward in enumerate(rewards, start=1):
         total += reward

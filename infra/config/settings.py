@@ -143,7 +143,7 @@ class Settings(BaseSettings):
         return tuple(sources)
 
     @model_validator(mode="after")
-    def _known_apps(self) -> Self:
+    def _check_apps(self) -> Self:
         for name, model in self.models.items():
             app = model.app
             if app is not None and app not in self.apps:
@@ -153,21 +153,21 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _known_judge(self) -> Self:
+    def _check_judge(self) -> Self:
         model = self.judge.model
         if model is not None and model not in self.models and model not in self.choices:
             raise ValueError(f"judge.model is {model!r}, and there is no models.{model}")
         return self
 
     @model_validator(mode="after")
-    def _known_reader(self) -> Self:
+    def _check_reader(self) -> Self:
         reader = self.implicit.model
         if self.implicit.enabled and reader is not None and reader not in self.models:
             raise ValueError(f"implicit.model is {reader!r}, and there is no models.{reader}")
         return self
 
     @model_validator(mode="after")
-    def _known_options(self) -> Self:
+    def _check_choices(self) -> Self:
         for name, choice in self.choices.items():
             if name in self.models:
                 raise ValueError(f"{name} is a model and a choice; give one of them another name")
@@ -197,7 +197,7 @@ class Settings(BaseSettings):
         return tuple(name for name in names if name not in others)
 
     @model_validator(mode="after")
-    def _one_learner_each(self) -> Self:
+    def _check_learners(self) -> Self:
         names = [name for own in self.learners for name in own.learned]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)} has two [[learners]]; a policy can have one")
@@ -205,7 +205,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _known_log(self) -> Self:
+    def _check_log(self) -> Self:
         if self.log is not None and self.log_kind not in ("sqlite", "kafka"):
             raise ValueError(f"log is {self.log!r}; it must begin with sqlite:/// or kafka://")
         return self
@@ -276,7 +276,7 @@ def _file_named(name: str) -> Path:
     raise ConfigError(f"{CONFIG_VARIABLE} names {name}, which is not a file")
 
 
-def _files_said() -> str:
+def _file_names() -> str:
     return ", ".join(str(file) for file in config_files())
 
 
@@ -291,10 +291,10 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigError(
-            f"configuration ({_files_said() or 'environment'}): {readable(error, '')}"
+            f"configuration ({_file_names() or 'environment'}): {readable(error, '')}"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_files_said()} is not TOML: {error}") from error
+        raise ConfigError(f"{_file_names()} is not TOML: {error}") from error
     except ValueError as error:
         raise ConfigError(f"configuration: {error}") from error
 

@@ -10,7 +10,7 @@ from infra.config.settings import PREFIX, SECRETS_VARIABLE, Settings, config_fil
 Source = Literal["default", "file", "secret", "environment"]
 
 
-def explained(settings: Settings) -> dict[str, tuple[Any, Source]]:
+def sourced_settings(settings: Settings) -> dict[str, tuple[Any, Source]]:
     """Return every setting by its dotted name, with its value and where that came from."""
     documents = [tomllib.loads(file.read_text()) for file in config_files()]
     rows: dict[str, tuple[Any, Source]] = {}

@@ -183,6 +183,6 @@ async def _tell_usage(services: Services) -> None:
 
 
 def _hand_over_usage(services: Services) -> None:
-    for event in services.limits.untold():
+    for event in services.limits.take_changes():
         usage = event.payload
         services.hand_over(USAGE, f"{usage.key_id}/{usage.month}/{usage.counter}", event)

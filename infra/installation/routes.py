@@ -39,7 +39,7 @@ def publish_initial_routes(settings: Settings, apps: Mapping[str, str]) -> None:
             for name in (*settings.policies, *settings.baselines)
             if name not in served
         ]
-        held = {name for name, route in served.items() if route.held or _learned(route)}
+        held = {name for name, route in served.items() if route.held or _serves_learned(route)}
         following = [route.succeeding(served.get(route.name)) for route in wanted]
         changed = [
             route
@@ -90,7 +90,7 @@ def _choice_routes(settings: Settings) -> list[Route]:
     ]
 
 
-def _learned(route: Route) -> bool:
+def _serves_learned(route: Route) -> bool:
     """Return whether a version serves that the configuration does not name."""
     return any(not target.version.startswith(CONFIGURED) for target in route.targets)
 

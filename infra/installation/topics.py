@@ -6,7 +6,7 @@ from infra.runtime.errors import ConfigError
 from streams.runners.kafka.topics import Declared, TopicChange, apply, declared_topics, plan
 
 
-def planned(settings: Settings) -> list[TopicChange]:
+def planned_changes(settings: Settings) -> list[TopicChange]:
     """Return how the configured cluster differs from what this installation needs.
 
     Raises:
@@ -17,23 +17,23 @@ def planned(settings: Settings) -> list[TopicChange]:
         raise ConfigError(
             'the log is embedded, which makes its topics itself; set log = "kafka://host:port"'
         )
-    return plan(settings.cluster, needed(settings))
+    return plan(settings.cluster, needed_topics(settings))
 
 
-def needed(settings: Settings) -> list[Declared]:
+def needed_topics(settings: Settings) -> list[Declared]:
     """Return the topics of events and of every processor's states."""
     return declared_topics(all_processors(settings))
 
 
 def missing_topics(settings: Settings) -> list[str]:
     """Return the names of topics that the configured cluster lacks."""
-    return [change.topic for change in planned(settings) if change.kind == "create"]
+    return [change.topic for change in planned_changes(settings) if change.kind == "create"]
 
 
-def declare(settings: Settings, replication: int = -1) -> list[TopicChange]:
+def declare_topics(settings: Settings, replication: int = -1) -> list[TopicChange]:
     """Declare what is missing or different, and return what that was; nothing is shrunk or
     deleted.
     """
-    changes = planned(settings)
+    changes = planned_changes(settings)
     apply(settings.cluster, changes, replication)
     return changes

@@ -161,7 +161,7 @@ class ModelGrader:
         """
         if self._agents and trajectory.rollout.agent not in self._agents:
             return None
-        shown = _shown(trajectory)
+        shown = _evidence(trajectory)
         if shown is None:
             return None
         card = self._scores(self._prompt(shown)).model_dump()
@@ -206,7 +206,7 @@ class ModelGrader:
             ) from error
 
 
-def _shown(trajectory: Trajectory) -> dict[str, Any] | None:
+def _evidence(trajectory: Trajectory) -> dict[str, Any] | None:
     """Return what a judge's model reads of a rollout: task, output and turns, and the last
     conversation where the agent did not report both. None where there is nothing.
     """

@@ -49,15 +49,15 @@ class KafkaSettings(Section):
             protocol=self.protocol,
             mechanism=self.mechanism,
             username=self.username,
-            password=_revealed(self.password),
+            password=_plain_text(self.password),
             ca_file=_path(self.ca_file),
             cert_file=_path(self.cert_file),
             key_file=_path(self.key_file),
-            key_password=_revealed(self.key_password),
+            key_password=_plain_text(self.key_password),
         )
 
 
-def _revealed(secret: SecretStr | None) -> str | None:
+def _plain_text(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 

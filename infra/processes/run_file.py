@@ -58,7 +58,7 @@ class Running(BaseModel):
         partial.replace(data_dir / RUN_FILE)
 
 
-def running(data_dir: Path) -> Running | None:
+def running_installation(data_dir: Path) -> Running | None:
     """Return the installation that runs on a data folder, None where none does."""
     try:
         found = Running.model_validate_json((data_dir / RUN_FILE).read_bytes())

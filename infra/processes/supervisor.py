@@ -24,7 +24,13 @@ from infra.installation.apps import load_app
 from infra.installation.log import open_log
 from infra.installation.routes import publish_initial_routes
 from infra.installation.topics import missing_topics
-from infra.processes.run_file import RUN_FILE, Running, RunningProcess, StartError, running
+from infra.processes.run_file import (
+    RUN_FILE,
+    Running,
+    RunningProcess,
+    StartError,
+    running_installation,
+)
 from infra.runtime.http import bound_socket
 
 START_TIMEOUT_S = 60.0
@@ -101,7 +107,7 @@ class Supervisor:
             ConfigError: a port is taken.
             StartError: a process does not come up.
         """
-        if (other := running(self._settings.data_dir)) is not None:
+        if (other := running_installation(self._settings.data_dir)) is not None:
             raise StartError(
                 f"Everloop already runs on {self._settings.data_dir} (pid {other.pid}); stop it"
                 " with `everloop down`"

@@ -18,7 +18,7 @@ def vital_thread(name: str, run: Callable[[], None]) -> threading.Thread:
     done.
     """
 
-    def guarded() -> None:
+    def run_or_stop() -> None:
         try:
             run()
         except Exception:
@@ -27,4 +27,4 @@ def vital_thread(name: str, run: Callable[[], None]) -> threading.Thread:
             )
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return threading.Thread(target=guarded, name=name)
+    return threading.Thread(target=run_or_stop, name=name)

@@ -19,7 +19,7 @@ from schemas.endpoints import Endpoint
 
 
 @dataclass(frozen=True)
-class Examined:
+class Examination:
     """How a model answered.
 
     Attributes:
@@ -48,7 +48,7 @@ class Examined:
         return {f"{prefix}{name}": float(getattr(self, name)) for name in names}
 
 
-def checked(
+def check_candidate(
     candidate: Endpoint,
     champion: Endpoint | None,
     cases: Sequence[Case],
@@ -67,11 +67,11 @@ def checked(
         The figures by name, and why it must not be announced; None where it may.
     """
     metrics: dict[str, float] = {}
-    for prompts, prefix, judge in ((cases, "", refused), (earlier, "earlier_", forgotten)):
+    for prompts, prefix, judge in ((cases, "", refusal), (earlier, "earlier_", loss_of_old)):
         if not prompts:
             continue
-        found = examined(candidate, prompts, timeout_s)
-        beside = examined(champion, prompts, timeout_s) if champion is not None else None
+        found = examine(candidate, prompts, timeout_s)
+        beside = examine(champion, prompts, timeout_s) if champion is not None else None
         metrics |= found.metrics(f"held_out_{prefix}")
         metrics |= beside.metrics(f"champion_{prefix}") if beside is not None else {}
         reason = judge(found, beside, settings)
@@ -80,7 +80,7 @@ def checked(
     return metrics, None
 
 
-def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Examined:
+def examine(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Examination:
     """Ask a model for its likeliest answers to held-out prompts."""
     rewards, validity, latencies, lengths, texts = [], [], [], [], set()
     failed = 0
@@ -104,14 +104,14 @@ def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exa
                 rewards.append(0.0)
                 continue
             latencies.append(time.monotonic() - begun)
-            text, valid = written(message, case.tools)
+            text, valid = written_answer(message, case.tools)
             lengths.append(float(len(text)))
             validity += valid
             texts.add(text)
             grade = right_tool_call if case.tools else same_answer
             rewards.append(grade(GradedAnswer(text, case.prompt, case.tools, case.expected)))
     expected = {json.dumps(case.expected, sort_keys=True) for case in cases}
-    return Examined(
+    return Examination(
         prompts=len(cases),
         failed=failed,
         agreement=_mean(rewards),
@@ -122,7 +122,9 @@ def examined(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exa
     )
 
 
-def refused(candidate: Examined, champion: Examined | None, settings: CheckSettings) -> str | None:
+def refusal(
+    candidate: Examination, champion: Examination | None, settings: CheckSettings
+) -> str | None:
     """Return why a model must not be announced; None where it may.
 
     Args:
@@ -160,8 +162,8 @@ def refused(candidate: Examined, champion: Examined | None, settings: CheckSetti
     return None
 
 
-def forgotten(
-    candidate: Examined, champion: Examined | None, settings: CheckSettings
+def loss_of_old(
+    candidate: Examination, champion: Examination | None, settings: CheckSettings
 ) -> str | None:
     """Return what a model has forgotten of earlier runs' prompts, that what serves now knows; None
     where nothing.
@@ -175,7 +177,7 @@ def forgotten(
     )
 
 
-def written(message: dict[str, Any], tools: list[dict[str, Any]]) -> tuple[str, list[float]]:
+def written_answer(message: dict[str, Any], tools: list[dict[str, Any]]) -> tuple[str, list[float]]:
     """Return a message as the model wrote it, and for each of its tool calls whether the schema
     allows it.
     """

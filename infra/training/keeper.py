@@ -69,7 +69,9 @@ class Keeper:
         """
         given_up = []
         wanted = {
-            (c.name, c.version): c for c in self._known.checkpoints.all.values() if self._wanted(c)
+            (c.name, c.version): c
+            for c in self._known.checkpoints.all.values()
+            if self._must_serve(c)
         }
         for checkpoint in wanted.values():
             if time.monotonic() < self._not_before.get(checkpoint.version, 0.0):
@@ -81,7 +83,7 @@ class Keeper:
                 self._not_before[checkpoint.version] = time.monotonic() + RETRY_S
                 self._failures[checkpoint.version] += 1
                 if self._failures[checkpoint.version] >= ATTEMPTS and self._replaceable(checkpoint):
-                    given_up.append(_given_up(checkpoint, str(error)))
+                    given_up.append(_withdrawal(checkpoint, str(error)))
                 logger.warning(
                     "not served", name=checkpoint.name, version=checkpoint.version, error=str(error)
                 )
@@ -124,7 +126,7 @@ class Keeper:
             artifact, self._data_dir / "models" / artifact.sha256[:16]
         )
 
-    def _wanted(self, checkpoint: Checkpoint) -> bool:
+    def _must_serve(self, checkpoint: Checkpoint) -> bool:
         """Return whether one of our checkpoints must be served: it is under way, a route leads to
         it, or may again.
         """
@@ -175,7 +177,7 @@ def _base(folder: Path) -> str:
     return str(json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"])
 
 
-def _given_up(checkpoint: Checkpoint, error: str) -> Checkpoint:
+def _withdrawal(checkpoint: Checkpoint, error: str) -> Checkpoint:
     answered = checkpoint.state in (CheckpointState.CANARY, CheckpointState.PROMOTED)
     state = CheckpointState.ROLLED_BACK if answered else CheckpointState.REJECTED
     return checkpoint.model_copy(

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from infra.serving.servers import ServingError
-from infra.training.checks import checked
+from infra.training.checks import check_candidate
 from infra.training.jobs import JOB, OUTPUT, Case, Job, JobFolder
 from infra.training.keeper import Keeper
 from infra.training.settings import TrainingSettings
@@ -104,7 +104,7 @@ class Trainer:
     def close(self) -> None:
         """Stop the jobs and the servers."""
         for run in self._runs.values():
-            _end(run.process)
+            _stop_process(run.process)
         self.keeper.servers.close()
 
     def _take_orders(self) -> None:
@@ -122,7 +122,7 @@ class Trainer:
         before = self._known.trainings.runs.get(order.event_id)
         if before is not None and before.state in ENDED:
             return
-        config = self._config(order.payload) if before is None else self._begun(before)
+        config = self._config(order.payload) if before is None else self._first_config(before)
         if config is None:
             return
         parent = before.parent if before is not None else self._parent(order.payload.target)
@@ -144,8 +144,8 @@ class Trainer:
     def _cancel(self, job: str) -> None:
         run = self._runs.get(job)
         if run is not None:
-            _end(run.process)
-            self._ended(run, TrainingState.CANCELLED, "asked for")
+            _stop_process(run.process)
+            self._end_run(run, TrainingState.CANCELLED, "asked for")
 
     def _config(self, order: Command) -> AnyConfig | None:
         """Return how to learn from an order's examples: the first way that has not failed on
@@ -166,7 +166,7 @@ class Trainer:
         failed = self._known.failed_configs(order.target, self._parent(order.target))
         return next((config for config in suited if config.sha256 not in failed), suited[0])
 
-    def _begun(self, before: Training) -> AnyConfig | None:
+    def _first_config(self, before: Training) -> AnyConfig | None:
         """Return the configuration that a run began with, where it still stands."""
         for config in self._training.models[before.target]:
             if config.sha256 == before.config_sha256:
@@ -187,7 +187,7 @@ class Trainer:
     def _advance(self, run: Run) -> None:
         folder = JobFolder(self._folder / run.job.id)
         if run.process is None and folder.result is not None:
-            self._made(run, folder)  # an earlier trainer ended before it could tell
+            self._take_result(run, folder)  # an earlier trainer ended before it could tell
         elif run.process is None:
             if (
                 sum(other.process is not None for other in self._runs.values())
@@ -205,7 +205,7 @@ class Trainer:
                 update={"parent_folder": self.keeper.weights(run.job.target, run.job.parent)}
             )
         except RejectedRecordError as error:
-            self._ended(run, TrainingState.FAILED, f"its parent cannot be read: {error}")
+            self._end_run(run, TrainingState.FAILED, f"its parent cannot be read: {error}")
             return
         if run.attempts == 0:
             _, run.read = folder.progress()  # what an earlier trainer told already
@@ -233,9 +233,9 @@ class Trainer:
         """
         if folder.result is not None:
             self._follow(run, folder)
-            self._made(run, folder)
+            self._take_result(run, folder)
         elif folder.failure is not None:
-            self._ended(run, TrainingState.FAILED, folder.failure.reason)
+            self._end_run(run, TrainingState.FAILED, folder.failure.reason)
         elif run.attempts < self._training.attempts:
             logger.warning("a training died, beginning it again", job=run.job.id, status=status)
             self._start(run, folder)
@@ -245,11 +245,11 @@ class Trainer:
                 if status < 0
                 else f"ended with {status}"
             )
-            self._ended(
+            self._end_run(
                 run, TrainingState.FAILED, f"its process {how}; see {folder.folder / OUTPUT}"
             )
 
-    def _made(self, run: Run, folder: JobFolder) -> None:
+    def _take_result(self, run: Run, folder: JobFolder) -> None:
         result = folder.result
         assert result is not None  # noqa: S101 - asked for only where there is one
         artifact = self._artifacts.put_folder(folder.folder / MODEL)
@@ -271,13 +271,13 @@ class Trainer:
             reason=f"{run.job.manifest.examples} examples",
         )
         if (candidate.name, version) in self._known.checkpoints.all:
-            self._ended(run, TrainingState.SUCCEEDED, "the same weights as before", version)
+            self._end_run(run, TrainingState.SUCCEEDED, "the same weights as before", version)
             return
         reason = None
         try:
             server = self.keeper.serve(candidate)
             candidate = candidate.model_copy(update={"endpoint": server.endpoint(version)})
-            metrics, reason = self._checked(candidate, run, folder)
+            metrics, reason = self._check(candidate, run, folder)
             candidate = candidate.model_copy(update={"metrics": candidate.metrics | metrics})
         except (ServingError, RejectedRecordError) as error:
             reason = f"cannot be served: {error}"
@@ -288,9 +288,9 @@ class Trainer:
             self._announce(
                 candidate.model_copy(update={"state": CheckpointState.REJECTED, "reason": reason})
             )
-        self._ended(run, TrainingState.SUCCEEDED, reason or "announced", version)
+        self._end_run(run, TrainingState.SUCCEEDED, reason or "announced", version)
 
-    def _checked(
+    def _check(
         self, candidate: Checkpoint, run: Run, folder: JobFolder
     ) -> tuple[dict[str, float], str | None]:
         """Ask a candidate, and what serves now, held-out prompts; return the figures and why to
@@ -301,7 +301,9 @@ class Trainer:
         assert candidate.endpoint is not None  # noqa: S101 - it was served just now
         serving = self._known.serving(candidate.name)
         timeout_s = self._training.serving.timeout_s
-        return checked(candidate.endpoint, serving, cases, self._earlier(run), check, timeout_s)
+        return check_candidate(
+            candidate.endpoint, serving, cases, self._earlier(run), check, timeout_s
+        )
 
     def _earlier(self, run: Run) -> list[Case]:
         """Return held-out prompts of the target's earlier runs, some of all."""
@@ -324,7 +326,7 @@ class Trainer:
         run.training = run.training.model_copy(update={"state": state, "reason": reason})
         self._publish(run.training)
 
-    def _ended(
+    def _end_run(
         self, run: Run, state: TrainingState, reason: str, version: str | None = None
     ) -> None:
         run.training = run.training.model_copy(update={"version": version})
@@ -362,7 +364,7 @@ def _kind(config: AnyConfig) -> Any:
     return "adapter" if config.lora is not None and not config.lora.merge else "model"
 
 
-def _end(process: "subprocess.Popen[bytes] | None") -> None:
+def _stop_process(process: "subprocess.Popen[bytes] | None") -> None:
     if process is None or process.poll() is not None:
         return
     process.terminate()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.processes.run_file import running
+from infra.processes.run_file import running_installation
 from tests.e2e.installation import everloop, everloop_json, started
 from tests.waiting import eventually
 
@@ -25,10 +25,10 @@ def test_it_uses_what_runs_and_reports_what_it_measured(
     data = tmp_path / "data"
     up = started(data, "up")
     try:
-        state = eventually(lambda: running(data), "the installation")
+        state = eventually(lambda: running_installation(data), "the installation")
         (gather,) = everloop_json(data, "pipeline")["phases"]
         assert (gather["rollouts"], gather["held_out"], gather["success_rate"]) == (4, 2, 1.0)
-        after = running(data)
+        after = running_installation(data)
         assert after is not None
         assert after.pid == state.pid, "it goes on running"
     finally:

@@ -11,7 +11,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.config.settings import Settings
 from infra.installation.processors import all_processors
-from infra.installation.topics import needed
+from infra.installation.topics import needed_topics
 from schemas.topics import REWARDS, ROUTES, SPANS, TOPICS
 from streams.runners.kafka.topics import Declared, apply, declared_topics, plan
 from streams.storage.errors import LogUnavailableError
@@ -28,7 +28,7 @@ from tests.waiting import eventually
 @pytest.fixture
 def declared(kafka: str, tmp_path: Path) -> list[Declared]:
     declare_afresh(kafka)
-    return needed(Settings(data_dir=tmp_path, log=f"kafka://{kafka}"))
+    return needed_topics(Settings(data_dir=tmp_path, log=f"kafka://{kafka}"))
 
 
 def test_what_is_missing_is_created_and_then_nothing_is_left_to_do(

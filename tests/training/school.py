@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 
 from infra.config.settings import Settings
 from infra.installation.processors import stream_processors
-from infra.training.checks import written
+from infra.training.checks import written_answer
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode_all
@@ -129,7 +129,7 @@ class School:
             headers = {"x-everloop-rollout-id": name, "x-everloop-node": model}
             answer = post("/v1/chat/completions", json=body | {"max_tokens": 40}, headers=headers)
             reward = task.reward(
-                written(answer.raise_for_status().json()["choices"][0]["message"], TOOLS)[0]
+                written_answer(answer.raise_for_status().json()["choices"][0]["message"], TOOLS)[0]
             )
             post(
                 f"/everloop/v1/rollouts/{name}/end", json={"state": "succeeded"}

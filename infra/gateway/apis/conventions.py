@@ -1,10 +1,13 @@
-"""Other names for the same: what instrumentations write of model and tool calls, in the names of
-the span events.
+"""Conventions of instrumentations: each attribute of a model or tool call, under our name.
 
-Read are OpenTelemetry's GenAI conventions, whose messages SDKs must write as JSON texts;
-OpenInference (https://github.com/Arize-ai/openinference, `llm.*`, `tool.*`,
-`openinference.span.kind`); and the older names of OpenLLMetry (`gen_ai.prompt.0.content`). Every
-attribute is kept as it came beside what is read from it.
+Three conventions are read:
+
+- OpenTelemetry's GenAI conventions, whose messages SDKs must write as JSON texts;
+- OpenInference (https://github.com/Arize-ai/openinference): `llm.*`, `tool.*`,
+  `openinference.span.kind`;
+- the older names of OpenLLMetry (`gen_ai.prompt.0.content`).
+
+The attributes that came are kept too.
 """
 
 import re
@@ -57,14 +60,12 @@ _CALL = re.compile(r"^tool_calls\.(\d{1,4})\.(?:tool_call\.)?(.+)$")
 _CONTENT = re.compile(r"^contents\.\d{1,4}\.message_content\.text$")
 
 
-def understood(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a span's attributes with what they say under our names added; a name that is there
-    already stays.
-    """
+def span_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a span's attributes with ours added. One of ours that came stays as it is."""
     found = dict(attributes)
     for name in _JSON_TEXTS:
         if isinstance(text := found.get(name), str):
-            found[name] = _parsed(text)
+            found[name] = _json_or_text(text)
     kind = found.get("openinference.span.kind") or str(found.get("llm.request.type") or "").upper()
     _add(
         found,
@@ -81,7 +82,7 @@ def understood(attributes: Mapping[str, Any]) -> dict[str, Any]:
         _add(
             found,
             name,
-            [to_semantic(message) for message in _flattened(attributes, pattern)] or None,
+            [to_semantic(message) for message in _flat_messages(attributes, pattern)] or None,
         )
     if found.get(Attribute.OPERATION) == "execute_tool":
         _add(found, Attribute.TOOL_RESULT, found.get("output.value"))
@@ -94,8 +95,10 @@ def _add(found: dict[str, Any], name: Attribute, value: Any) -> None:
         found[str(name)] = value
 
 
-def _flattened(attributes: Mapping[str, Any], pattern: re.Pattern[str]) -> Iterable[dict[str, Any]]:
-    """Return chat messages that were written one attribute a member."""
+def _flat_messages(
+    attributes: Mapping[str, Any], pattern: re.Pattern[str]
+) -> Iterable[dict[str, Any]]:
+    """Return chat messages that were written as one attribute for each member."""
     messages: dict[int, dict[str, Any]] = {}
     calls: dict[int, dict[int, dict[str, Any]]] = {}
     for name, value in attributes.items():
@@ -121,7 +124,7 @@ def _flattened(attributes: Mapping[str, Any], pattern: re.Pattern[str]) -> Itera
     return [message for _, message in sorted(messages.items())]
 
 
-def _parsed(text: str) -> Any:
+def _json_or_text(text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

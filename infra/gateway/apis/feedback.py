@@ -1,6 +1,4 @@
-"""Rewards and decisions: what agents, judges and people tell the learners, and what they ask of the
-policies.
-"""
+"""Rewards and decisions: what learners are told, and what policies are asked."""
 
 from typing import Annotated, Literal, Self
 
@@ -23,16 +21,17 @@ from schemas.topics import DECISIONS, REWARDS
 
 router = APIRouter(prefix="/everloop/v1", route_class=BoundedRoute)
 
+# They are one transaction. More would keep the log locked for too long.
 MOST_AT_ONCE = 1000
 _EPOCH = from_milliseconds(0)
 
 
 class NewReward(BaseModel):
-    """A reward for a rollout, or for one span of it. With an idempotency key, giving it twice is
-    giving it once.
+    """A reward for a rollout, or for one span of it.
 
-    Exactly one of `value`, `thumb` and `retracts` says what it is: a score, a thumb (1 or 0), or
-    that the reward with that event id counts no more.
+    Exactly one of three says what it is: `value`, a score in [0, 1]; `thumb`, 1 or 0; or
+    `retracts`, the event id of a reward that no longer counts. With an idempotency key, a reward
+    that is sent twice counts once.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -115,7 +114,7 @@ async def rewards(
     services: Shared,
     caller: Feedback,
 ) -> JSONResponse:
-    """Record many rewards, or, where one is wrong, none."""
+    """Record many rewards. If one is wrong, none is recorded."""
     events = [one.event(caller) for one in new]
     await services.record_durably(REWARDS, *events)
     return JSONResponse({"event_ids": [event.event_id for event in events]}, status_code=202)
@@ -125,11 +124,10 @@ async def rewards(
 async def decide(
     new: NewDecision, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
-    """Choose a candidate with the policy the rollout is pinned to; the choice is durable when this
-    answers. A rollout that nobody has announced begins with it.
+    """Choose a candidate with the policy that the rollout is pinned to. It is durable then.
 
-    The draw depends on rollout, policy and context only: asked again, the same policy chooses the
-    same.
+    A rollout that nobody has announced begins with it. The draw depends only on rollout, policy and
+    context: asked again, the same policy chooses the same.
     """
     call = call_context(request, caller)
     event = decided(services, call, new.rollout_id, new.policy, new.context, new.candidates)

@@ -150,12 +150,12 @@ async def _create(
         split_chosen=split_chosen,
         checkpoints=versions,
     )
-    await services.record_durably(ROLLOUTS, _told(caller, rollout_id, began))
+    await services.record_durably(ROLLOUTS, _state_event(caller, rollout_id, began))
     await _change(services, caller, store, rollout_id, created)
 
 
 @router.get("/api/rollouts")
-async def listed(
+async def list_rollouts(
     state_in: Annotated[list[LightningRolloutState], Query()],
     services: Shared,
     caller: Agent,
@@ -169,7 +169,7 @@ async def listed(
 
 
 @router.get("/api/rollouts/terminal")
-async def terminal(
+async def list_terminal(
     services: Shared, caller: Agent, after: int = 0, limit: int = 1000
 ) -> TerminalPage:
     """Page through ended rollouts in the order they ended."""
@@ -192,14 +192,14 @@ async def terminal(
 
 
 @router.get("/api/rollouts/{rollout_id}")
-async def shown(rollout_id: str, services: Shared, caller: Agent) -> RolloutDetail:
+async def show_rollout(rollout_id: str, services: Shared, caller: Agent) -> RolloutDetail:
     """Return a rollout with its attempts."""
     store = services.lightning.store(caller.tenant)
     return RolloutDetail(rollout=store.rollout(rollout_id), attempts=store.attempts_of(rollout_id))
 
 
 @router.patch("/api/rollouts/{rollout_id}")
-async def patched(
+async def patch_rollout(
     rollout_id: str, patch: RolloutPatch, services: Shared, caller: Agent
 ) -> LightningRollout:
     """Change a rollout's status; what its state cannot become is a 409."""
@@ -220,7 +220,7 @@ async def patched(
 
 
 @router.delete("/api/rollouts/{rollout_id}", status_code=204)
-async def deleted(rollout_id: str, services: Shared, caller: Agent) -> None:
+async def delete_rollout(rollout_id: str, services: Shared, caller: Agent) -> None:
     """Forget a rollout and its events; one that is not there is forgotten already."""
     store = services.lightning.store(caller.tenant)
     async with store.changing:
@@ -229,7 +229,7 @@ async def deleted(rollout_id: str, services: Shared, caller: Agent) -> None:
 
 
 @router.post("/api/rollouts/{rollout_id}/attempt/{attempt_id}/events")
-async def appended(
+async def append_event(
     rollout_id: str, attempt_id: str, new: NewEvent, services: Shared, caller: Agent
 ) -> AttemptEvent:
     """Append an event to an attempt. A reward counts for the rollout as well."""
@@ -245,7 +245,7 @@ async def appended(
 
 
 @router.get("/api/rollouts/{rollout_id}/events")
-async def events(
+async def list_events(
     rollout_id: str,
     services: Shared,
     caller: Agent,
@@ -263,7 +263,7 @@ async def events(
 
 
 @router.post("/api/models", status_code=201)
-async def register(
+async def register_models(
     servers: list[ModelServer], services: Shared, caller: Admin
 ) -> list[ModelServer]:
     """Register model servers; the same model and endpoint twice is once."""
@@ -314,7 +314,7 @@ async def pause_state(services: Shared, caller: Admin) -> PauseState:
 
 
 @router.post("/proxy/rollout/{rollout_id}/attempt/{attempt_id}/mode/{mode}/openai/v1/{path:path}")
-async def proxied(
+async def proxy_call(
     rollout_id: str,
     attempt_id: str,
     mode: Literal["train", "val"],
@@ -333,7 +333,7 @@ async def proxied(
         said = {"error": "gateway paused", "reason": store.pause.reason}
         services.routing.note_fault(rollout_key(caller.tenant, rollout_id), "limit")
         return JSONResponse(said, 429, headers=headers)
-    target, route = _chosen(services, store, caller, rollout_id)
+    target, route = _server_for(services, store, caller, rollout_id)
     body: dict[str, Any] = await read_object(request)
     body |= {
         "model": route.name,
@@ -372,7 +372,7 @@ class _Attempt:
         self._services.hand_over(LIGHTNING, self._caller.tenant, event)
 
 
-def _chosen(
+def _server_for(
     services: Services, store: Store, caller: Caller, rollout_id: str
 ) -> tuple[Target, LoadedRoute]:
     """Return what serves a rollout: a registered server, always the same one, else the configured
@@ -443,7 +443,7 @@ def _event(caller: Caller, rollout_id: str | None, change: Change) -> LightningE
     )
 
 
-def _told(caller: Caller, rollout_id: str, rollout: Rollout) -> RolloutEvent:
+def _state_event(caller: Caller, rollout_id: str, rollout: Rollout) -> RolloutEvent:
     """Return a change of state for the learners.
 
     It is written before the change of the API's own state, under an id that the same change always
@@ -472,7 +472,7 @@ async def _tell_state(
     if state is not LightningRolloutState.RUNNING:
         change = change.model_copy(update={"recorded": services.routing.recorded(key)})
         services.routing.release(key)
-    event = _told(caller, rollout_id, change)
+    event = _state_event(caller, rollout_id, change)
     await services.record_durably(ROLLOUTS, event)
 
 

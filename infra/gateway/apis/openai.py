@@ -26,7 +26,7 @@ def _body_of(api: Api) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def models(services: Shared, _: Agent) -> JSONResponse:
-    """List the logical models; those of single tenants are called by the names that all share."""
+    """List the logical models. A tenant's own model is called by the name that all share."""
     routing = services.routing
     found = [route.name for route in routing.routes.values() if route.kind in ("model", "choice")]
     names = sorted(name for name in found if not routing.is_own(name))
@@ -48,28 +48,26 @@ async def model(name: str, services: Shared, _: Agent) -> JSONResponse:
 
 @router.post("/v1/chat/completions", openapi_extra=_body_of(CHAT))
 async def chat_completions(request: Request, services: Shared, caller: Agent) -> Response:
-    """Answer a chat. A caller that names no rollout gets one for the conversation; the answer's
-    headers name it.
-    """
-    return await _served(request, services, caller, CHAT)
+    """Answer a chat. If the caller names no rollout, the conversation is one; a header names it."""
+    return await _serve(request, services, caller, CHAT)
 
 
 @router.post("/v1/completions", openapi_extra=_body_of(COMPLETIONS))
 async def completions(request: Request, services: Shared, caller: Agent) -> Response:
     """Complete a text."""
-    return await _served(request, services, caller, COMPLETIONS)
+    return await _serve(request, services, caller, COMPLETIONS)
 
 
 @router.post("/v1/responses", openapi_extra=_body_of(RESPONSES))
 async def responses(request: Request, services: Shared, caller: Agent) -> Response:
     """Answer in the form of the Responses API."""
-    return await _served(request, services, caller, RESPONSES)
+    return await _serve(request, services, caller, RESPONSES)
 
 
 @router.post("/v1/embeddings", openapi_extra=_body_of(EMBEDDINGS))
 async def embeddings(request: Request, services: Shared, caller: Agent) -> Response:
     """Embed texts."""
-    return await _served(request, services, caller, EMBEDDINGS)
+    return await _serve(request, services, caller, EMBEDDINGS)
 
 
 HANDLERS = {
@@ -85,15 +83,15 @@ HANDLERS = {
 async def of_rollout(
     rollout_id: str, path: str, request: Request, services: Shared, caller: Agent
 ) -> Response:
-    """Answer any of these for one rollout: an agent that can set nothing but a base URL names it
-    there.
+    """Answer any of these APIs for one rollout. The path names it, for agents that can set only a
+    base URL.
     """
     api = _BY_PATH.get(f"/{path}")
     if api is None:
         raise ProblemError(
             404, "Unknown path", f"there is no /v1/{path[:200]}; there are: {', '.join(_BY_PATH)}"
         )
-    return await _served(request, services, caller, api, rollout_id)
+    return await _serve(request, services, caller, api, rollout_id)
 
 
 @router.get("/rollout/{rollout_id:path}/v1/models")
@@ -102,7 +100,7 @@ async def models_of_rollout(rollout_id: str, services: Shared, caller: Agent) ->
     return await models(services, caller)
 
 
-async def _served(
+async def _serve(
     request: Request, services: Shared, caller: Caller, api: Api, rollout_id: str | None = None
 ) -> Response:
     call = call_context(request, caller, rollout_id)

@@ -1,4 +1,4 @@
-"""What operators ask the gateway: is it healthy, what does it serve, what has it done."""
+"""What operators ask the gateway: its health, its routes, and changes of routes."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from streams.storage.log import Log
 router = APIRouter(route_class=BoundedRoute)
 
 
-class Asked(BaseModel):
+class ChangeRequest(BaseModel):
     """A change by hand, with its reason for the audit trail."""
 
     model_config = ConfigDict(extra="forbid")
@@ -40,19 +40,19 @@ class Asked(BaseModel):
     reason: str = Field(default="", max_length=4096)
 
 
-class VersionAsked(Asked):
+class VersionRequest(ChangeRequest):
     """A change of one version."""
 
     version: Name
 
 
-class CanaryAsked(VersionAsked):
+class CanaryRequest(VersionRequest):
     """A trial of a version with a share of new rollouts."""
 
     share: float = Field(default=0.05, gt=0, lt=1)
 
 
-class WantedRoute(Asked):
+class WantedRoute(ChangeRequest):
     """A whole route; see `schemas.routes.Route`."""
 
     kind: Literal["model", "policy", "choice"]
@@ -64,9 +64,7 @@ class WantedRoute(Asked):
 
 @router.get("/healthz")
 async def health(services: Shared) -> JSONResponse:
-    """Say whether events reach the log. The gateway serves on when they do not: `spooling` is no
-    failure.
-    """
+    """Say whether events reach the log. `spooling` is no failure: the gateway serves on."""
     status = services.publisher.status
     state = (
         "losing events" if status.lost else "spooling" if status.spooled or status.error else "ok"
@@ -88,7 +86,7 @@ async def health(services: Shared) -> JSONResponse:
 
 @router.get("/livez")
 async def live() -> dict[str, str]:
-    """Say that the process answers; nothing that starting it again would mend is looked at."""
+    """Say that the process answers. It looks at nothing that a restart would not mend."""
     return {"status": "ok"}
 
 
@@ -102,13 +100,12 @@ async def ready(services: Shared) -> JSONResponse:
 
 @router.get("/everloop/v1/routes")
 async def routes(services: Shared, _: Agent) -> JSONResponse:
-    """List what is served now, how many open rollouts are pinned to each version and how many calls
-    are under way.
-    """
+    """List the routes, with the open rollouts and the calls under way of each version."""
     return JSONResponse(
         {
             "routes": [
-                _shown(services, route) for _, route in sorted(services.routing.routes.items())
+                _description(services, route)
+                for _, route in sorted(services.routing.routes.items())
             ]
         }
     )
@@ -130,7 +127,9 @@ async def put_route(name: str, wanted: WantedRoute, services: Shared, caller: Ad
 
 
 @router.post("/everloop/v1/routes/{name}/promote")
-async def promote_version(name: str, asked: VersionAsked, services: Shared, caller: Admin) -> Route:
+async def promote_version(
+    name: str, asked: VersionRequest, services: Shared, caller: Admin
+) -> Route:
     """Serve a checkpoint to all new rollouts, whatever the gate says, and hold it there."""
     return await _operate(
         services, lambda log: promote(log, _actor(caller), name, asked.version, asked.reason)
@@ -138,7 +137,7 @@ async def promote_version(name: str, asked: VersionAsked, services: Shared, call
 
 
 @router.post("/everloop/v1/routes/{name}/canary")
-async def canary_version(name: str, asked: CanaryAsked, services: Shared, caller: Admin) -> Route:
+async def canary_version(name: str, asked: CanaryRequest, services: Shared, caller: Admin) -> Route:
     """Serve a checkpoint to a share of new rollouts."""
     return await _operate(
         services,
@@ -147,36 +146,39 @@ async def canary_version(name: str, asked: CanaryAsked, services: Shared, caller
 
 
 @router.post("/everloop/v1/routes/{name}/drain")
-async def drain_version(name: str, asked: VersionAsked, services: Shared, caller: Admin) -> Route:
-    """Give a version no new rollouts; those pinned to it go on to their end."""
+async def drain_version(name: str, asked: VersionRequest, services: Shared, caller: Admin) -> Route:
+    """Give a version no new rollouts. Rollouts that are pinned to it go on to their end."""
     return await _operate(
         services, lambda log: drain(log, _actor(caller), name, asked.version, asked.reason)
     )
 
 
 @router.post("/everloop/v1/routes/{name}/rollback")
-async def roll_back_route(name: str, asked: Asked, services: Shared, caller: Admin) -> Route:
+async def roll_back_route(
+    name: str, asked: ChangeRequest, services: Shared, caller: Admin
+) -> Route:
     """Serve what was served before, and hold it there."""
     return await _operate(services, lambda log: roll_back(log, _actor(caller), name, asked.reason))
 
 
 @router.post("/everloop/v1/routes/{name}/release")
-async def release_route(name: str, asked: Asked, services: Shared, caller: Admin) -> Route:
+async def release_route(name: str, asked: ChangeRequest, services: Shared, caller: Admin) -> Route:
     """Let the gate decide again."""
     return await _operate(services, lambda log: release(log, _actor(caller), name, asked.reason))
 
 
 async def _operate(services: Services, work: Callable[[Log], Route]) -> Route:
-    """Do what an operator asks for, off the event loop; a running gateway hears of it as everybody
-    does.
+    """Do what an operator asks for, in a thread, because the log may wait for the disk.
+
+    The gateway itself learns of the change from the log, like every other process.
     """
 
-    def done() -> Route:
+    def change() -> Route:
         with services.open_log("power") as log:
             return work(log)
 
     try:
-        return await asyncio.to_thread(done)
+        return await asyncio.to_thread(change)
     except ControlError as error:
         raise ProblemError(409, "Cannot be done", str(error)) from error
 
@@ -195,11 +197,11 @@ def _actor(caller: Caller) -> str:
     return caller.key_id or "anonymous"
 
 
-def _shown(services: Services, route: LoadedRoute) -> dict[str, Any]:
+def _description(services: Services, route: LoadedRoute) -> dict[str, Any]:
     pinned = services.routing.pinned(route.name)
     breakers = services.upstreams.breakers
 
-    def shown(target: Target) -> dict[str, Any]:
+    def describe(target: Target) -> dict[str, Any]:
         breaker = breakers.get(target.endpoint.base_url) if target.endpoint else None
         return {
             "version": target.version,
@@ -215,7 +217,7 @@ def _shown(services: Services, route: LoadedRoute) -> dict[str, Any]:
         "kind": route.kind,
         "held": route.held,
         "choice": route.choice.model_dump() if route.choice else None,
-        "targets": [shown(target) for target in route.targets],
-        "fallbacks": [shown(target) for target in route.fallbacks],
-        "shadows": [shown(target) for target in route.shadows],
+        "targets": [describe(target) for target in route.targets],
+        "fallbacks": [describe(target) for target in route.fallbacks],
+        "shadows": [describe(target) for target in route.shadows],
     }

@@ -107,9 +107,7 @@ async def create(
 async def end(
     rollout_id: Name, ending: Ending, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
-    """End a rollout; its trajectory is joined from what has been recorded. What comes later is
-    another episode.
-    """
+    """End a rollout. Its trajectory has what was recorded until now; later calls begin another."""
     call = call_context(request, caller)
     key = call.key(rollout_id)
     failed = ending.state == "failed"

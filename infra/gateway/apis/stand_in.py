@@ -1,7 +1,7 @@
-"""The stand-in: answers every model's calls while no model is configured.
+"""The stand-in: it answers every model's calls while no model is configured.
 
-It speaks OpenAI's protocol, so a first call works before there is a model. What it says tells how
-to get one. The gateway calls it like any model server.
+It speaks OpenAI's protocol, so a first call works before there is a model. Its answer says how to
+configure one. The gateway calls it like any model server.
 """
 
 from collections.abc import AsyncIterator
@@ -79,7 +79,7 @@ async def response(request: Request) -> Response:
 
 @router.post("/embeddings")
 async def embeddings() -> JSONResponse:
-    """Refuse: numbers that mean nothing would be taken for a meaning.
+    """Refuse. Made-up numbers would look like embeddings.
 
     Raises:
         ProblemError: 501.

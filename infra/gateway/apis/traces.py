@@ -1,8 +1,8 @@
 """OTLP/HTTP traces: spans of any OpenTelemetry SDK become span events.
 
-Spec: OTLP 1.x over HTTP, protobuf and JSON (https://opentelemetry.io/docs/specs/otlp/). A span says
-which rollout it belongs to by the attribute `everloop.rollout.id`, its own or its resource's; one
-that says nothing belongs to the rollout of its trace.
+Spec: OTLP 1.x over HTTP, protobuf and JSON (https://opentelemetry.io/docs/specs/otlp/). The
+attribute `everloop.rollout.id`, of the span or of its resource, names the rollout. A span without
+it belongs to the rollout of its trace.
 """
 
 import base64
@@ -22,10 +22,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from pydantic import ValidationError
 
-from infra.gateway.apis.conventions import understood
+from infra.gateway.apis.conventions import span_attributes
 from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.access import Agent, Caller
-from infra.gateway.http.bodies import BoundedRoute, parsed, read_body
+from infra.gateway.http.bodies import BoundedRoute, parse_json, read_body
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.state.conversations import AGENT
 from infra.gateway.state.services import Services, Shared
@@ -43,19 +43,17 @@ _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})
 
 @router.post("/v1/traces")
 async def export(request: Request, services: Shared, caller: Agent) -> Response:
-    """Take in a batch of spans. Those that cannot be used are counted in the answer's partial
-    success, with why.
-    """
+    """Record a batch of spans. The answer counts the refused ones and says why."""
     body = await read_body(request)
     if request.headers.get("content-encoding") == "gzip":
-        body = _inflated(body, services.settings.max_body_bytes)
+        body = _inflate(body, services.settings.max_body_bytes)
     as_json = request.headers.get("content-type", "").startswith("application/json")
-    batch = _parsed_json(body) if as_json else _parsed(body)
+    batch = _parse_json(body) if as_json else _parse_protobuf(body)
     events: list[SpanEvent] = []
     refused: list[str] = []
     for span, attributes in _spans(batch):
         try:
-            events.append(_event(services, caller, span, understood(attributes)))
+            events.append(_event(services, caller, span, span_attributes(attributes)))
         except ValidationError as error:
             refused.append(readable(error))
         except ValueError as error:
@@ -75,8 +73,8 @@ async def export(request: Request, services: Shared, caller: Agent) -> Response:
     return Response(answer.SerializeToString(), media_type=PROTOBUF)
 
 
-def _inflated(body: bytes, limit: int) -> bytes:
-    inflater = zlib.decompressobj(wbits=31)
+def _inflate(body: bytes, limit: int) -> bytes:
+    inflater = zlib.decompressobj(wbits=31)  # 15 bits of window, + 16 for gzip's header
     try:
         content = inflater.decompress(body, limit)
     except zlib.error as error:
@@ -88,7 +86,7 @@ def _inflated(body: bytes, limit: int) -> bytes:
     return content
 
 
-def _parsed(body: bytes) -> ExportTraceServiceRequest:
+def _parse_protobuf(body: bytes) -> ExportTraceServiceRequest:
     try:
         return ExportTraceServiceRequest.FromString(body)
     except DecodeError as error:
@@ -97,9 +95,9 @@ def _parsed(body: bytes) -> ExportTraceServiceRequest:
         ) from error
 
 
-def _parsed_json(body: bytes) -> ExportTraceServiceRequest:
+def _parse_json(body: bytes) -> ExportTraceServiceRequest:
     try:
-        document = _with_base64_ids(parsed(body))
+        document = _with_base64_ids(parse_json(body))
         return ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
     except (ParseError, binascii.Error, AttributeError, TypeError, ValueError) as error:
         raise ProblemError(
@@ -108,7 +106,7 @@ def _parsed_json(body: bytes) -> ExportTraceServiceRequest:
 
 
 def _with_base64_ids(value: Any) -> Any:
-    """Return OTLP/JSON with its hexadecimal ids in base64, as protobuf's own JSON has bytes."""
+    """Return OTLP/JSON with base64 ids. OTLP writes them in hexadecimal, protobuf in base64."""
     if isinstance(value, list):
         return [_with_base64_ids(item) for item in value]
     if not isinstance(value, dict):

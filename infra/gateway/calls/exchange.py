@@ -375,7 +375,9 @@ def _count(services: Services, model_call: ModelCall, outcome: str) -> None:
     if model_call.invalid_calls:
         counts.invalid_tool_calls[model, model_call.target.version] += len(model_call.invalid_calls)
     key = model_call.call.caller.key
-    services.limits.used(key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost)
+    services.limits.add_usage(
+        key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost
+    )
 
 
 def _outcome(status: int | None, error: str | None, failed: bool) -> str:

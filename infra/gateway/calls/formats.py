@@ -15,7 +15,7 @@ from infra.gateway.calls.answers import Answer, ChoicesAnswer, EmbeddingsAnswer,
 Messages = list[dict[str, Any]]
 
 
-class Asked(BaseModel):
+class ApiRequest(BaseModel):
     """What the gateway reads of every request."""
 
     model_config = ConfigDict(extra="allow")
@@ -24,26 +24,26 @@ class Asked(BaseModel):
     stream: bool | None = None
 
 
-class ChatRequest(Asked):
+class ChatRequest(ApiRequest):
     """A chat completion request."""
 
     messages: Messages = Field(min_length=1)
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(ApiRequest):
     """A text completion request: texts, or token ids."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
 
 
-class ResponsesRequest(Asked):
+class ResponsesRequest(ApiRequest):
     """A Responses request: a text, or items."""
 
     input: str | Messages | None = None
     previous_response_id: str | None = None
 
 
-class EmbeddingsRequest(Asked):
+class EmbeddingsRequest(ApiRequest):
     """An embeddings request: texts, or token ids."""
 
     input: str | list[str] | list[int] | list[list[int]]
@@ -65,7 +65,7 @@ class Api:
     name: str
     operation: str
     path: str
-    request: type[Asked]
+    request: type[ApiRequest]
     answer: type[Answer]
     messages: Callable[[dict[str, Any]], Messages | None]
     instruct: Callable[[dict[str, Any], str], dict[str, Any]]

@@ -22,7 +22,7 @@ class Caller:
     """Who is calling.
 
     Attributes:
-        key: the key shown; None for a caller who showed none, where that is allowed.
+        key: the key that the caller showed; None for a caller who needs none and showed none.
     """
 
     tenant: str = DEFAULT_TENANT
@@ -40,15 +40,15 @@ class Caller:
 
 
 ANONYMOUS = Caller()
-"""Who shows no key where none is asked for: everybody may do everything, as the default tenant."""
+"""A caller without a key, on a gateway that needs none: the default tenant, with every scope."""
 
 
 class KeyRing:
-    """Tells who calls from the API keys.
+    """Finds the caller of a request by its API key.
 
     Args:
         required: whether a call without a key is refused.
-        keys: the keys there are; a follower keeps them up to date.
+        keys: the keys; a follower keeps them up to date.
     """
 
     def __init__(self, required: bool, keys: Keys) -> None:
@@ -56,10 +56,10 @@ class KeyRing:
         self._keys = keys
 
     def caller(self, credential: str | None) -> Caller:
-        """Return who shows this credential.
+        """Return the caller who shows this credential.
 
-        Where keys are not required, what is no key of ours at all is the dummy that clients insist
-        on sending.
+        Many clients cannot send a request without some key. If keys are not required, a credential
+        that is not one of ours counts as none.
 
         Raises:
             ProblemError: 401, it is missing, unknown, expired or revoked.

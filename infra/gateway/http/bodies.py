@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from infra.gateway.http.problems import ProblemError
 
+# Deeper JSON makes recursive code that reads it later run out of stack.
 MOST_DEPTH = 100
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
 
@@ -42,7 +43,7 @@ async def read_body(request: Request) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def parsed(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
     """Return a JSON body.
 
     Raises:
@@ -62,7 +63,7 @@ async def read_object(request: Request) -> dict[str, Any]:
     Raises:
         ProblemError: 400, it is none; 413, it is too large.
     """
-    document = parsed(await read_body(request))
+    document = parse_json(await read_body(request))
     if not isinstance(document, dict):
         raise ProblemError(
             400,
@@ -81,7 +82,7 @@ class _BoundedRequest(Request):
         return self._body
 
     async def json(self) -> Any:
-        return parsed(await self.body())
+        return parse_json(await self.body())
 
 
 class BoundedRoute(APIRoute):
@@ -91,14 +92,14 @@ class BoundedRoute(APIRoute):
         """Return the handler."""
         handle = super().get_route_handler()
 
-        async def bounded(request: Request) -> Response:
+        async def handle_bounded(request: Request) -> Response:
             return await handle(_BoundedRequest(request.scope, request.receive))
 
-        return bounded
+        return handle_bounded
 
 
 def _depth(body: bytes) -> int:
-    """Return how deep the brackets outside of strings are nested."""
+    """Return how deep brackets are nested. Brackets within strings do not count."""
     depth = deepest = 0
     for token in _TOKENS.finditer(body):
         if token[0] in b"[{":

@@ -1,4 +1,4 @@
-"""What a request says about where it belongs: tenant, rollout, node and enclosing span."""
+"""Where a request belongs, by its headers: tenant, rollout, node and enclosing span."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class CallContext:
     """Where a call belongs.
 
     Attributes:
-        rollout_id: None where the caller named none.
-        node: which part of the agent calls, if it says so.
-        trace_id, parent_span_id: from `traceparent`; a new trace where there is none.
+        rollout_id: None if the caller named none.
+        node: the part of the agent that calls; None if it does not say.
+        trace_id, parent_span_id: from `traceparent`; without one, a new trace and no parent.
         traced: whether the caller sent a `traceparent`.
-        span_id: of the span that this call will be.
+        span_id: id of the span that will record this call.
     """
 
     caller: Caller
@@ -52,7 +52,7 @@ def call_context(request: Request, caller: Caller, rollout_id: str | None = None
     """Return where a request belongs.
 
     Args:
-        rollout_id: what the path says; the header counts where it says nothing.
+        rollout_id: the rollout that the path names. None: the header counts.
 
     Raises:
         ProblemError: 400, a header or the path has a value it cannot have.
@@ -65,8 +65,8 @@ def call_context(request: Request, caller: Caller, rollout_id: str | None = None
         traced = False
     return CallContext(
         caller=caller,
-        rollout_id=name_of("rollout id", rollout_id) or _named(headers, ROLLOUT_HEADER),
-        node=_named(headers, NODE_HEADER),
+        rollout_id=name_of("rollout id", rollout_id) or _header_name(headers, ROLLOUT_HEADER),
+        node=_header_name(headers, NODE_HEADER),
         trace_id=f"{parent.trace_id:032x}" if traced else new_trace_id(),
         parent_span_id=f"{parent.span_id:016x}" if traced else None,
         traced=traced,
@@ -93,5 +93,5 @@ def name_of(what: str, value: str | None) -> str | None:
         ) from error
 
 
-def _named(headers: Mapping[str, str], header: str) -> str | None:
+def _header_name(headers: Mapping[str, str], header: str) -> str | None:
     return name_of(header, headers.get(header))

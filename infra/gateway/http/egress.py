@@ -1,11 +1,11 @@
 """Where the gateway may send requests: model servers, never the machine's own metadata service.
 
-Endpoints are registered over the network, so an address is checked when it is registered, when it
-is called, and once more when its name has been resolved: a name that pointed elsewhere when it was
-checked gains nothing
+Endpoints are registered over the network. So an address is checked three times: when it is
+registered, when it is called, and when its name has been resolved. The last check stops a name
+that pointed to another address before
 (https://cheatsheetseries.owasp.org/cheatsheets/Server_Side_Request_Forgery_Prevention_Cheat_Sheet.html).
-Redirects are not followed. Private networks and loopback are where model servers live, so they are
-allowed.
+Redirects are not followed. Private networks and loopback are allowed, because model servers live
+there.
 """
 
 import socket
@@ -33,7 +33,7 @@ METADATA = tuple(
         "fd00:42::42/128",  # Scaleway
     )
 )
-"""Where clouds answer a machine about itself, with its credentials among the answers."""
+"""Addresses of clouds' metadata services. They give a machine its own credentials."""
 
 PRIVATE = tuple(
     ip_network(network)
@@ -42,19 +42,19 @@ PRIVATE = tuple(
         *("100.64.0.0/10", "fc00::/7"),  # carriers' networks, as VPNs use them; unique local
     )
 )
-"""Loopback and private networks: where model servers live though no public address is there."""
+"""Loopback and private networks, where model servers live."""
 
 NAT64 = ip_network("64:ff9b::/96")
 """IPv4 addresses as an IPv6-only network reaches them (RFC 6052)."""
 
 
 class EndpointRefusedError(ValueError):
-    """Requests are not sent there; the message says why."""
+    """The gateway sends no requests to this address. The message says why."""
 
 
 @lru_cache(maxsize=1024)
 def check_address(base_url: str) -> None:
-    """Refuse a base URL that is none, or that leads where no model server is.
+    """Refuse a base URL that is malformed, or whose address can be no model server's.
 
     Raises:
         EndpointRefusedError: with what is wrong.
@@ -87,8 +87,7 @@ def check_address(base_url: str) -> None:
 
 
 def check_host(host: str) -> None:
-    """Refuse an IP address that belongs to no model server; names pass, they are looked at when
-    resolved.
+    """Refuse an IP address that can be no model server's. Names are checked when resolved.
 
     Raises:
         EndpointRefusedError: it is a cloud's metadata service, multicast, or neither public nor of
@@ -97,18 +96,17 @@ def check_host(host: str) -> None:
     try:
         address = ip_address(host.partition("%")[0])  # without an IPv6 zone
     except ValueError:
-        if host.replace(".", "").isdigit() or host.lower().startswith(
-            "0x"
-        ):  # inet_aton's other notations
+        # `inet_aton` also reads 2130706433, 0x7f000001 and 127.1 as addresses.
+        if host.replace(".", "").isdigit() or host.lower().startswith("0x"):
             raise EndpointRefusedError(
                 f"{host} is an address in a notation that is not accepted"
             ) from None
         return
-    for reached in (address, *_carried(address)):
+    for reached in (address, *_carried_address(address)):
         if any(reached in network for network in METADATA):
             raise EndpointRefusedError(f"{host} is a metadata service, not a model server")
-    # An address that carries another is a way to that one: only the last counts from here on.
-    reached = (address, *_carried(address))[-1]
+    # Packets to an address that carries another end at the carried one. So that one counts.
+    reached = (address, *_carried_address(address))[-1]
     if any(reached in network for network in PRIVATE):
         return
     if reached.is_multicast or reached.is_reserved or not reached.is_global:
@@ -117,7 +115,7 @@ def check_host(host: str) -> None:
         )
 
 
-def _carried(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:
+def _carried_address(address: IPv4Address | IPv6Address) -> tuple[IPv4Address, ...]:
     """Return the IPv4 address that packets to an IPv6 address end at, if it carries one."""
     if not isinstance(address, IPv6Address):
         return ()

@@ -1,6 +1,4 @@
-"""What surrounds every request: limits on headers and on waiting for bodies, security headers, one
-line of log.
-"""
+"""The shell around every request: its limits, its security headers, its line in the log."""
 
 import asyncio
 import time
@@ -10,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.gateway.http.problems import problem
 
+# Browsers and proxies send some 2 KiB of headers; these leave room and bound memory.
 MOST_HEADERS = 100
 MOST_HEADER_BYTES = 32 * 1024
 SECURITY_HEADERS = [
@@ -49,7 +48,8 @@ class Shell:
 
         async def receive_in_time() -> Message:
             nonlocal complete
-            if complete:  # what comes now is the end of the connection, however late
+            # After the body only the end of the connection comes, and that may come late.
+            if complete:
                 return await receive()
             try:
                 async with asyncio.timeout(self._body_timeout_s):

@@ -26,25 +26,29 @@ class Spent:
 class Limits:
     """Counts what keys use.
 
-    Rates are counted by each gateway process for itself. Costs are shared: each process tells its
-    own on a topic and adds up what the others told, so a budget is overrun by no more than what is
-    under way at once.
+    Each gateway process counts rates for itself. Costs are shared: each process writes its own
+    sums to a topic and adds what the others wrote. So a key exceeds its budget by no more than the
+    calls that are under way at once.
     """
 
     def __init__(self) -> None:
-        self._counter = secrets.token_hex(4)  # a restarted gateway counts anew, and the sum goes on
+        # A restarted gateway is a new counter. It begins at 0, and what it counted before stays in
+        # the sum under the old name.
+        self._counter = secrets.token_hex(4)
         self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._own: dict[tuple[str, str], Spent] = {}
         self._others: dict[tuple[str, str], dict[str, float]] = {}
-        self._untold: set[tuple[str, str]] = set()
+        self._changed: set[tuple[str, str]] = set()
+        # `add_usage` and `take_changes` each read and write both maps; neither may see the other
+        # half-way.
         self._lock = threading.Lock()
 
     def check(self, key: ApiKey | None) -> None:
         """Count a request.
 
         Raises:
-            ProblemError: 429, with `retry-after`, the key is over a rate; 402, its budget is used
-                up.
+            ProblemError: 402, the key's budget is used up; 429 with `retry-after`, it is over a
+                rate.
         """
         if key is None:
             return
@@ -63,12 +67,15 @@ class Limits:
             if not self._rates.hit(requests, "requests", key.id):
                 raise self._too_many(requests, "requests", key.id)
 
-    def used(self, key: ApiKey | None, input_tokens: int, output_tokens: int, cost: float) -> None:
-        """Count what a call used, once that is known."""
+    def add_usage(
+        self, key: ApiKey | None, input_tokens: int, output_tokens: int, cost: float
+    ) -> None:
+        """Count what a call used. Call it when the answer has ended."""
         if key is None:
             return
         if key.tokens_per_minute is not None and input_tokens + output_tokens > 0:
             item = RateLimitItemPerMinute(key.tokens_per_minute)
+            # A hit that exceeds the window counts nothing at all. So it is cut to what is left.
             left = self._rates.get_window_stats(item, "tokens", key.id).remaining
             self._rates.hit(
                 item, "tokens", key.id, cost=min(input_tokens + output_tokens, max(left, 1))
@@ -79,23 +86,23 @@ class Limits:
             spent.input_tokens += input_tokens
             spent.output_tokens += output_tokens
             spent.cost += cost
-            self._untold.add((key.id, _month()))
+            self._changed.add((key.id, _month()))
 
     def cost(self, key_id: str) -> float:
-        """Return what a key has cost this month, everywhere."""
+        """Return what a key has cost this month, over all gateways."""
         place = (key_id, _month())
         own = self._own.get(place)
         return (own.cost if own else 0.0) + sum(self._others.get(place, {}).values())
 
     def apply(self, usage: Usage) -> None:
-        """Take in what another process, or an earlier one, has counted."""
+        """Add what another process, or an earlier one, has counted."""
         if usage.counter != self._counter:
             self._others.setdefault((usage.key_id, usage.month), {})[usage.counter] = usage.cost
 
-    def untold(self) -> list[UsageEvent]:
-        """Return what has changed since this was last asked."""
+    def take_changes(self) -> list[UsageEvent]:
+        """Return the sums that changed since the last call."""
         with self._lock:
-            places, self._untold = self._untold, set()
+            places, self._changed = self._changed, set()
             return [
                 UsageEvent(
                     payload=Usage(

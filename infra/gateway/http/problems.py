@@ -74,8 +74,8 @@ def answer(error: Exception) -> JSONResponse:
 def install(app: FastAPI) -> None:
     """Answer every error of this application with a problem document."""
 
-    async def answered(_: Request, error: Exception) -> JSONResponse:
+    async def respond(_: Request, error: Exception) -> JSONResponse:
         return answer(error)
 
     for kind in (RequestValidationError, StarletteHTTPException, LogUnavailableError, Exception):
-        app.add_exception_handler(kind, answered)
+        app.add_exception_handler(kind, respond)

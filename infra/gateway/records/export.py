@@ -1,6 +1,4 @@
-"""The gateway's own spans for other OpenTelemetry backends: every span event, sent on by
-OTLP/HTTP.
-"""
+"""Export of span events to another OpenTelemetry backend, over OTLP/HTTP."""
 
 from typing import Any
 
@@ -18,18 +16,19 @@ _RESOURCE = Resource.create({"service.name": "everloop-gateway"})
 
 
 class SpanExport:
-    """Sends spans on in batches from a thread of its own; when that cannot keep up, spans are left
-    out there.
+    """Sends spans in batches, from a thread of its own.
+
+    If the backend is too slow, spans are dropped there. The log has them all.
 
     Args:
-        endpoint: where to, such as `http://collector:4318/v1/traces`.
+        endpoint: the backend's URL, such as `http://collector:4318/v1/traces`.
     """
 
     def __init__(self, endpoint: str) -> None:
         self._processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=10))
 
     def span(self, event: SpanEvent) -> None:
-        """Send on a span."""
+        """Queue a span for the backend."""
         span = event.payload
         context = _context(event.trace_id, event.span_id)
         parent = _context(event.trace_id, span.parent_span_id) if span.parent_span_id else None
@@ -62,9 +61,7 @@ def _context(trace_id: str, span_id: str) -> SpanContext:
 
 
 def _attribute(value: Any) -> Any:
-    """Return an attribute as OpenTelemetry has them: scalars and lists of one kind of scalar;
-    others as JSON.
-    """
+    """Return what OpenTelemetry allows: a scalar or a list of one kind. Others become JSON."""
     if isinstance(value, str | bool | int | float):
         return value
     if (

@@ -1,6 +1,4 @@
-"""Publishing: events go to the log in order, to a spool on disk while the log cannot be written,
-and from there on.
-"""
+"""The publisher: it writes events to the log in order, and to a spool while the log is away."""
 
 import threading
 import time
@@ -21,6 +19,7 @@ from streams.storage.records import NewRecord, Outgoing, share_records
 BATCH = 1000
 FORWARDER = "forwarder"
 RETRY_S = 0.5
+# Long enough to gather the calls of a busy moment into one transaction; nobody waits for these.
 LINGER_S = 0.005
 DEFAULT_SPOOL_MAX_BYTES = 2**30
 logger = structlog.get_logger(__name__)
@@ -28,12 +27,13 @@ logger = structlog.get_logger(__name__)
 
 @dataclass
 class PublishingStatus:
-    """What has become of the records handed over, by topic; a record carries one event or several.
+    """What became of the records handed over. A record carries one event or several.
 
     Attributes:
-        accepted: handed over; durable or about to be.
-        lost: could be written neither to the log nor to the spool.
-        spooled: waiting in the spool now.
+        accepted: records handed over, by topic. They are durable, or soon will be.
+        lost: records, by topic, that neither the log nor the spool took.
+        spooled: records that wait in the spool now.
+        error: why the log cannot be written; None if it can.
     """
 
     accepted: Counter[str] = field(default_factory=Counter)
@@ -49,19 +49,18 @@ class _Pending:
 
 
 class Publisher:
-    """Writes events from one thread, many in a transaction, so a caller waits for the disk at most
-    once a batch.
+    """Writes events from one thread, many in one transaction.
 
-    While the log cannot be written, events go to the spool, and so does everything after them until
-    the spool is empty again: the order of events never changes. An event forwarded twice, because
-    the process died in between, carries the same event id, which the join ignores.
+    While the log cannot be written, events go to the spool. Later events follow them there until
+    the spool is empty, so the order of events never changes. If the process dies while it forwards,
+    an event may reach the log twice. Both records have one event id, and the join counts it once.
 
     Args:
         open_log: opens the log; called again after a failure.
         open_spool: opens the spool, an embedded log of its own.
-        spool_max_bytes: when the spool holds more, events are refused: who waits for one to be
-            durable gets an error, what nobody waits for is counted as lost. What was accepted is
-            never dropped for newer events.
+        spool_max_bytes: a spool that holds more takes no new events. A caller who waits for
+            durability gets an error; an event that nobody waits for counts as lost. Events that
+            were accepted before are never dropped for newer ones.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Publisher:
         self._thread = vital_thread("publisher", self._run)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the thread that writes."""
         self._thread.start()
 
     def close(self) -> None:
@@ -92,18 +91,18 @@ class Publisher:
         self._thread.join()
 
     def publish(self, events: Sequence[Outgoing], urgent: bool = True) -> Future[None]:
-        """Hand over events; the future ends when they are durable, or raises LogUnavailableError.
+        """Hand over events. The future ends when they are durable, or raises LogUnavailableError.
 
         Args:
-            urgent: whether somebody waits. What nobody waits for is written within `LINGER_S`, with
-                what comes meanwhile: a transaction for each call would take the interpreter from
-                those being answered.
+            urgent: whether somebody waits. Other events are written within `LINGER_S`, together
+                with those that come meanwhile. A transaction for each call would slow the calls
+                that are being answered.
         """
         records = share_records(events)
         self.status.accepted.update(record.topic for record in records)
         pending = _Pending(records, Future())
-        # From here on nobody can cancel it: a caller that stops waiting must not make the
-        # publisher's thread set the result of a future that has one.
+        # From here on nobody can cancel the future. If a caller that stops waiting could, the
+        # publisher's thread would set the result of a future that has ended, and raise.
         pending.written.set_running_or_notify_cancel()
         self._handed_over.append(pending)
         if urgent:
@@ -112,16 +111,18 @@ class Publisher:
 
     def _run(self) -> None:
         spool = self._open_spool()
-        self.status.spooled = _waiting(spool)
+        self.status.spooled = _waiting_records(spool)
         closing = False
         while not closing:
             self._hurry.wait(LINGER_S)
             self._hurry.clear()
-            closing = self._closing  # what was handed over before is there to be taken
+            # Read it before the last batch: `close` sets it after everything was handed over.
+            closing = self._closing
             if time.monotonic() >= self._try_again_at:
                 self._forward(spool)
             while batch := self._next_batch():
                 self._write(batch, spool)
+        # The last chance to empty the spool: try at once, whatever failed a moment ago.
         self._try_again_at = 0.0
         self._forward(spool)
         spool.close()
@@ -138,6 +139,7 @@ class Publisher:
     def _write(self, batch: list[_Pending], spool: EmbeddedLog) -> None:
         records = [record for pending in batch for record in pending.records]
         try:
+            # While older events wait in the spool, new ones must queue behind them.
             if self.status.spooled or not self._append(records):
                 self._spool(records, spool)
         except LogUnavailableError as error:
@@ -162,8 +164,9 @@ class Publisher:
         self.status.spooled += len(records)
 
     def _append(self, records: list[NewRecord]) -> bool:
-        """Write to the log; return whether that was possible. Right after a failure it is not tried
-        again.
+        """Write to the log. Return whether that was possible.
+
+        For `RETRY_S` after a failure it does not try: each try may wait for the log's timeout.
         """
         if time.monotonic() < self._try_again_at:
             return False
@@ -171,9 +174,8 @@ class Publisher:
             if self._log is None:
                 self._log = self._open_log()
             self._log.append(records)
-        except (
-            StreamError
-        ) as error:  # a damaged log may be put right by hand: what comes meanwhile is kept
+        # Also for a damaged log: a person may repair it, and the spool keeps events meanwhile.
+        except StreamError as error:
             if self.status.error is None:
                 logger.warning("the log cannot be written, events are spooled", error=str(error))
             self.status.error = str(error)
@@ -188,7 +190,7 @@ class Publisher:
     def _forward(self, spool: EmbeddedLog) -> None:
         """Move what waits in the spool to the log, in order, as far as the log takes it."""
         while self.status.spooled:
-            records = spool.fetch(_forwarded(spool), BATCH)
+            records = spool.fetch(_next_positions(spool), BATCH)
             moved = [
                 NewRecord(record.topic, record.key, record.value, record.headers)
                 for record in records
@@ -196,6 +198,7 @@ class Publisher:
             if not self._append(moved):
                 return
             positions = {(record.topic, record.partition): record.offset + 1 for record in records}
+            # Only after the append: a crash in between repeats events, and loses none.
             spool.commit(FORWARDER, positions)
             spool.delete_before(positions)
             self.status.spooled -= len(records)
@@ -203,13 +206,13 @@ class Publisher:
                 logger.info("the log can be written again, the spool is empty")
 
 
-def _forwarded(spool: EmbeddedLog) -> dict[tuple[str, int], int]:
-    """Return the first offset of each partition of the spool that still waits."""
+def _next_positions(spool: EmbeddedLog) -> dict[tuple[str, int], int]:
+    """Return the offset of the first record that waits, for each partition of the spool."""
     most = max(topic.partitions for topic in TOPICS.values())
     return spool.committed(FORWARDER, TOPICS, range(most))
 
 
-def _waiting(spool: EmbeddedLog) -> int:
-    positions = _forwarded(spool)
+def _waiting_records(spool: EmbeddedLog) -> int:
+    positions = _next_positions(spool)
     ends = {topic: spool.ends(topic) for topic in TOPICS}
     return sum(ends[topic][partition] - offset for (topic, partition), offset in positions.items())

@@ -1,7 +1,7 @@
-"""Redaction: personal data and secrets are taken out of events before anything is written.
+"""Redaction: it removes personal data and secrets from events before they are written.
 
-Rules are regular expressions over every text an agent, a model or a person wrote. Identifiers and
-names that Everloop itself made are left alone, so what is redacted still joins.
+Rules are regular expressions. They apply to every text that an agent, a model or a person wrote.
+Identifiers and names that Everloop made stay, so that redacted events still join.
 """
 
 import re
@@ -36,10 +36,11 @@ BUILTIN: dict[Builtin, tuple[str, str]] = {
         "[SECRET]",
     ),
 }
-"""Pattern and replacement of the rules that are known by name; a card number must also pass Luhn's
-check, and a
-telephone number begins with `+`, as ITU-T E.164 has it: without it, it cannot be told from any
-other number."""
+"""Pattern and replacement of each built-in rule.
+
+A card number must also pass Luhn's check. A telephone number must begin with `+` (ITU-T E.164):
+without it, it looks like any other number.
+"""
 
 STRUCTURAL = frozenset(
     {
@@ -59,7 +60,7 @@ TOKENS = frozenset({Attribute.PROMPT_TOKEN_IDS, Attribute.RESPONSE_TOKEN_IDS})
 
 
 class Rule(BaseModel):
-    """What is replaced by what (Python's `re.sub`)."""
+    """A pattern and its replacement, as in Python's `re.sub`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,11 +69,11 @@ class Rule(BaseModel):
 
 
 class RedactionConfig(BaseModel):
-    """What is taken out.
+    """What is removed.
 
     Attributes:
-        builtin: rules known by name.
-        rules: more of them, applied after those.
+        builtin: names of built-in rules.
+        rules: further rules; they apply after the built-in ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,7 +94,7 @@ class RedactionConfig(BaseModel):
 
 
 class Redactor:
-    """Takes text out of events."""
+    """Removes text from events."""
 
     def __init__(self, config: RedactionConfig) -> None:
         self._rules: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = []
@@ -110,7 +111,7 @@ class Redactor:
         return bool(self._rules)
 
     def text(self, text: str) -> str:
-        """Return a text without what the rules take out."""
+        """Return a text with every match replaced."""
         for pattern, replacement in self._rules:
             text = pattern.sub(replacement, text)
         return text
@@ -126,8 +127,9 @@ class Redactor:
         return value
 
     def candidates(self, candidates: list[Candidate]) -> list[Candidate]:
-        """Return candidates as a policy may see them: what is logged must be what was decided
-        on.
+        """Return candidates with redacted texts.
+
+        The policy must see these, because learning from the log needs the texts that it decided on.
         """
         return [
             candidate.model_copy(update={"text": self.text(candidate.text)})
@@ -187,7 +189,7 @@ class Redactor:
         }
         if kept == attributes:
             return attributes
-        # Token ids are the text in other words.
+        # Token ids encode the text. If the text changed, they would give it away.
         return {name: value for name, value in kept.items() if name not in TOKENS}
 
 
@@ -203,9 +205,7 @@ def _without_tokens(value: Any) -> Any:
 
 
 def _card(found: re.Match[str]) -> str:
-    """Return the replacement of what passes Luhn's check (ISO/IEC 7812-1), and what does not as it
-    is.
-    """
+    """Return the replacement of a number that passes Luhn's check (ISO/IEC 7812-1). Others stay."""
     digits = [int(digit) for digit in found.group() if digit.isdigit()]
     doubled = [digit * 2 - 9 * (digit > 4) for digit in digits[-2::-2]]
     return "[CARD]" if (sum(doubled) + sum(digits[-1::-2])) % 10 == 0 else found.group()

@@ -1,4 +1,4 @@
-"""Every setting is known, explained, and refused in one line when it cannot be."""
+"""Every setting is known, sourced_settings, and refused in one line when it cannot be."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from infra.config.settings import Settings, load_settings
-from infra.config.sources import explained
+from infra.config.sources import sourced_settings
 from infra.installation.judges import configured_grader
 from infra.runtime.errors import ConfigError
 
@@ -35,7 +35,7 @@ def test_the_file_is_read_over_defaults_and_the_environment_over_both(
     assert settings.gateway.upstream_timeout_s == 5
     assert settings.gateway.host == "127.0.0.1"
     assert settings.models["supervisor_llm"].model == "qwen3"
-    rows = explained(settings)
+    rows = sourced_settings(settings)
     assert rows["gateway.port"] == (9001, "environment")
     assert rows["gateway.upstream_timeout_s"] == (5.0, "file")
     assert rows["gateway.host"] == ("127.0.0.1", "default")
@@ -115,7 +115,10 @@ def test_what_an_earlier_file_says_counts_and_the_rest_is_merged(
     assert "supervisor_llm" not in settings.app_models
     assert "junior_researcher_llm" in settings.app_models
     assert settings.policies == ("supervisor-policy",)
-    assert explained(settings)["models.review_board_llm.model"] == ("society-simulator", "file")
+    assert sourced_settings(settings)["models.review_board_llm.model"] == (
+        "society-simulator",
+        "file",
+    )
 
 
 def test_a_plain_installation_has_nothing_that_nobody_configured() -> None:

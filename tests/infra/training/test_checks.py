@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from infra.training.checks import Examined, checked, examined, refused
+from infra.training.checks import Examination, check_candidate, examine, refusal
 from infra.training.jobs import Case
 from infra.training.settings import CheckSettings
 from schemas.endpoints import Endpoint
@@ -73,8 +73,8 @@ def url() -> Iterator[str]:
         yield running
 
 
-def asked(url: str, model: str) -> Examined:
-    return examined(Endpoint(base_url=f"{url}/v1", model=model), CASES, timeout_s=20)
+def asked(url: str, model: str) -> Examination:
+    return examine(Endpoint(base_url=f"{url}/v1", model=model), CASES, timeout_s=20)
 
 
 def test_what_answers_as_well_may_be_announced(url: str) -> None:
@@ -86,8 +86,8 @@ def test_what_answers_as_well_may_be_announced(url: str) -> None:
         1.0,
         1.0,
     )
-    assert refused(found, None, CheckSettings()) is None
-    assert refused(found, asked(url, "wrong"), CheckSettings()) is None
+    assert refusal(found, None, CheckSettings()) is None
+    assert refusal(found, asked(url, "wrong"), CheckSettings()) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_answers_as_well_may_be_announced(url: str) -> None:
 )
 def test_what_is_worse_is_refused_with_the_reason(url: str, model: str, said: str) -> None:
     champion = asked(url, "good")
-    assert said in str(refused(asked(url, model), champion, CheckSettings()))
+    assert said in str(refusal(asked(url, model), champion, CheckSettings()))
 
 
 EARLIER = [
@@ -120,23 +120,28 @@ def test_what_is_forgotten_of_earlier_runs_is_refused(url: str) -> None:
         return Endpoint(base_url=f"{url}/v1", model=model)
 
     settings = CheckSettings()
-    metrics, reason = checked(at("good"), at("elephant"), CASES, EARLIER, settings, timeout_s=20)
+    metrics, reason = check_candidate(
+        at("good"), at("elephant"), CASES, EARLIER, settings, timeout_s=20
+    )
     assert str(reason).startswith(
         "forgot: agrees with 0.200 of the expected answers to prompts of earlier runs"
     )
     assert (metrics["held_out_agreement"], metrics["champion_earlier_agreement"]) == (1.0, 1.0)
-    assert checked(at("elephant"), at("good"), CASES, EARLIER, settings, timeout_s=20)[1] is None
-    assert checked(at("good"), None, CASES, EARLIER, settings, timeout_s=20)[1] is None
-    assert checked(at("good"), at("elephant"), [], [], settings, timeout_s=20) == ({}, None)
+    assert (
+        check_candidate(at("elephant"), at("good"), CASES, EARLIER, settings, timeout_s=20)[1]
+        is None
+    )
+    assert check_candidate(at("good"), None, CASES, EARLIER, settings, timeout_s=20)[1] is None
+    assert check_candidate(at("good"), at("elephant"), [], [], settings, timeout_s=20) == ({}, None)
 
 
 def test_what_nobody_serves_is_not_answered() -> None:
-    found = examined(Endpoint(base_url="http://127.0.0.1:9/v1", model="gone"), CASES, timeout_s=2)
+    found = examine(Endpoint(base_url="http://127.0.0.1:9/v1", model="gone"), CASES, timeout_s=2)
     assert (found.failed, found.agreement) == (4, 0.0)
-    assert "4 of 4" in str(refused(found, None, CheckSettings()))
-    better = Examined(
+    assert "4 of 4" in str(refusal(found, None, CheckSettings()))
+    better = Examination(
         prompts=4, failed=0, agreement=0.1, valid=1.0, distinct=1.0, latency_s=1.0, length=5.0
     )
-    assert refused(better, found, CheckSettings()) is None, (
+    assert refusal(better, found, CheckSettings()) is None, (
         "anything is better than what does not answer"
     )

@@ -15,21 +15,21 @@ def key(**limits: float) -> ApiKey:
 
 def test_a_gateway_does_not_add_its_own_usage_a_second_time_when_it_reads_it_back() -> None:
     limits = Limits()
-    limits.used(key(), 3, 2, 0.25)
-    for event in limits.untold():
+    limits.add_usage(key(), 3, 2, 0.25)
+    for event in limits.take_changes():
         limits.apply(event.payload)
     assert limits.cost(KEY) == 0.25
 
 
 def test_what_other_gateways_counted_is_added_and_a_newer_sum_replaces_the_older() -> None:
     here, there, third = Limits(), Limits(), Limits()
-    here.used(key(), 1, 1, 0.5)
-    third.used(key(), 1, 1, 4.0)
+    here.add_usage(key(), 1, 1, 0.5)
+    third.add_usage(key(), 1, 1, 4.0)
     for _ in range(2):
-        there.used(key(), 1, 1, 0.25)
-        for event in there.untold():
+        there.add_usage(key(), 1, 1, 0.25)
+        for event in there.take_changes():
             here.apply(event.payload)
-    for event in third.untold():
+    for event in third.take_changes():
         here.apply(event.payload)
     assert here.cost(KEY) == 0.5 + 2 * 0.25 + 4.0
     assert here.cost("another") == 0.0
@@ -37,22 +37,22 @@ def test_what_other_gateways_counted_is_added_and_a_newer_sum_replaces_the_older
 
 def test_usage_is_told_once_with_the_sums_so_far() -> None:
     limits = Limits()
-    limits.used(key(), 3, 2, 0.25)
-    limits.used(key(), 10, 20, 0.5)
-    (event,) = limits.untold()
+    limits.add_usage(key(), 3, 2, 0.25)
+    limits.add_usage(key(), 10, 20, 0.5)
+    (event,) = limits.take_changes()
     usage = event.payload
     assert (usage.requests, usage.input_tokens, usage.output_tokens) == (2, 13, 22)
     assert usage.cost == 0.75
-    assert limits.untold() == []
-    limits.used(key(), 1, 0, 0.0)
-    assert [event.payload.requests for event in limits.untold()] == [3]
+    assert limits.take_changes() == []
+    limits.add_usage(key(), 1, 0, 0.0)
+    assert [event.payload.requests for event in limits.take_changes()] == [3]
 
 
 def test_a_key_is_refused_when_its_cost_reaches_its_budget_and_not_before() -> None:
     limits, budgeted = Limits(), key(budget=1.0)
-    limits.used(budgeted, 1, 1, 0.75)
+    limits.add_usage(budgeted, 1, 1, 0.75)
     limits.check(budgeted)
-    limits.used(budgeted, 1, 1, 0.25)
+    limits.add_usage(budgeted, 1, 1, 0.25)
     with pytest.raises(ProblemError) as refused:
         limits.check(budgeted)
     assert refused.value.status_code == 402
@@ -78,9 +78,9 @@ def test_a_key_is_refused_beyond_its_requests_and_told_when_to_try_again() -> No
 
 def test_a_key_is_refused_when_its_tokens_are_used_up_also_by_one_large_call() -> None:
     limits, limited = Limits(), key(tokens_per_minute=10)
-    limits.used(limited, 4, 5, 0.0)
+    limits.add_usage(limited, 4, 5, 0.0)
     limits.check(limited)
-    limits.used(limited, 100, 100, 0.0)
+    limits.add_usage(limited, 100, 100, 0.0)
     with pytest.raises(ProblemError) as refused:
         limits.check(limited)
     assert refused.value.status_code == 429
@@ -90,5 +90,5 @@ def test_a_key_is_refused_when_its_tokens_are_used_up_also_by_one_large_call() -
 def test_without_a_key_nothing_is_limited_or_counted() -> None:
     limits = Limits()
     limits.check(None)
-    limits.used(None, 1, 1, 1.0)
-    assert limits.untold() == []
+    limits.add_usage(None, 1, 1, 1.0)
+    assert limits.take_changes() == []
