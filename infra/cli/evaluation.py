@@ -19,10 +19,9 @@ from learners.settings import policy_loader
 from schemas.clock import from_milliseconds
 from schemas.examples import BanditExample, ExampleEvent
 from schemas.rollouts import Split
-from schemas.serialization import decode_all
 from schemas.topics import EXAMPLES
 from streams.storage.artifacts import ArtifactStore
-from streams.storage.log import Log, read_all
+from streams.storage.log import Log, read_events
 from streams.views.checkpoints import Checkpoints
 from streams.views.follower import read_views
 
@@ -133,20 +132,19 @@ def logged_decisions(
 
     newest: dict[str, Logged] = {}
     config = settings.bandit.learner_config()
-    for record in read_all(log, EXAMPLES.name):
+    for record, event in read_events(log, EXAMPLES, ExampleEvent):
         if since is not None and from_milliseconds(record.timestamp_ms) < since:
             continue
-        for event in decode_all(ExampleEvent, record.value):
-            example = event.payload
-            if (
-                example.target == name
-                and example.split in splits
-                and isinstance(example.body, BanditExample)
-            ):
-                decision = example.body.decision
-                newest[example.body.decision_id] = Logged(decision, earned(example, config))
-                if example.retracted:
-                    del newest[example.body.decision_id]
+        example = event.payload
+        if (
+            example.target == name
+            and example.split in splits
+            and isinstance(example.body, BanditExample)
+        ):
+            decision = example.body.decision
+            newest[example.body.decision_id] = Logged(decision, earned(example, config))
+            if example.retracted:
+                del newest[example.body.decision_id]
     yield from newest.values()
 
 

@@ -17,10 +17,9 @@ from learners.policies import UNIFORM_VERSION
 from learners.settings import policy_loader
 from schemas.checkpoints import Checkpoint
 from schemas.decisions import DecisionEvent
-from schemas.serialization import decode_all
 from schemas.topics import DECISIONS
 from streams.storage.artifacts import ArtifactStore
-from streams.storage.log import Log, read_all
+from streams.storage.log import Log, read_events
 
 if TYPE_CHECKING:
     from learners.evaluation import Logged
@@ -215,8 +214,8 @@ def _stages(checkpoints: dict[str, Checkpoint]) -> list[Checkpoint]:
 
 
 def _decisions(log: Log) -> Iterator[DecisionEvent]:
-    for record in read_all(log, DECISIONS.name):
-        yield from decode_all(DecisionEvent, record.value)
+    for _, event in read_events(log, DECISIONS, DecisionEvent):
+        yield event
 
 
 def _policy(settings: Settings, log: Log, name: str, version: str) -> BanditPolicy:
@@ -232,6 +231,7 @@ def _policy(settings: Settings, log: Log, name: str, version: str) -> BanditPoli
     policy = policy_loader(settings.learners).load(content, checkpoint.artifact.media_type)
     if not isinstance(policy, BanditPolicy):
         raise ConfigError(
-            f"{name} {version} is a {checkpoint.artifact.media_type}, and only bandits can say why"
+            f"{name} {version} is of the type {checkpoint.artifact.media_type}, and only bandits"
+            " can say why"
         )
     return policy

@@ -16,9 +16,9 @@ from learners.bandit import BanditConfig, BanditLearner
 from learners.references import UnknownReferenceError, resolve_plain
 from learners.what_if import Refitted, Replayed, RewardFunction, RewardFunctionError
 from schemas.examples import ExampleEvent
-from schemas.serialization import decode_all, readable
+from schemas.serialization import readable
 from schemas.topics import EXAMPLES
-from streams.storage.log import read_all
+from streams.storage.log import read_events
 
 POINTS = 10
 SEED = 0
@@ -135,8 +135,7 @@ def _examples(settings: Settings, name: str) -> list[ExampleEvent]:
     with existing_log(settings) as log:
         return [
             event
-            for record in read_all(log, EXAMPLES.name)
-            for event in decode_all(ExampleEvent, record.value)
+            for _, event in read_events(log, EXAMPLES, ExampleEvent)
             if event.payload.target == name
         ]
 

@@ -3,16 +3,15 @@
 from collections.abc import Iterable, Iterator
 
 from schemas.dead_letters import DeadLetterEvent
-from schemas.serialization import decode
 from schemas.topics import DEAD_LETTERS
-from streams.storage.log import Log, read_all
+from streams.storage.log import Log, read_events
 from streams.storage.records import REPLAYED_HEADER, NewRecord
 
 
 def dead_letters(log: Log) -> Iterator[tuple[int, DeadLetterEvent]]:
     """Yield every dead letter with its offset, which is its number."""
-    for record in read_all(log, DEAD_LETTERS.name):
-        yield record.offset, decode(DeadLetterEvent, record.value)
+    for record, event in read_events(log, DEAD_LETTERS, DeadLetterEvent):
+        yield record.offset, event
 
 
 def put_back(log: Log, letters: Iterable[tuple[int, DeadLetterEvent]]) -> int:

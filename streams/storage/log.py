@@ -2,9 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
+import structlog
+
+from schemas.envelope import AnyEvent
+from schemas.serialization import UndecodableError, decode_all
+from schemas.topics import Topic
 from streams.storage.records import NewRecord, Record
+
+E = TypeVar("E", bound=AnyEvent)
+logger = structlog.get_logger(__name__)
 
 
 class Log(Protocol):
@@ -101,3 +109,20 @@ def read_all(
                 break
             yield from records
             offset = records[-1].offset + 1
+
+
+def read_events(log: Log, topic: Topic, kind: type[E]) -> Iterator[tuple[Record, E]]:
+    """Yield a topic's events up to the ends it has now, each with its record.
+
+    A record that cannot be read is logged and skipped: one bad record must not hide the others.
+    """
+    for record in read_all(log, topic.name):
+        if record.value is None:
+            continue  # the mark of a compacted topic that a key is gone
+        try:
+            events = decode_all(kind, record.value)
+        except UndecodableError as error:
+            logger.error("record skipped", record=record.position, error=str(error))
+            continue
+        for event in events:
+            yield record, event

@@ -1,7 +1,7 @@
 """A dead letter goes back as it was, and counts once its reason is gone."""
 
 from schemas.dead_letters import DeadLetterEvent
-from schemas.topics import REWARDS, TRAJECTORIES
+from schemas.topics import DEAD_LETTERS, REWARDS, TRAJECTORIES
 from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.processing.dead_letters import dead_letters, put_back
 from streams.processing.processor import dead_letter
@@ -11,7 +11,7 @@ from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.errors import RejectedRecordError
 from streams.storage.log import read_all
-from streams.storage.records import Record
+from streams.storage.records import NewRecord, Record
 from tests import events
 from tests.streams.test_judging import Fixed
 
@@ -51,3 +51,10 @@ def test_bytes_and_headers_go_back_as_they_were(log: EmbeddedLog) -> None:
     (back,) = read_all(log, REWARDS.name)
     assert (back.key, back.value) == (b"\xfe", b"\xff{")
     assert back.headers == (("origin", b"\x00\xff"), ("replayed-from", b"everloop.dead-letters@5"))
+
+
+def test_a_dead_letter_that_cannot_be_read_hides_no_other(log: EmbeddedLog) -> None:
+    readable = dead_letter("test", Record(REWARDS.name, 3, 7, 0, b"k", b"{"), ValueError("no"), 1)
+    unreadable = NewRecord(DEAD_LETTERS.name, b"k", b"nonsense")
+    log.append([unreadable, NewRecord(DEAD_LETTERS.name, b"k", readable.value), unreadable])
+    assert [number for number, _ in dead_letters(log)] == [1]
