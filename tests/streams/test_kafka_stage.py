@@ -34,6 +34,7 @@ class Stored:
         self.outputs: list[NewRecord] = []
         self.records: dict[int, list[Record]] = {}
         self.epochs: dict[int, int] = {}
+        self.open: set[Writer] = set()
         self.refuse = False
 
     def __call__(self, partition: int) -> "Writer":
@@ -62,6 +63,7 @@ class Writer:
         self.epoch = 0
 
     async def load(self) -> Sequence[Record]:
+        self.stored.open.add(self)
         self.epoch = self.stored.epochs[self.partition] = (
             self.stored.epochs.get(self.partition, 0) + 1
         )
@@ -76,7 +78,8 @@ class Writer:
         self.stored.outputs += outputs
 
     async def close(self) -> None:
-        pass
+        await asyncio.sleep(0)
+        self.stored.open.discard(self)
 
 
 def join_stage(stored: Stored) -> KafkaStage[JoinState]:
@@ -114,6 +117,36 @@ async def test_a_paused_worker_cannot_overwrite_what_a_later_one_stored() -> Non
     assert stored.latest("r") == newest
     await later.take([events.record(events.reward("r", 0.7), 1)])
     assert stored.positions().contained == {START.topic: 1, REWARDS.name: 1}
+
+
+async def test_a_stage_that_is_closed_ends_its_batch_and_opens_nothing_more() -> None:
+    stored = Stored()
+    stage = join_stage(stored)
+    await stage.hold({0, 1})
+    batch = asyncio.create_task(stage.take([START, END]))
+    opening = asyncio.create_task(stage.hold({0, 1, 2, PARTITION}))
+    await asyncio.sleep(0)
+    await stage.close()
+    await batch
+    await opening
+    late = asyncio.create_task(stage.hold({0, 1}))
+    await asyncio.sleep(0)
+    assert (stored.topics, stored.open) == ([TRAJECTORIES.name], set())
+    late.cancel()
+
+
+async def test_a_stage_is_closed_though_its_batch_waits_for_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.runners.kafka.stage.LAST_BATCH_S", 0.01)
+    stored = Stored()
+    stage = join_stage(stored)
+    stored.refuse = True
+    batch = asyncio.create_task(stage.take([START, END]))
+    await asyncio.sleep(0)
+    await stage.close()
+    assert not batch.done()
+    batch.cancel()
 
 
 async def test_what_a_crash_cut_off_is_made_anew_in_another_order(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import faust
 import structlog
+from faust.tables.manager import TableManager
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
@@ -77,6 +78,7 @@ def create_app(
         consumer_max_fetch_size=MAX_RECORD_BYTES,
         web_enabled=False,
         processing_guarantee="at_least_once",
+        TableManager=_NoTables,
     )
     source = app.topic(
         *(cluster.prefixed(topic.name) for topic in processor.topics),
@@ -187,6 +189,16 @@ class Gaps:
             return False
         self._awaited.pop(place, None)
         return True
+
+
+class _NoTables(TableManager):  # type: ignore[misc]
+    """Faust's tables, of which we have none: its own waits a second until they are declared, and
+    the apps of a process start one after another.
+    """
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class _CommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from streams.runners.kafka.states import Changelog, OutdatedError, PartitionStat
 from streams.storage.records import NewRecord, Record
 
 S = TypeVar("S")
+LAST_BATCH_S = 5.0
 logger = structlog.get_logger(__name__)
 
 
@@ -80,7 +81,16 @@ class KafkaStage(Generic[S]):
                 await self._run([], due)
 
     async def close(self) -> None:
-        """Let go of all partitions."""
+        """Let go of all partitions for good, after the batch that is under way.
+
+        A batch that takes too long is left: whoever loads its partitions next rolls it back.
+        """
+        try:
+            async with asyncio.timeout(LAST_BATCH_S):
+                await self._turn.acquire()  # and keep it: nothing is opened any more
+        except TimeoutError:
+            logger.warning("last batch cut off", group=self.processor.group)
+            return
         for states in self._partitions.values():
             await states.close()
         self._partitions = {}
