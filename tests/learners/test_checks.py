@@ -161,6 +161,15 @@ class Hoarding(Mean):
     remembered = 1_000_000
 
 
+class Leaking(Mean):
+    """Keeps two bytes of each example."""
+
+    def fold(self, state: Any, event: ExampleEvent) -> Any:
+        folded = super().fold(state, event)
+        folded["leak"] = folded.get("leak", "") + "ab"
+        return folded
+
+
 class Misnaming(Mean):
     def checkpoint(self, state: Any) -> NewCheckpoint | None:
         found = super().checkpoint(state)
@@ -197,6 +206,7 @@ class Narrow(Mean):
         (Stubborn, "a_correction_undoes_the_old_reward"),
         (Unforgiving, "a_retraction_undoes_the_example"),
         (Hoarding, "the_state_is_bounded"),
+        (Leaking, "the_state_is_bounded"),
         (Misnaming, "checkpoints_are_what_they_say"),
         (Greedy, "policies_give_distributions"),
         (Narrow, "other_examples_are_no_error"),
