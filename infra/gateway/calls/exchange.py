@@ -15,7 +15,7 @@ from starlette.background import BackgroundTask
 from infra.gateway.calls.faults import fault_of_call, fault_of_refusal
 from infra.gateway.calls.formats import CHAT, Api
 from infra.gateway.calls.model_call import ModelCall
-from infra.gateway.calls.placement import place_call, record_placement
+from infra.gateway.calls.placement import Placement, place_call, record_placement
 from infra.gateway.calls.shadows import send_shadows
 from infra.gateway.calls.tool_calls import InvalidToolCallError
 from infra.gateway.http.context import (
@@ -28,7 +28,6 @@ from infra.gateway.http.context import (
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.servers import Reply, UpstreamError
 from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.state.conversations import Conversation
 from infra.gateway.state.services import Services
 from schemas.rollouts import Fault
 from schemas.serialization import readable
@@ -111,7 +110,7 @@ async def serve(
 
     # 5. Ask, and pass the answer back. The span is recorded when the answer ends.
     repairs = services.settings.tool_calls == "repair" and api is CHAT
-    finish = _Finish(services, model_call, placement.conversation, observer, repairs)
+    finish = _Finish(services, model_call, placement, observer, repairs)
     try:
         return await _call(services, request, route, model_call, finish)
     except InvalidToolCallError as invalid:
@@ -120,7 +119,7 @@ async def serve(
         again = model_call.repair_call()
 
     # 6. Ask once more for tool calls that no schema allows.
-    finish = _Finish(services, again, placement.conversation, None)
+    finish = _Finish(services, again, placement, None)
     try:
         return await _call(services, request, route, again, finish)
     except InvalidToolCallError as invalid:
@@ -310,14 +309,14 @@ class _Finish:
         self,
         services: Services,
         model_call: ModelCall,
-        conversation: Conversation | None,
+        placement: Placement,
         observer: Observer | None,
         repairs: bool = False,
     ) -> None:
         self.repairs = repairs
         self._services = services
         self._model_call = model_call
-        self._conversation = conversation
+        self._placement = placement
         self._observer = observer
         self.finished = False
 
@@ -357,11 +356,11 @@ class _Finish:
             fault = fault_of_call(status, span.payload.status_message)
         services.routing.note_fault(model_call.key, fault if failed else None)
         _count(services, model_call, _outcome(status, error, failed))
-        if self._conversation is not None and not goes_on:
+        conversation, transcript = self._placement.conversation, self._placement.transcript
+        if conversation is not None and transcript is not None and not goes_on:
             answer = model_call.answer
-            services.conversations.answered(
-                self._conversation, model_call.messages, answer.messages, answer.id, failed
-            )
+            said = transcript.after(answer.messages, answer.id)
+            services.conversations.answered(conversation, said, failed)
         if self._observer is not None:
             self._observer.on_end(model_call, status, span.payload.status_message or None)
 

@@ -1,6 +1,6 @@
 """The placement of a model call: the rollout it belongs to, and what serves it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.gateway.calls.choices import Chosen, chosen
@@ -9,7 +9,7 @@ from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.context import CallContext
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.state.conversations import AGENT, Conversation
+from infra.gateway.state.conversations import AGENT, Conversation, Transcript
 from infra.gateway.state.services import Services
 from schemas.topics import DECISIONS
 
@@ -25,6 +25,7 @@ class Placement:
         target: what is asked first.
         route: the route of the target.
         taken: the option that a policy chose; None if there was no choice.
+        transcript: what the caller said in the conversation; None if the caller named the rollout.
     """
 
     rollout_id: str
@@ -34,6 +35,7 @@ class Placement:
     target: Target
     route: LoadedRoute
     taken: Chosen | None = None
+    transcript: Transcript | None = None
 
 
 def place_call(
@@ -53,15 +55,14 @@ def place_call(
     """
     if call.rollout_id is not None:
         return _served_by(services, api, call, body, resolved, call.rollout_id, None)
-    conversation = services.conversations.join(
-        call.caller.tenant,
-        call.trace_id if call.traced else None,
-        api.messages(body),
-        body.get("previous_response_id"),
-    )
+    caller = call.caller
+    transcript = Transcript(caller.tenant, caller.key_id, body, api.messages(body))
+    trace_id = call.trace_id if call.traced else None
+    conversation = services.conversations.join(caller.tenant, trace_id, transcript.continues)
     rollout_id = conversation.rollout_id
     try:
-        return _served_by(services, api, call, body, resolved, rollout_id, conversation)
+        placed = _served_by(services, api, call, body, resolved, rollout_id, conversation)
+        return replace(placed, transcript=transcript)
     except ProblemError:
         services.conversations.refused(conversation)
         raise

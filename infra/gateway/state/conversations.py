@@ -3,11 +3,14 @@ rollout.
 
 An agent that only changes its base URL says nothing of rollouts, but it sends the whole
 conversation each time. A request that begins with what an earlier one said and was answered
-continues it. Such a rollout ends when nothing has continued it for a while.
+continues it, if the same user says it with the same key. If two open conversations have said the
+same, nobody knows which one a request continues: it begins a new one, since a reward must never go
+to somebody else's. Such a rollout ends when nothing has continued it for a while.
 """
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -18,6 +21,63 @@ from schemas.identifiers import new_event_id
 
 AGENT = "conversation"
 """What rollouts that the gateway began by itself have as their agent."""
+
+IDENTITY = ("user", "safety_identifier", "prompt_cache_key", "metadata")
+"""Members of a request that say whose conversation it is."""
+
+Messages = list[dict[str, Any]]
+
+
+class Transcript:
+    """What a request says of its conversation, as hashes.
+
+    Args:
+        key_id: the caller's key, if it has one.
+        body: the request.
+        messages: of the request, in OpenAI's chat format; None where the API has none.
+
+    Attributes:
+        continues: what it continues, if anything.
+    """
+
+    def __init__(
+        self, tenant: str, key_id: str | None, body: dict[str, Any], messages: Messages | None
+    ) -> None:
+        self._speaker = [tenant, key_id]
+        self._has_messages = messages is not None
+        self.continues: bytes | None = None
+        # One hash goes over all messages. Its value after each answer is the name of what was said
+        # up to there, so a long conversation is read once.
+        self._hash = blake2b(
+            _encoded([*self._speaker, [body.get(name) for name in IDENTITY]]), digest_size=16
+        )
+        last = max(
+            (n for n, m in enumerate(messages or ()) if m.get("role") == "assistant"), default=None
+        )
+        for number, message in enumerate(messages or ()):
+            self._hash.update(_encoded(_essence(message)))
+            if number == last:
+                self.continues = self._hash.digest()
+        # A request that names an earlier answer continues that one, and says so more surely than
+        # by what it repeats.
+        if (previous := body.get("previous_response_id")) is not None:
+            self.continues = self._named(previous)
+
+    def after(self, answers: Iterable[dict[str, Any]], answer_id: str | None) -> list[bytes]:
+        """Return what the requests will continue that continue one of these answers.
+
+        Args:
+            answers: the assistant's messages, in OpenAI's chat format.
+        """
+        found = []
+        for answer in answers if self._has_messages else ():
+            hashed = self._hash.copy()
+            hashed.update(_encoded(_essence(answer)))
+            found.append(hashed.digest())
+        return [*found, self._named(answer_id)] if answer_id is not None else found
+
+    def _named(self, answer_id: Any) -> bytes:
+        return blake2b(_encoded([*self._speaker, {"id": answer_id}]), digest_size=16).digest()
 
 
 @dataclass
@@ -30,7 +90,7 @@ class Conversation:
         calls: how many there were, as far as this process knows.
         busy: calls under way.
         failed: whether the last one failed.
-        said: what it is found by; forgotten with it.
+        said: what it is found by (`Transcript.after`); forgotten with it.
     """
 
     tenant: str
@@ -56,23 +116,16 @@ class Conversations:
         self._idle_s = idle_s
         self._most = most
         self._open: OrderedDict[tuple[str, str], Conversation] = OrderedDict()
-        self._said: OrderedDict[bytes, str] = OrderedDict()
+        self._said: OrderedDict[bytes, set[str]] = OrderedDict()
 
-    def join(
-        self,
-        tenant: str,
-        trace_id: str | None,
-        messages: list[dict[str, Any]] | None,
-        previous: str | None = None,
-    ) -> Conversation:
+    def join(self, tenant: str, trace_id: str | None, continues: bytes | None) -> Conversation:
         """Return the conversation that a call belongs to, a new one where it continues none.
 
         Args:
             trace_id: of a caller's own trace; calls of one trace are one rollout, which has its id.
-            messages: of the request, in OpenAI's chat format; None where the API has none.
-            previous: id of an earlier answer that the request names.
+            continues: what the request continues (`Transcript.continues`).
         """
-        rollout_id = trace_id or self._continued(tenant, messages, previous) or new_event_id()
+        rollout_id = trace_id or self._continued(tenant, continues) or new_event_id()
         conversation = self._open.get((tenant, rollout_id))
         if conversation is None:
             conversation = Conversation(tenant, rollout_id, trace_id, time.monotonic())
@@ -91,16 +144,12 @@ class Conversations:
         conversation.last = time.monotonic()
         self._open.move_to_end((tenant, trace_id))
 
-    def answered(
-        self,
-        conversation: Conversation,
-        messages: list[dict[str, Any]] | None,
-        answers: list[dict[str, Any]],
-        answer_id: str | None,
-        failed: bool,
-    ) -> None:
+    def answered(self, conversation: Conversation, said: Iterable[bytes], failed: bool) -> None:
         """Note that a call has ended, and what continues it: nothing, if its rollout was ended
         meanwhile.
+
+        Args:
+            said: what continues it (`Transcript.after`).
         """
         conversation.busy -= 1
         if not self._is_open(conversation):
@@ -108,12 +157,8 @@ class Conversations:
         conversation.failed = failed
         conversation.last = time.monotonic()
         self._open.move_to_end((conversation.tenant, conversation.rollout_id))
-        for answer in answers if messages is not None else ():
-            self._remember(
-                _fingerprint(conversation.tenant, [*(messages or ()), answer]), conversation
-            )
-        if answer_id is not None:
-            self._remember(_fingerprint(conversation.tenant, [{"id": answer_id}]), conversation)
+        for one in said:
+            self._remember(one, conversation)
 
     def refused(self, conversation: Conversation) -> None:
         """Note that a call was none after all; a conversation that was this call alone has never
@@ -144,48 +189,40 @@ class Conversations:
     def forget(self, tenant: str, rollout_id: str) -> None:
         """Forget a conversation that has ended."""
         conversation = self._open.pop((tenant, rollout_id), None)
-        for fingerprint in conversation.said if conversation is not None else ():
-            if self._said.get(fingerprint) == rollout_id:
-                del self._said[fingerprint]
+        for one in conversation.said if conversation is not None else ():
+            if (sayers := self._said.get(one)) is not None:
+                sayers.discard(rollout_id)
+                if not sayers:
+                    del self._said[one]
 
     def _is_open(self, conversation: Conversation) -> bool:
         # Of one trace another may have begun since: then this one is forgotten all the same.
         return self._open.get((conversation.tenant, conversation.rollout_id)) is conversation
 
-    def _continued(
-        self, tenant: str, messages: list[dict[str, Any]] | None, previous: str | None
-    ) -> str | None:
-        if previous is not None:
-            return self._known(tenant, _fingerprint(tenant, [{"id": previous}]))
-        for number in range(len(messages or ()), 0, -1):
-            assert messages is not None  # noqa: S101 - it has members
-            if messages[number - 1].get("role") == "assistant":
-                return self._known(tenant, _fingerprint(tenant, messages[:number]))
-        return None
-
-    def _known(self, tenant: str, fingerprint: bytes) -> str | None:
-        rollout_id = self._said.get(fingerprint)
+    def _continued(self, tenant: str, continues: bytes | None) -> str | None:
+        """Return the one open conversation that has said this; None where several have."""
+        sayers = self._said.get(continues) if continues is not None else None
+        if sayers is None or len(sayers) > 1:
+            return None
+        (rollout_id,) = sayers
         return rollout_id if (tenant, rollout_id) in self._open else None
 
-    def _remember(self, fingerprint: bytes, conversation: Conversation) -> None:
-        self._said[fingerprint] = conversation.rollout_id
-        self._said.move_to_end(fingerprint)
-        conversation.said.append(fingerprint)
+    def _remember(self, one: bytes, conversation: Conversation) -> None:
+        sayers = self._said.setdefault(one, set())
+        if conversation.rollout_id not in sayers:
+            sayers.add(conversation.rollout_id)
+            conversation.said.append(one)
+        self._said.move_to_end(one)
         if len(self._said) > self._most:
             self._said.popitem(last=False)
 
 
-def _fingerprint(tenant: str, messages: list[dict[str, Any]]) -> bytes:
-    """Return what identifies a conversation: who said and called what, without what clients add or
-    leave out.
-    """
-    said = [
-        (
-            message.get("id") if "role" not in message else None,
-            message.get("role"),
-            message.get("content") or "",
-            [call.get("id") for call in message.get("tool_calls") or () if isinstance(call, dict)],
-        )
-        for message in messages
-    ]
-    return blake2b(orjson.dumps((tenant, said), default=str), digest_size=16).digest()
+def _essence(message: dict[str, Any]) -> list[Any]:
+    """Return who said and called what, without what clients add or leave out."""
+    calls = message.get("tool_calls") or ()
+    called = [call.get("id") for call in calls if isinstance(call, dict)]
+    return [message.get("role"), message.get("content") or "", called]
+
+
+def _encoded(value: Any) -> bytes:
+    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS)

@@ -13,10 +13,13 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai import OpenAI
 from pydantic import SecretStr
 
+from infra.config.settings import Settings
 from schemas.rollouts import RolloutEvent, RolloutState
+from schemas.routes import Choice, Option, Route, RouteTarget
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
-from tests.infra.conftest import Gateway
+from streams.processors.promotion import baseline_route
+from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
@@ -231,6 +234,60 @@ def test_a_conversation_is_one_rollout_and_another_is_another(gateway: Gateway) 
         ask([{"role": "user", "content": "hi"}, answer, {"role": "user", "content": "later"}])
         != first
     )
+
+
+@pytest.fixture
+def patient(settings: Settings, upstream_url: str) -> Iterator[Gateway]:
+    """A gateway whose conversations do not end while a test lasts."""
+    option = Option(name="terse", model="tiny", instructions="Answer in one word.")
+    choice = Choice(policy="router-policy", options=[option])
+    target = RouteTarget(version="v1")
+    assistant = Route(name="assistant", kind="choice", targets=[target], choice=choice)
+    routes = [model_route("tiny", upstream_url), baseline_route("router-policy"), assistant]
+    publish(settings.log_path, *routes)
+    gateway = settings.gateway.model_copy(update={"conversation_idle_s": 600.0})
+    with running_gateway(settings.model_copy(update={"gateway": gateway})) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key"])
+def test_five_users_with_one_opening_have_five_rollouts_each_with_its_own_second_call(
+    patient: Gateway, name: str
+) -> None:
+    users = [f"user-{number}" for number in range(5)]
+    opening: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    answer = {"role": "assistant", "content": "hello there"}
+    more = [*opening, answer, {"role": "user", "content": "more"}]
+    rollouts: dict[str, list[str]] = {}
+    for messages in (opening, more):
+        for user in users:
+            body = {"model": "tiny", "messages": messages, name: user}
+            headers = patient.http.post("/v1/chat/completions", json=body).headers
+            rollouts.setdefault(user, []).append(headers["x-everloop-rollout-id"])
+    assert all(first == second for first, second in rollouts.values())
+    assert len({first for first, _ in rollouts.values()}) == 5
+
+
+def test_users_that_nothing_tells_apart_share_no_rollout(patient: Gateway) -> None:
+    opening: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    answer = {"role": "assistant", "content": "hello there"}
+    more = [*opening, answer, {"role": "user", "content": "more"}]
+    rollouts = []
+    for messages in [opening] * 5 + [more] * 5:
+        body = {"model": "tiny", "messages": messages}
+        headers = patient.http.post("/v1/chat/completions", json=body).headers
+        rollouts.append(headers["x-everloop-rollout-id"])
+    assert len(set(rollouts)) == 10
+
+
+def test_a_conversation_goes_on_behind_a_choice_that_adds_instructions(patient: Gateway) -> None:
+    opening: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    answer = {"role": "assistant", "content": "hello there"}
+    first = patient.chat("assistant", messages=opening)
+    more = [*opening, answer, {"role": "user", "content": "more"}]
+    second = patient.chat("assistant", messages=more)
+    name = "x-everloop-rollout-id"
+    assert first.headers[name] == second.headers[name]
 
 
 def test_a_call_of_no_model_begins_no_rollout(gateway: Gateway) -> None:

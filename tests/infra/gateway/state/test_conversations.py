@@ -4,43 +4,59 @@ ended.
 
 from typing import Any
 
-from infra.gateway.state.conversations import Conversations
+import pytest
+
+from infra.gateway.state.conversations import Conversations, Messages, Transcript
 
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "hello"}
 
 
+def transcript(messages: Messages | None, key: str | None = None, **more: Any) -> Transcript:
+    return Transcript("default", key, {"messages": messages, **more}, messages)
+
+
 def said(
-    conversations: Conversations, messages: list[dict[str, Any]], answer_id: str | None = None
+    conversations: Conversations,
+    messages: Messages,
+    answer_id: str | None = None,
+    key: str | None = None,
+    **more: Any,
 ) -> str:
-    conversation = conversations.join("default", None, messages)
-    conversations.answered(conversation, messages, [ANSWER], answer_id, failed=False)
+    """Make a call that is answered; return its rollout."""
+    request = transcript(messages, key, **more)
+    conversation = conversations.join("default", None, request.continues)
+    conversations.answered(conversation, request.after([ANSWER], answer_id), failed=False)
     return conversation.rollout_id
+
+
+def more(text: str) -> Messages:
+    """Return what continues the answer."""
+    return [*ASKED, ANSWER, {"role": "user", "content": text}]
 
 
 def test_what_continues_an_answer_is_the_same_and_what_has_ended_is_forgotten() -> None:
     conversations = Conversations(idle_s=0.0)
     first = said(conversations, ASKED, "a1")
-    more = [*ASKED, ANSWER, {"role": "user", "content": "more"}]
-    assert said(conversations, more) == first
+    assert said(conversations, more("more")) == first
     assert [conversation.rollout_id for conversation in conversations.ended()] == [first]
     assert conversations._said == {}
     assert conversations._open == {}
-    assert said(conversations, more) != first
+    assert said(conversations, more("more")) != first
 
 
 def test_a_call_under_way_keeps_its_conversation_open() -> None:
     conversations = Conversations(idle_s=0.0)
-    busy = conversations.join("default", None, ASKED)
+    busy = conversations.join("default", None, None)
     assert conversations.ended() == []
-    conversations.answered(busy, ASKED, [ANSWER], None, failed=True)
+    conversations.answered(busy, [], failed=True)
     (ended,) = conversations.ended()
     assert ended.failed
 
 
 def test_a_call_that_was_refused_leaves_no_conversation() -> None:
     conversations = Conversations(idle_s=0.0)
-    conversations.refused(conversations.join("default", None, ASKED))
+    conversations.refused(conversations.join("default", None, None))
     assert conversations.ended() == []
 
 
@@ -60,9 +76,9 @@ def test_a_trace_is_one_and_its_spans_keep_it_open() -> None:
 
 def test_a_conversation_that_is_ended_during_a_call_stays_ended() -> None:
     conversations = Conversations(idle_s=0.0)
-    busy = conversations.join("default", None, ASKED)
+    busy = conversations.join("default", None, None)
     conversations.forget("default", busy.rollout_id)
-    conversations.answered(busy, ASKED, [ANSWER], "a1", failed=False)
+    conversations.answered(busy, transcript(ASKED).after([ANSWER], "a1"), failed=False)
     assert conversations._said == {}
     assert conversations.ended() == []
 
@@ -70,9 +86,73 @@ def test_a_conversation_that_is_ended_during_a_call_stays_ended() -> None:
 def test_a_call_of_an_ended_conversation_ends_no_other_of_its_trace() -> None:
     conversations = Conversations(idle_s=0.0)
     trace = "0af7651916cd43dd8448eb211c80319c"
-    first = conversations.join("default", trace, ASKED)
+    first = conversations.join("default", trace, None)
     conversations.forget("default", trace)
-    second = conversations.join("default", trace, ASKED)
+    second = conversations.join("default", trace, None)
     conversations.refused(first)
-    conversations.answered(second, ASKED, [ANSWER], None, failed=False)
+    conversations.answered(second, [], failed=False)
     assert conversations.ended() == [second]
+
+
+def test_a_call_that_two_conversations_may_continue_begins_a_new_one() -> None:
+    conversations = Conversations(idle_s=100.0)
+    first, second = said(conversations, ASKED), said(conversations, ASKED)
+    third = said(conversations, more("again"))
+    assert len({first, second, third}) == 3
+    last = [*more("again"), ANSWER, {"role": "user", "content": "thanks"}]
+    assert said(conversations, last) == third, "what only one has said is that one's"
+
+
+def test_an_ended_conversation_makes_nothing_ambiguous() -> None:
+    conversations = Conversations(idle_s=100.0)
+    first, second = said(conversations, ASKED), said(conversations, ASKED)
+    conversations.forget("default", first)
+    assert said(conversations, more("again")) == second
+
+
+def test_a_call_that_is_made_twice_in_one_conversation_is_not_ambiguous() -> None:
+    conversations = Conversations(idle_s=100.0)
+    first = said(conversations, ASKED)
+    assert {said(conversations, more("again")) for _ in range(2)} == {first}
+    last = [*more("again"), ANSWER, {"role": "user", "content": "thanks"}]
+    assert said(conversations, last) == first
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key", "metadata"])
+def test_who_says_it_is_part_of_a_conversation(name: str) -> None:
+    conversations = Conversations(idle_s=100.0)
+    whose: list[Any] = [
+        {"of": str(number)} if name == "metadata" else str(number) for number in range(5)
+    ]
+    begun = [said(conversations, ASKED, None, None, **{name: one}) for one in whose]
+    assert len(set(begun)) == 5
+    assert [said(conversations, more("again"), None, None, **{name: one}) for one in whose] == begun
+
+
+def test_the_key_is_part_of_a_conversation() -> None:
+    conversations = Conversations(idle_s=100.0)
+    begun = {key: said(conversations, ASKED, "a1", key) for key in ("k1", "k2")}
+    assert {key: said(conversations, more("again"), None, key) for key in ("k1", "k2")} == begun
+    named = {"previous_response_id": "a1"}
+    assert {key: said(conversations, ASKED, None, key, **named) for key in begun} == begun
+
+
+def test_an_earlier_answer_that_is_named_counts_more_than_what_is_repeated() -> None:
+    conversations = Conversations(idle_s=100.0)
+    first = said(conversations, ASKED, "a1")
+    other: Messages = [{"role": "user", "content": "something else"}]
+    assert said(conversations, other, previous_response_id="a1", metadata={"turn": "2"}) == first
+    assert said(conversations, more("again"), previous_response_id="unknown") != first
+
+
+def test_the_order_of_members_does_not_matter() -> None:
+    conversations = Conversations(idle_s=100.0)
+    parts = [{"type": "text", "text": "hi"}]
+    swapped = [{"text": "hi", "type": "text"}]
+    first = said(conversations, [{"role": "user", "content": parts}], metadata={"a": "1", "b": "2"})
+    again: Messages = [
+        {"content": swapped, "role": "user"},
+        ANSWER,
+        {"role": "user", "content": "more"},
+    ]
+    assert said(conversations, again, metadata={"b": "2", "a": "1"}) == first
