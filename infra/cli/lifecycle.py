@@ -143,27 +143,15 @@ def demo(
 
     from infra.analytics.page import write_report
     from infra.cli.views import print_report
-    from infra.demo.comparison import DEMO_GATE, DemoOptions, run_demo
+    from infra.demo.comparison import DemoOptions, run_demo
 
     if log not in ("embedded", "kafka"):
         raise ConfigError(f"--log is {log!r}; it must be `embedded` or `kafka`")
-    base = example_settings()
+    settings = _demo_settings(example_settings())
     try:
         options = DemoOptions(load_tasks(tasks), rollouts, seed)
     except TaskFileError as error:
         raise ConfigError(str(error)) from error
-    settings = base.model_copy(
-        update={
-            "data_dir": base.data_dir / "demo" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"),
-            "log": None,
-            "gateway": GatewaySettings(
-                **base.gateway.model_dump() | {"port": 0, "keys": "optional"}
-            ),
-            "apps": {name: own.model_copy(update={"port": 0}) for name, own in base.apps.items()},
-            "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
-            "gate": DEMO_GATE if base.gate == GateConfig() else base.gate,
-        }
-    )
     with progress_bar() as progress, _own_log(settings, log) as settings:
         bar = progress.add_task("rollouts (both arms)", total=2 * rollouts)
         result, report = run_demo(
@@ -182,9 +170,31 @@ def demo(
     console.print(f"Report: [bold]{html}[/]\nPicture: {png}")
 
 
+def _demo_settings(base: Settings) -> Settings:
+    """Return the settings of a demonstration: a folder and a log of its own, and free ports.
+
+    So it runs beside an installation, and leaves nothing in it.
+    """
+    from infra.demo.comparison import DEMO_GATE
+
+    folder = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    gateway = base.gateway.model_dump() | {"port": 0, "keys": "optional"}
+    return base.model_copy(
+        update={
+            "data_dir": base.data_dir / "demo" / folder,
+            "log": None,
+            "gateway": GatewaySettings(**gateway),
+            "apps": {name: own.model_copy(update={"port": 0}) for name, own in base.apps.items()},
+            "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
+            "gate": DEMO_GATE if base.gate == GateConfig() else base.gate,
+        }
+    )
+
+
 def example_settings() -> Settings:
-    """Return the settings of the example, over which the user's own count. Processes that are
-    started later read the same.
+    """Return the example's settings, with the user's own over them.
+
+    The environment names both, so that processes that are started later read the same.
     """
     files = [str(file.absolute()) for file in config_files()]
     os.environ[CONFIG_VARIABLE] = os.pathsep.join([*files, EXAMPLE])

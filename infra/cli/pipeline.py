@@ -16,7 +16,9 @@ from infra.processes.run_file import running_installation
 if TYPE_CHECKING:
     from infra.analytics.report import Report
     from infra.pipeline.phases import PhaseResult
+    from infra.pipeline.tasks import Task
 
+# How long the report waits for analytics to read what the phases wrote.
 ANALYTICS_TIMEOUT_S = 30.0
 
 
@@ -31,19 +33,43 @@ def pipeline(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Gather, train, try and switch, phase by phase (`pipeline` in the configuration), and report
-    what came of it.
+    """Gather, train, try and switch, phase by phase (`pipeline` in the configuration); then report.
 
     It uses the installation that runs on this data folder, or starts one for as long as it takes.
     """
     from infra.analytics.page import write_report
-    from infra.installation.processors import all_processors
-    from infra.pipeline.phases import Pipeline, check_pipeline, measured
+    from infra.pipeline.phases import check_pipeline, measured
     from infra.pipeline.tasks import load_tasks
 
     settings = load_settings()
     check_pipeline(settings.pipeline, settings.policies, settings.training.models)
     known = load_tasks(tasks or settings.pipeline.tasks)
+    results = _run_phases(settings, known, rounds)
+    report = _report(settings, results)
+    results = measured(results, report)
+    html, png = write_report(report, settings.data_dir, "the pipeline's phases are the groups")
+    if as_json:
+        print_json(
+            {
+                "phases": [result.model_dump(mode="json") for result in results],
+                "switches": [switch.model_dump(mode="json") for switch in report.switches],
+                "report_html": str(html),
+                "report_png": str(png),
+            }
+        )
+        return
+    _print_phases(results)
+    console.print(
+        "Reward, success and alignment are of held-out tasks.\nReport:"
+        f" [bold]{html}[/]\nPicture: {png}"
+    )
+
+
+def _run_phases(settings: Settings, tasks: "list[Task]", rounds: int) -> "list[PhaseResult]":
+    """Run the phases, and say each result as it comes. Ctrl-C ends them; what ran is returned."""
+    from infra.installation.processors import all_processors
+    from infra.pipeline.phases import Pipeline
+
     results = []
     with (
         _gateway(settings) as url,
@@ -51,14 +77,8 @@ def pipeline(
         ExitStack() as at_end,
         suppress(KeyboardInterrupt),
     ):
-        phases = Pipeline(
-            settings.pipeline,
-            url,
-            log,
-            all_processors(settings),
-            known,
-            _say,
-        )
+        processors = all_processors(settings)
+        phases = Pipeline(settings.pipeline, url, log, processors, tasks, _say)
         at_end.callback(phases.close)
         for result in phases.rounds(rounds or None):
             results.append(result)
@@ -66,60 +86,30 @@ def pipeline(
                 f"{result.round}-{result.phase}: {result.state or 'gathered'}"
                 f" {result.version or ''} {result.reason}"
             )
-    report = _report(settings, results)
-    results = measured(results, report)
-    html, png = write_report(report, settings.data_dir, "the pipeline's phases are the groups")
-    if as_json:
-        phases_json = [result.model_dump(mode="json") for result in results]
-        switches = [switch.model_dump(mode="json") for switch in report.switches]
-        print_json(
-            {
-                "phases": phases_json,
-                "switches": switches,
-                "report_html": str(html),
-                "report_png": str(png),
-            }
-        )
-        return
-    print_table(
-        "Phases",
-        (
-            "round",
-            "phase",
-            "target",
-            "method",
-            "rollouts",
-            "came to",
-            "version",
-            "reward",
-            "success",
-            "alignment",
-        ),
-        [
-            (
-                r.round,
-                r.phase,
-                r.target,
-                r.method,
-                r.rollouts,
-                r.state,
-                r.version,
-                r.mean_reward,
-                r.success_rate,
-                r.decision_alignment,
-            )
-            for r in results
-        ],
-    )  # fmt: skip
-    console.print(
-        "Reward, success and alignment are of held-out tasks.\nReport:"
-        f" [bold]{html}[/]\nPicture: {png}"
-    )
+    return results
+
+
+def _print_phases(results: "list[PhaseResult]") -> None:
+    columns = {
+        "round": "round",
+        "phase": "phase",
+        "target": "target",
+        "method": "method",
+        "rollouts": "rollouts",
+        "came to": "state",
+        "version": "version",
+        "reward": "mean_reward",
+        "success": "success_rate",
+        "alignment": "decision_alignment",
+    }
+    rows = [[getattr(result, field) for field in columns.values()] for result in results]
+    print_table("Phases", tuple(columns), rows)
 
 
 def _report(settings: Settings, results: "list[PhaseResult]") -> "Report":
-    """Return the report once it has all that was measured; where analytics are far behind, without
-    the last of it.
+    """Return the report once it has every measured rollout.
+
+    Analytics may be far behind. After `ANALYTICS_TIMEOUT_S` the report is returned as it is.
     """
     deadline = time.monotonic() + ANALYTICS_TIMEOUT_S
     while True:
@@ -139,7 +129,7 @@ def _say(what: str) -> None:
 
 @contextmanager
 def _gateway(settings: Settings) -> Iterator[str]:
-    """Yield where the gateway answers, of an installation started for this where none runs."""
+    """Yield the gateway's URL. If no installation runs here, one is started for this block."""
     from infra.processes.supervisor import Supervisor
 
     state = running_installation(settings.data_dir)

@@ -48,8 +48,8 @@ def replay_command(
 ) -> None:
     """Fold the log again, beside the live learner, and compare the weights. Exits 1 if they differ.
 
-    With --reward or --config it is a what-if: history is learned as it was and otherwise, and both
-    are compared on held-out decisions, off-policy.
+    With --reward or --config it is a what-if: it learns history as it was and otherwise, and
+    compares both off-policy, on held-out decisions.
     """
     settings = load_settings()
     processor = _processor_of(settings, learner)
@@ -62,6 +62,22 @@ def replay_command(
             )
         what_if(settings, processor.learner.target, reward, config, chart, as_json)
         return
+    document = _comparison(settings, processor, start)
+    if as_json:
+        print_json(document)
+    else:
+        console.print(f"{document['examples']} examples, weights {document['weights_sha256']}")
+        console.print(
+            "identical to the live ones" if document["identical"] else "not the live ones"
+        )
+    # From a later offset, or without live weights, a difference is no failure.
+    must_agree = start == BEGINNING and document["live_weights_sha256"] is not None
+    if must_agree and not document["identical"]:
+        raise typer.Exit(1)
+
+
+def _comparison(settings: Settings, processor: Learning[Any], start: str) -> dict[str, Any]:
+    """Fold the log again, and return the hash of the weights beside that of the live ones."""
     with existing_log(settings) as log:
         begin = _start(log, processor, start)
         topic = processor.topics[0].name
@@ -71,24 +87,16 @@ def replay_command(
             replayed = replay(log, processor, begin, on_record=lambda: progress.advance(bar))
         live = live_state(log, processor)
     weights = _hash(processor, replayed)
-    document: dict[str, Any] = {
+    live_weights = _hash(processor, live) if live is not None else None
+    return {
         "learner": processor.learner.identity,
         "target": processor.learner.target,
         "from": start,
         "examples": processor.learner.examples(replayed.state),
         "weights_sha256": weights,
-        "live_weights_sha256": _hash(processor, live) if live is not None else None,
-        "identical": live is not None and _hash(processor, live) == weights,
+        "live_weights_sha256": live_weights,
+        "identical": live_weights == weights,
     }
-    if as_json:
-        print_json(document)
-    else:
-        console.print(f"{document['examples']} examples, weights {weights}")
-        console.print(
-            "identical to the live ones" if document["identical"] else "not the live ones"
-        )
-    if start == BEGINNING and live is not None and not document["identical"]:
-        raise typer.Exit(1)
 
 
 def _processor_of(settings: Settings, name: str | None) -> Learning[Any]:

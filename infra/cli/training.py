@@ -12,7 +12,7 @@ from infra.cli.options import AsJson, app, console, moment, print_json, print_ta
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.runtime.errors import ConfigError
-from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder
+from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, Result
 from learners.training.config import HEADS, MODEL, AnyConfig, Method
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
@@ -54,8 +54,9 @@ def train(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train on the examples of a time span, here and now, and leave weights, rows, card and lineage
-    in a folder.
+    """Train here and now, on the examples of a time span.
+
+    It leaves weights, rows, card and lineage in a folder.
     """
     settings = load_settings()
     if parent is not None and not parent.is_dir():
@@ -64,18 +65,7 @@ def train(
     with existing_log(settings) as log:
         manifest = _manifest(log, target, method, start, end)
         if order:
-            command = Command(
-                target=target,
-                action="train",
-                manifest=manifest,
-                arguments={"method": method},
-                reason="by hand",
-            )
-            log.append([Outgoing.of(COMMANDS, target, CommandEvent(payload=command)).record()])
-            console.print(
-                f"ordered: {method} of {target} on {manifest.examples} examples; see `everloop"
-                " trainings`"
-            )
+            _order(log, target, method, manifest)
             return
     job = Job(
         target=target,
@@ -84,7 +74,41 @@ def train(
         parent=parent and parent.name,
         parent_folder=parent,
     )
+    folder, result = _result_of(settings, job)
+    weights = str(folder.folder / MODEL)
+    if as_json:
+        examples = manifest.examples
+        document = {"job": job.id, "folder": weights, "examples": examples}
+        print_json(document | {"metrics": result.metrics})
+        return
+    rows = [(name, f"{value:.6g}") for name, value in result.metrics.items()]
+    print_table(job.id, ["metric", "value"], rows)
+    console.print(f"weights in {weights}")
+
+
+def _order(log: Log, target: str, method: Method, manifest: Manifest) -> None:
+    """Leave an order on the log for the running trainer."""
+    command = Command(
+        target=target,
+        action="train",
+        manifest=manifest,
+        arguments={"method": method},
+        reason="by hand",
+    )
+    log.append([Outgoing.of(COMMANDS, target, CommandEvent(payload=command)).record()])
+    console.print(
+        f"ordered: {method} of {target} on {manifest.examples} examples; see `everloop trainings`"
+    )
+
+
+def _result_of(settings: Settings, job: Job) -> tuple[JobFolder, Result]:
+    """Run a job to its end, and return its folder with its result.
+
+    Raises:
+        ConfigError: the job failed.
+    """
     folder = JobFolder(settings.data_dir / "trainings" / job.id)
+    # An earlier run of the same job left these; they would be taken for this run's.
     for name in (RESULT, PROGRESS):
         (folder.folder / name).unlink(missing_ok=True)
     folder.write(JOB, job)
@@ -93,17 +117,7 @@ def train(
         raise ConfigError(f"{job.id} failed: {folder.failure.reason}")
     if folder.result is None:
         raise ConfigError(f"{job.id} ended without saying why; see {folder.folder / OUTPUT}")
-    document = {"job": job.id, "folder": str(folder.folder / MODEL), "examples": manifest.examples}
-    document |= {"metrics": folder.result.metrics}
-    if as_json:
-        print_json(document)
-        return
-    print_table(
-        job.id,
-        ["metric", "value"],
-        [(name, f"{value:.6g}") for name, value in folder.result.metrics.items()],
-    )
-    console.print(f"weights in {document['folder']}")
+    return folder, folder.result
 
 
 @app.command()

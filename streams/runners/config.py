@@ -1,4 +1,4 @@
-"""What people may set about workers."""
+"""Settings of workers."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,8 +9,8 @@ class WorkerConfig(BaseModel):
     """Stream workers.
 
     Attributes:
-        lease_s: how long a dead worker's partitions stay taken; on Kafka at least 6, its own least
-            session timeout.
+        lease_s: seconds until a dead worker's partitions go to another, > 0.1. On Kafka less than 6
+            counts as 6, its own least session timeout.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

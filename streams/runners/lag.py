@@ -12,8 +12,8 @@ from streams.storage.log import Log
 # The lag must stay 0 this long: outputs may reach the log just after their source was read.
 SETTLED_FOR_S = 0.3
 STAGES = 8
-"""Stages from a span to a learner's order: join, judge, join, examples, batch or promotion, and
-those after them.
+"""At least as many as processors pass a span on: join, judge, join again, router, batcher or
+learner, promotion, and what follows.
 """
 
 
@@ -75,7 +75,8 @@ def wait_until_taken(log: Log, processors: Sequence[Processor[Any]], timeout_s: 
         NotDrainedError: it took longer than `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
-    for _ in range(STAGES):  # what one stage writes before it commits is among the next one's ends
+    # A stage writes its outputs before it commits. So they are below the next round's ends.
+    for _ in range(STAGES):
         ends = {
             topic.name: log.ends(topic.name)
             for processor in processors
@@ -99,6 +100,5 @@ def _has_taken(log: Log, processor: Processor[Any], ends: Mapping[str, Mapping[i
         for place, offset in committed.items()
         if offset < ends[place[0]].get(place[1], 0)
     }
-    return not any(
-        log.unread(before).values()
-    )  # on Kafka the last offsets may be marks of transactions
+    # On Kafka the last offsets may be markers of transactions, which nobody reads.
+    return not any(log.unread(before).values())

@@ -20,14 +20,14 @@ def replay(
 ) -> Learned[S]:
     """Return what a learner has learned from the log, from the beginning or from the given offsets.
 
-    Records that cannot be processed are passed over, as they were when they became dead letters.
-    Checkpoints that fall due are made and stored, which changes nothing where they exist already,
-    but not announced.
+    Records that cannot be processed are skipped, as they were when they became dead letters.
+    Checkpoints that fall due are made and stored again, under the same hash. They are not
+    announced.
 
     Args:
         start: first offset by partition.
-        without: positions of records to pass over.
-        on_record: called once for every record read.
+        without: positions of records to skip.
+        on_record: called for every record that is read.
     """
     skipped = set(without)
     while True:
@@ -43,10 +43,10 @@ def _fold(
     skipped: set[str],
     on_record: Callable[[], None],
 ) -> Learned[S] | None:
-    """Fold all records but the skipped ones; positions of records that fail are added to those.
+    """Fold all records but the skipped ones. Add the positions of those that fail to `skipped`.
 
     Returns:
-        None if a record failed that may have left the state half changed: fold again without it.
+        None if a record failed and may have left the state half changed. Then fold again.
     """
     learned = Learned(processor.learner.initial())
     for topic in processor.topics:
@@ -58,7 +58,7 @@ def _fold(
                 learned = process(processor, learned, record).state or learned
             except FailedRecordError as error:
                 skipped.add(record.position)
-                # What cannot even be decoded has not touched the state.
+                # A record that cannot be decoded has not touched the state.
                 if not isinstance(error.__cause__, UndecodableError):
                     return None
     return learned

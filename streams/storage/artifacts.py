@@ -32,7 +32,7 @@ class ArtifactStore:
         self._folder = folder
 
     def put(self, content: bytes, media_type: str) -> Artifact:
-        """Store bytes and return their reference. Atomic; equal bytes share one file."""
+        """Store bytes, all or nothing, and return their reference. Equal bytes share one file."""
         digest = sha256(content).hexdigest()
         path = self._path(digest)
         if not path.exists():
@@ -41,6 +41,8 @@ class ArtifactStore:
                 try:
                     partial.write(content)
                     partial.flush()
+                    # Flushed before it gets its name: after a power cut the name must not stand for
+                    # an empty file.
                     os.fsync(partial.fileno())
                     Path(partial.name).replace(path)
                 except BaseException:
@@ -69,9 +71,7 @@ class ArtifactStore:
         return content
 
     def put_folder(self, folder: Path) -> Artifact:
-        """Store each file of a folder by its hash, and a list of the files; return the list's
-        reference.
-        """
+        """Store each file of a folder by its hash. Return the reference of the list of files."""
         files = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest = self._keep(path)
@@ -85,8 +85,7 @@ class ArtifactStore:
         return self.put(orjson.dumps({"files": files}, option=orjson.OPT_SORT_KEYS), FOLDER_TYPE)
 
     def get_folder(self, artifact: Artifact, folder: Path) -> Path:
-        """Write a stored folder's files to `folder` and return it. A folder that exists is complete
-        already.
+        """Write a stored folder's files to `folder` and return it. If it exists, it is complete.
 
         Raises:
             RejectedRecordError: the artifact is not a folder, or one of its files is missing or

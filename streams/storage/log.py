@@ -66,8 +66,7 @@ class Log(Protocol):
     def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
         """Return how many records lie at or after the given offsets; exact where there are none.
 
-        Offsets alone do not say it: on Kafka the marks of transactions take some, and are never
-        delivered.
+        Offsets alone do not say it: on Kafka, transactions' markers take some and are no records.
         """
         ...
 

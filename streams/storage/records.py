@@ -11,6 +11,8 @@ from schemas.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
 
+# Events that share a record are read and written together; larger records would cost memory and
+# gain nothing.
 BATCH_MAX_BYTES = 256 * 1024
 
 MAX_RECORD_BYTES = 24 * 1024 * 1024
@@ -97,7 +99,7 @@ def share_records(
     """Return records in order; neighbours of one key share a record where their topic allows it.
 
     Args:
-        most_bytes: of a record that several events share; a larger event has a record of its own.
+        most_bytes: most bytes of a shared record. A larger event gets a record of its own.
     """
     records: list[NewRecord] = []
     for (topic, key), neighbours in groupby(outgoing, lambda event: (event.topic, event.key)):

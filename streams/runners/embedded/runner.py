@@ -1,5 +1,6 @@
-"""The embedded runner: outputs, states and offsets of a batch in one transaction, so records count
-exactly once.
+"""The embedded runner: outputs, states and offsets of a batch are one transaction.
+
+So each record counts exactly once.
 """
 
 from typing import Generic, TypeVar
@@ -24,7 +25,7 @@ class EmbeddedRunner(Generic[S]):
 
     Args:
         member: this worker's name among those of the group.
-        batch: most records in one transaction; None is what the processor says.
+        batch: most records in one transaction; None takes the processor's number.
     """
 
     def __init__(
@@ -51,9 +52,7 @@ class EmbeddedRunner(Generic[S]):
         self._positions: dict[tuple[str, int], int] = {}
 
     def run_once(self) -> int:
-        """Process one batch of what has arrived and what is due; return how many records and
-        deadlines that was.
-        """
+        """Process one batch of records and passed deadlines. Return how many there were."""
         if self._leases.refresh():
             self._states.clear()
             self._positions = self._log.committed(
@@ -84,6 +83,7 @@ class EmbeddedRunner(Generic[S]):
 
     def _commit(self, batch: Batch[S], positions: dict[tuple[str, int], int]) -> None:
         with self._log.transaction():
+            # In the same transaction as the writes: no other worker can take the lease in between.
             self._leases.verify_within()
             self._log.append_within([output.outgoing.record() for output in batch.outputs])
             self._states.write_within(batch.changes)

@@ -80,7 +80,5 @@ class CachedStates(Generic[S]):
             self._cache.popitem(last=False)
 
     def clear(self) -> None:
-        """Empty the cache, because a state in it may be half changed or belong to another worker
-        now.
-        """
+        """Empty the cache: a state may be half changed, or belong to another worker now."""
         self._cache.clear()

@@ -1,6 +1,4 @@
-"""A worker process on the embedded log: one thread a consumer group, and one that enforces
-retention.
-"""
+"""A worker process on the embedded log: a thread for each group, and one for retention."""
 
 import threading
 from collections.abc import Sequence
@@ -20,13 +18,14 @@ logger = structlog.get_logger(__name__)
 
 
 class Worker:
-    """Runs processors until it is stopped. Each group has its own thread, so a slow one never holds
-    up another.
+    """Runs processors until it is stopped.
+
+    Each group has its own thread, so that a slow one never delays another.
 
     Args:
         member: name of this process among the workers of its groups.
-        batch_linger_s: how long a group waits after a batch for the next one to fill; trades
-            latency for fewer commits.
+        batch_linger_s: seconds that a group waits after a batch for the next one to fill. Longer
+            means fewer commits and more latency.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Worker:
         )
 
     def run(self) -> None:
-        """Process until `stop` is called; a failure in one group stops all and is raised here."""
+        """Process until `stop` is called. A failure in one group stops all, and is raised here."""
         for thread in self._threads:
             thread.start()
         for thread in self._threads:

@@ -15,7 +15,7 @@ from streams.storage.kafka.layout import changelog_of
 from streams.storage.records import MAX_RECORD_BYTES, NewRecord, Record
 
 ACKNOWLEDGED_IN_S = 30.0
-"""Then the connection is given up and made anew."""
+"""After this the connection is given up and made anew."""
 
 CLOSED_IN_S = 5.0
 TRANSACTION_TIMEOUT_MS = 60_000
@@ -38,8 +38,9 @@ class TransactionalChangelog:
         self._producer: Any = None
 
     async def load(self) -> Sequence[Record]:
-        """Shut out every earlier writer and return all that is stored, however long the cluster
-        takes to answer.
+        """Shut out every earlier writer. Return all that is stored.
+
+        It waits for the cluster without limit: without its states a partition cannot go on.
         """
         async for attempt in _patiently():
             with attempt:
@@ -75,9 +76,7 @@ class TransactionalChangelog:
             raise OutdatedError(f"{type(error).__name__} {error}") from error
 
     async def close(self) -> None:
-        """Release the connection. A transaction that is open is rolled back by whoever loads
-        next.
-        """
+        """Release the connection. The next `load` rolls an open transaction back."""
         if self._producer is not None:
             producer, self._producer = self._producer, None
             await _stop(producer)
@@ -113,7 +112,7 @@ class TransactionalChangelog:
 
 
 async def _stop(producer: Any) -> None:
-    """Stop a producer; one that still waits for the cluster is cut off."""
+    """Stop a producer. If it still waits for the cluster after `CLOSED_IN_S`, cut it off."""
     try:
         async with asyncio.timeout(CLOSED_IN_S):
             await producer.stop()

@@ -1,22 +1,21 @@
 """The Faust runner: the same processors on Kafka, one Faust app (a consumer group) for each.
 
-Faust subscribes, rebalances, reads and commits offsets. Its own habits are worked around where they
-lose events (measured on faust-streaming 0.15.3):
+Faust subscribes, rebalances, reads and commits offsets. Some of its habits lose events (measured on
+faust-streaming 0.15.3). This runner works around each:
 
-- an exception in a Faust function acknowledges the event, so the function only hands it on; it is
-  acknowledged by us when its outputs and states are on Kafka;
-- values are taken as raw bytes and decoded in the processor, because what Faust cannot decode it
-  commits past;
-- its flush gives up after 0.1 s, its tables send their changelog without waiting, and an event sent
-  while its producer is replaced is forgotten, so outputs and states are written in transactions of
-  our own (`streams.runners.kafka.changelog`);
-- it reads what is not committed, unless its own transactions are on; its consumer is told
-  otherwise;
-- a record that it skips in a rebalance it acknowledges all the same, so after one the first offsets
-  are compared with those that the states contain, and what was passed over is read again;
-- after a rebalance it may stop delivering a partition, which is found and mended
-  (`streams.runners.kafka.stalls`);
-- delivery is at least once; it counts once because states know what they contain
+- An exception in a Faust function acknowledges the event. So the function only hands the event on.
+  We acknowledge it when its outputs and states are on Kafka.
+- Faust commits past a value that it cannot decode. So it gets raw bytes, and the processor decodes.
+- Its flush gives up after 0.1 s. Its tables send their changelog without waiting. It forgets an
+  event that is sent while its producer is replaced. So outputs and states are written in
+  transactions of our own (`streams.runners.kafka.changelog`).
+- It reads uncommitted records, unless its own transactions are on. So its consumer is told to read
+  committed ones only.
+- It acknowledges a record that it skips in a rebalance. So after a rebalance the first offsets are
+  compared with those that the states contain, and skipped records are read again (`Gaps`).
+- After a rebalance it may stop delivering a partition. That is found and mended
+  (`streams.runners.kafka.stalls`).
+- It delivers at least once. Each record counts once, because states know what they contain
   (`streams.runners.kafka.states`).
 """
 
@@ -43,7 +42,7 @@ from streams.storage.records import MAX_RECORD_BYTES, Record
 S = TypeVar("S")
 HOLD_EVERY_S = 1.0
 COMMIT_EVERY_S = 1.0
-LEAST_SESSION_S = 6.0
+LEAST_SESSION_S = 6.0  # brokers refuse less (their group.min.session.timeout.ms)
 logger = structlog.get_logger(__name__)
 
 
@@ -53,46 +52,17 @@ def create_app(
     """Return the Faust app of one processor.
 
     Args:
-        data_dir: where Faust keeps what it needs locally.
-        lease_s: how long a dead worker's partitions stay taken; at least 6, Kafka's own least
-            session timeout.
+        data_dir: folder below which Faust keeps local files.
+        lease_s: seconds until a dead worker's partitions go to another. Less than
+            `LEAST_SESSION_S` counts as that.
     """
-    session_s = max(LEAST_SESSION_S, lease_s)
     name = cluster.prefixed(processor.group)
-    folder = data_dir / "faust" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    app = faust.App(
-        name,
-        broker=[f"kafka://{server}" for server in cluster.servers],
-        broker_credentials=_credentials(cluster),
-        broker_commit_interval=COMMIT_EVERY_S,
-        broker_session_timeout=session_s,
-        broker_heartbeat_interval=session_s / 3,
-        store="memory://",
-        datadir=str(folder),
-        key_serializer="raw",
-        value_serializer="raw",
-        topic_partitions=processor.topics[0].partitions,
-        topic_disable_leader=True,
-        topic_allow_declare=False,
-        consumer_max_fetch_size=MAX_RECORD_BYTES,
-        web_enabled=False,
-        processing_guarantee="at_least_once",
-        TableManager=_NoTables,
-    )
-    source = app.topic(
-        *(cluster.prefixed(topic.name) for topic in processor.topics),
-        key_type=bytes,
-        value_type=bytes,
-        key_serializer="raw",
-        value_serializer="raw",
-        partitions=processor.topics[0].partitions,
-    )
-    app.transport.Consumer = _CommittedConsumer
+    app, source = _faust_app(cluster, processor, data_dir, lease_s)
     stage = KafkaStage(
         processor, lambda partition: TransactionalChangelog(cluster, processor.group, partition)
     )
     gaps = Gaps(app, cluster, stage)
+    # Bounded, so that Faust stops fetching while a batch is under way.
     arrived: asyncio.Queue[Any] = asyncio.Queue(processor.batch)
 
     async def consume(stream: Any) -> None:
@@ -107,12 +77,14 @@ def create_app(
             records = [_record(cluster, event.message) for event in events]
             taken = await gaps.admit(records)
             await stage.take(taken)
+            # A record that is read again is acknowledged when it comes in turn.
             done = {record.position for record in taken}
             for event, record in zip(events, records, strict=True):
                 if record.position in done:
                     event.ack()
 
     async def hold() -> None:
+        # In a rebalance the assignment is not settled yet.
         if not app.rebalancing:
             await stage.hold({place.partition for place in app.assignor.assigned_actives()})
 
@@ -133,10 +105,52 @@ def create_app(
     return app
 
 
-class Gaps:
-    """Goes back to records that Faust passed over in a rebalance.
+def _faust_app(
+    cluster: Cluster, processor: Processor[Any], data_dir: Path, lease_s: float
+) -> tuple[Any, Any]:
+    """Return a Faust app that does nothing yet, and its channel of the processor's topics."""
+    session_s = max(LEAST_SESSION_S, lease_s)
+    name = cluster.prefixed(processor.group)
+    folder = data_dir / "faust" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    partitions = processor.topics[0].partitions
+    app = faust.App(
+        name,
+        broker=[f"kafka://{server}" for server in cluster.servers],
+        broker_credentials=_credentials(cluster),
+        broker_commit_interval=COMMIT_EVERY_S,
+        broker_session_timeout=session_s,
+        # Kafka's advice: a third of the session, so that two heartbeats may be lost.
+        broker_heartbeat_interval=session_s / 3,
+        store="memory://",
+        datadir=str(folder),
+        key_serializer="raw",
+        value_serializer="raw",
+        topic_partitions=partitions,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        consumer_max_fetch_size=MAX_RECORD_BYTES,
+        web_enabled=False,
+        processing_guarantee="at_least_once",
+        TableManager=_NoTables,
+    )
+    source = app.topic(
+        *(cluster.prefixed(topic.name) for topic in processor.topics),
+        key_type=bytes,
+        value_type=bytes,
+        key_serializer="raw",
+        value_serializer="raw",
+        partitions=partitions,
+    )
+    app.transport.Consumer = _CommittedConsumer
+    return app, source
 
-    A place is compared once after each rebalance: later gaps are where transactions' marks lie.
+
+class Gaps:
+    """Goes back to records that Faust skipped in a rebalance.
+
+    A partition is compared once after each rebalance. Later gaps are no loss: there lie the markers
+    of transactions, which are no records.
     """
 
     def __init__(self, app: Any, cluster: Cluster, stage: KafkaStage[Any]) -> None:
@@ -147,15 +161,14 @@ class Gaps:
         self._looked: set[tuple[str, int]] = set()
 
     def look_again(self) -> None:
-        """Compare every place anew, since partitions may have come from another worker, or come
-        back.
-        """
+        """Compare every partition anew: it may have come from another worker, or come back."""
         self._looked.clear()
         self._awaited.clear()
 
     async def admit(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records that may be taken now; the others are being read again, after what
-        lies before them.
+        """Return the records that may be taken now.
+
+        The others are read again later, after the skipped records that lie before them.
         """
         candidates = [record for record in records if self._in_turn(record)]
         places = {(record.topic, record.partition) for record in candidates} - self._looked
@@ -183,7 +196,7 @@ class Gaps:
         ]
 
     def _in_turn(self, record: Record) -> bool:
-        """Return False for what was fetched before its place was read again."""
+        """Return False for a record that was fetched before its partition was read again."""
         place = (record.topic, record.partition)
         if record.offset > self._awaited.get(place, record.offset):
             return False
@@ -224,14 +237,12 @@ def run_app(
     """Run the apps of several processors in this process until SIGINT or SIGTERM."""
     first, *others = (create_app(cluster, processor, data_dir, lease_s) for processor in processors)
     worker = faust.Worker(first, *others, loglevel="WARN", quiet=True)
-    worker.spinner = None  # it would turn on every library's debug messages, to spin by
+    worker.spinner = None  # it turns on the debug messages of every library
     worker.execute_from_commandline()
 
 
 def unread(cluster: Cluster) -> Callable[[TP, int], Awaitable[bool]]:
-    """Return what says whether a record lies at or after an offset of a partition of the
-    cluster.
-    """
+    """Return a function that says whether a partition has a record at or after an offset."""
 
     def is_unread(place: TP, offset: int) -> bool:
         position = (cluster.ours(place.topic), place.partition)

@@ -21,8 +21,8 @@ logger = structlog.get_logger(__name__)
 class KafkaStage(Generic[S]):
     """Carries one processor, a batch of records at a time.
 
-    Outputs, and states that contain the records, are committed together; only when `take` returns
-    may the offsets of the records be committed.
+    Outputs, and the states that contain the records, are committed together. The offsets of the
+    records may be committed only when `take` has returned.
 
     Args:
         changelog: returns the changelog of a partition.
@@ -32,16 +32,19 @@ class KafkaStage(Generic[S]):
         self.processor = processor
         self._changelog = changelog
         self._partitions: dict[int, PartitionStates[S]] = {}
+        # One batch at a time: `take`, `hold` and `missing` come from different Faust tasks, and all
+        # change the open partitions.
         self._turn = asyncio.Lock()
 
     @property
     def idle(self) -> bool:
-        """Whether no record and no deadline is being batch_outcome."""
+        """Whether no record and no deadline is being processed."""
         return not self._turn.locked()
 
     async def missing(self, records: Sequence[Record]) -> dict[tuple[str, int], int]:
-        """Return the offset that should have come first, by topic and partition, where a later one
-        is first.
+        """Return the offset that should have come first, for each partition where it did not.
+
+        The key is (topic, partition).
         """
         first: dict[tuple[str, int], int] = {}
         for record in records:
@@ -54,19 +57,16 @@ class KafkaStage(Generic[S]):
         return {place: offset for place, offset in expected.items() if first[place] > offset}
 
     async def take(self, records: Sequence[Record]) -> None:
-        """Process records, each partition's in order. When this returns, outputs and states are on
-        Kafka.
-        """
+        """Process records, each partition's in order. Then outputs and states are on Kafka."""
         async with self._turn:
+            # Partitions that another worker took are read anew, and their records processed again.
             while records:
                 await self._open({record.partition for record in records})
                 outdated = await self._run(records, [])
                 records = [record for record in records if record.partition in outdated]
 
     async def hold(self, partitions: Collection[int]) -> None:
-        """Let go of all other partitions, and tell the processor of every deadline that has passed
-        in these.
-        """
+        """Keep these partitions and release all others. Process deadlines that have passed."""
         async with self._turn:
             for partition in self._partitions.keys() - set(partitions):
                 await self._partitions.pop(partition).close()
@@ -104,7 +104,7 @@ class KafkaStage(Generic[S]):
         self._partitions |= zip(missing, await asyncio.gather(*opening), strict=True)
 
     async def _run(self, records: Sequence[Record], due: Sequence[Key]) -> set[int]:
-        """Process records and deadlines; return the partitions of which nothing was committed."""
+        """Process records and deadlines. Return the partitions whose commit failed."""
         partitions = {record.partition for record in records} | {partition for partition, _ in due}
         positions = {
             partition: self._partitions[partition].positions.copy() for partition in partitions

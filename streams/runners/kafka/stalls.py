@@ -1,10 +1,10 @@
-"""Partitions that Faust stops delivering: found from outside, and taken up again.
+"""Partitions that Faust stops delivering: how they are found, and how they go on.
 
-After a rebalance Faust 0.15.3 may go on with records that it fetched before. They move its read
-position past records that it is about to be given again, which it then drops; their
-acknowledgements never come, and the partition's offset is committed no more. Nothing is lost, but
-nothing goes on either until the process is started again. Going back to the committed offset mends
-it: what was processed in between is known to the states and counts once.
+After a rebalance Faust 0.15.3 may go on with records that it fetched before. These move its read
+position too far. Records that come again then look old, and Faust drops them unacknowledged. So the
+partition's offset is not committed any more. Nothing is lost, but nothing goes on until the process
+starts again. Going back to the committed offset mends it. Records that were processed in between
+come twice, and count once, because the states know them.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 CHECK_EVERY_S = 2.0
-STALLED_AFTER_S = 10.0
+STALLED_AFTER_S = 10.0  # a healthy partition commits every second
 MOST_ATTEMPTS = 5
 logger = structlog.get_logger(__name__)
 
@@ -35,11 +35,11 @@ class StalledPartitions:
     """Watches the partitions that a Faust app reads.
 
     Args:
-        topics: that it reads.
-        idle: says whether no record is being processed; while one is, a partition may rightly wait.
-        unread: says whether a record lies at or after an offset of a partition. Its end alone does
-            not: transactions' marks lie there too.
-        clock: seconds, never going back.
+        topics: topics that the app reads.
+        idle: says whether no record is being processed. While one is, a partition may wait.
+        unread: says whether a partition has a record at or after an offset. The end does not say
+            it, because transactions' markers take offsets too.
+        clock: seconds that never go back.
         end_process: asks this process to end, so that its supervisor starts it again.
     """
 
@@ -61,8 +61,9 @@ class StalledPartitions:
         self._watched: dict[Any, _Watched] = {}
 
     async def mend(self) -> None:
-        """Go back to a committed offset that has not moved for too long; end the process if that
-        does not help.
+        """Go back to each committed offset that has not moved for `STALLED_AFTER_S`.
+
+        After `MOST_ATTEMPTS` without success it ends the process.
         """
         active = {
             place for place in self._app.assignor.assigned_actives() if place.topic in self._topics

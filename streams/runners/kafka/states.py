@@ -1,15 +1,13 @@
-"""The states of one partition of a consumer group, kept in a compacted topic that has one writer at
-a time.
+"""The states of one partition of a consumer group, in a compacted topic with one writer at a time.
 
-Everything that a batch makes of a partition's records is one transaction: the events it writes, the
-states of the keys it changed, and how far the records went into them. Readers of committed records
-see all of it or nothing, so what a crash cuts off is made anew without a trace, in whatever order
-the topics are read the second time.
+A batch is one transaction: the events it writes, the states of the keys it changed, and the offsets
+that these contain. Readers of committed records see all of it or nothing. So a batch that a crash
+cut off is made again without a trace, even if the topics are read in another order then.
 
-Whoever takes a partition shuts out its earlier writer (Kafka fences the older producer of a
-transactional id), then reads what is stored. So a worker that was paused, and still believes the
-partition to be its own, cannot add to what a later one wrote; it finds that out when it commits,
-reads anew, and does the batch again.
+A worker that takes a partition first shuts out the earlier writer: Kafka fences the older producer
+of a transactional id. Then it reads the states. An earlier worker may have been paused, and may
+still believe that the partition is its own. It cannot write. Its commit fails, it reads the states
+anew, and does the batch again.
 """
 
 import heapq
@@ -30,12 +28,13 @@ from streams.storage.records import Headers, NewRecord, Record
 S = TypeVar("S")
 POSITIONS_KEY = b"positions"
 DEADLINE_HEADER = "deadline"
-CACHED = 1024
+CACHED = 1024  # decoded states of one partition; the others are kept as bytes
 
 
 class OutdatedError(Exception):
-    """What was read of the partition may be outdated: another worker has taken it, or a write is in
-    doubt.
+    """The states that were read may be outdated. Read them again.
+
+    Another worker has taken the partition, or nobody knows whether a write succeeded.
     """
 
 
@@ -43,7 +42,7 @@ class Changelog(Protocol):
     """The partition of the topic that keeps a partition's states."""
 
     async def load(self) -> Sequence[Record]:
-        """Shut out every earlier writer and return all that is stored, the oldest first."""
+        """Shut out every earlier writer. Return all that is stored, the oldest first."""
         ...
 
     async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
@@ -70,7 +69,7 @@ class Positions:
     contained: dict[str, int] = field(default_factory=dict)
 
     def take(self, record: Record) -> bool:
-        """Note that a record is taken; return False if it was taken before."""
+        """Count a record as taken. Return False if it was taken before."""
         if record.offset < self.next_of(record.topic):
             return False
         self.contained[record.topic] = record.offset
@@ -128,11 +127,13 @@ class PartitionStates(Generic[S]):
         self._objects.clear()
 
     def due(self, time: datetime, limit: int) -> list[str]:
-        """Return keys whose deadline has passed, the earliest first. Each is returned once: expire
-        it or open anew.
+        """Return keys whose deadline has passed, the earliest first.
+
+        Each key is returned once. Process its deadline, or open the partition anew.
         """
         passed: list[str] = []
         while self._queue and len(passed) < limit and self._queue[0][0] <= to_milliseconds(time):
+            # The queue keeps deadlines that were changed since. Only the present one counts.
             deadline, key = heapq.heappop(self._queue)
             if self._deadlines.get(key) == deadline and key not in passed:
                 passed.append(key)
@@ -156,6 +157,7 @@ class PartitionStates(Generic[S]):
         ]
         records.append(NewRecord("", POSITIONS_KEY, positions.encode()))
         await self._changelog.commit(records, outputs)
+        # Memory changes only now: after an OutdatedError it must still say what is stored.
         for key, change in changes.items():
             self._objects.pop(key, None)
             if change.state is not None:

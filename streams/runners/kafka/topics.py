@@ -1,5 +1,6 @@
-"""Declaring topics on a Kafka cluster: what would change first, then the change; nothing is ever
-shrunk or deleted.
+"""Topics of a Kafka cluster: how they differ from those declared, and the change.
+
+Nothing is ever shrunk or deleted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ class Declared:
     """A topic as it should be.
 
     Attributes:
-        configs: Kafka's own names and values, those that matter here.
+        configs: names and values of Kafka's, as far as Everloop sets them.
     """
 
     name: str
@@ -65,7 +66,40 @@ def declared_topics(processors: Iterable[Processor[Any]]) -> list[Declared]:
 
 
 def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[TopicChange]:
-    """Return how a cluster differs from what is declared, in the order declared.
+    """Return how a cluster's topics differ from those declared, in the order declared.
+
+    Raises:
+        LogUnavailableError: the cluster does not answer.
+    """
+    partitions, configs = _present(cluster, declared)
+    changes: list[TopicChange] = []
+    for topic in declared:
+        if topic.name not in partitions:
+            settings = ", ".join(f"{name}={value}" for name, value in topic.configs)
+            detail = f"{topic.partitions} partitions, {settings}"
+            changes.append(TopicChange(topic.name, "create", detail, topic))
+            continue
+        if partitions[topic.name] != topic.partitions:
+            detail = (
+                f"has {partitions[topic.name]} partitions, {topic.partitions} are declared: left"
+                " as it is, because keys would move to other partitions than their states"
+            )
+            changes.append(TopicChange(topic.name, "keep", detail, topic))
+        found = configs[topic.name]
+        different = [
+            f"{name}: {found[name]} → {value}"
+            for name, value in topic.configs
+            if found[name] != value
+        ]
+        if different:
+            changes.append(TopicChange(topic.name, "configure", ", ".join(different), topic))
+    return changes
+
+
+def _present(
+    cluster: Cluster, declared: Sequence[Declared]
+) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+    """Return the partitions and the configurations of those declared topics that are there.
 
     Raises:
         LogUnavailableError: the cluster does not answer.
@@ -75,14 +109,11 @@ def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[TopicChange]:
             described = {
                 topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()
             }
-            there = {
-                topic.name: described[name]
-                for topic in declared
-                if (name := cluster.prefixed(topic.name)) in described
-            }
+            names = [topic.name for topic in declared if cluster.prefixed(topic.name) in described]
             resources = [
-                ConfigResource(ConfigResourceType.TOPIC, cluster.prefixed(name)) for name in there
+                ConfigResource(ConfigResourceType.TOPIC, cluster.prefixed(name)) for name in names
             ]
+            # Without resources Kafka would describe every topic of the cluster.
             found = (
                 admin.describe_configs(resources, config_filter="all")["topic"] if resources else {}
             )
@@ -90,31 +121,11 @@ def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[TopicChange]:
             raise LogUnavailableError(
                 f"cannot describe topics on {cluster.bootstrap}: {error}"
             ) from error
-    changes: list[TopicChange] = []
-    for topic in declared:
-        if topic.name not in there:
-            settings = ", ".join(f"{name}={value}" for name, value in topic.configs)
-            changes.append(
-                TopicChange(
-                    topic.name, "create", f"{topic.partitions} partitions, {settings}", topic
-                )
-            )
-            continue
-        if there[topic.name] != topic.partitions:
-            detail = (
-                f"has {there[topic.name]} partitions, {topic.partitions} are declared: left as"
-                " it is, because keys"
-                " would move to other partitions than their states"
-            )
-            changes.append(TopicChange(topic.name, "keep", detail, topic))
-        different = [
-            f"{name}: {found[cluster.prefixed(topic.name)][name]['value']} → {value}"
-            for name, value in topic.configs
-            if found[cluster.prefixed(topic.name)][name]["value"] != value
-        ]
-        if different:
-            changes.append(TopicChange(topic.name, "configure", ", ".join(different), topic))
-    return changes
+    configs = {
+        name: {key: entry["value"] for key, entry in found[cluster.prefixed(name)].items()}
+        for name in names
+    }
+    return {name: described[cluster.prefixed(name)] for name in names}, configs
 
 
 def apply(cluster: Cluster, changes: Sequence[TopicChange], replication: int = -1) -> None:
