@@ -44,10 +44,13 @@ class Logged:
 
     Attributes:
         reward: in [0, 1].
+        rollout: its rollout, which is the unit of evidence: decisions of one rollout count as one.
+            None where each decision stands for itself.
     """
 
     decision: Decision
     reward: float
+    rollout: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.reward <= 1.0:
@@ -68,8 +71,9 @@ class Diagnostics:
 
     Attributes:
         decisions: number of decisions.
+        rollouts: number of rollouts that made them; what follows counts these.
         effective: effective sample size, (sum of weights)^2 / sum of squared weights (Kish, 1965).
-        largest_weight: greatest weight of one decision.
+        largest_weight: greatest weight of one rollout.
         mean_weight: its expectation is 1 if the propensities are true.
         mean_weight_error: standard error of `mean_weight`. If the mean is many of these away from
             1, the propensities are wrong.
@@ -78,6 +82,7 @@ class Diagnostics:
     """
 
     decisions: int
+    rollouts: int
     effective: float
     largest_weight: float
     mean_weight: float
@@ -130,27 +135,28 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
     """
     if len(log) < 2:
         raise ValueError(f"an evaluation needs at least two decisions, got {len(log)}")
-    rewards = _rewards(log)
+    rewards, rollouts = _rewards(log), _Rollouts(log)
     chosen, distributions = _chances(policy, log)
     weights = chosen / _propensities(log)
     model = _ModelledRewards(log)
     direct = model.values(distributions)
     correction = weights * (rewards - model.chosen)
+    weighted, share = rollouts.means(weights * rewards), rollouts.means(weights)
     tail = (1.0 - confidence) / 2
     return Evaluation(
-        logged=float(rewards.mean()),
-        ips=float((weights * rewards).mean()),
-        snips=float((weights * rewards).sum() / weights.sum())
-        if weights.sum() > 0
-        else float("nan"),
-        direct=float(direct.mean()),
-        doubly_robust=float((direct + correction).mean()),
-        switch=float((direct + np.where(weights <= SWITCH_ABOVE, correction, 0.0)).mean()),
-        interval=Interval(
-            max(0.0, lower_bound(weights * rewards, 0.0, tail)),
-            min(1.0, 1.0 - lower_bound(weights * (1.0 - rewards), 0.0, tail)),
+        logged=float(rollouts.means(rewards).mean()),
+        ips=float(weighted.mean()),
+        snips=float(weighted.sum() / share.sum()) if share.sum() > 0 else float("nan"),
+        direct=float(rollouts.means(direct).mean()),
+        doubly_robust=float(rollouts.means(direct + correction).mean()),
+        switch=float(
+            rollouts.means(direct + np.where(weights <= SWITCH_ABOVE, correction, 0.0)).mean()
         ),
-        diagnostics=_diagnostics(weights, distributions, log),
+        interval=Interval(
+            max(0.0, lower_bound(weighted, 0.0, tail)),
+            min(1.0, 1.0 - lower_bound(rollouts.means(weights * (1.0 - rewards)), 0.0, tail)),
+        ),
+        diagnostics=_diagnostics(share, distributions, log),
     )
 
 
@@ -172,7 +178,7 @@ def compare(
     modelled = model.values(new_all) - model.values(old_all)
     tail = (1.0 - confidence) / 2
     return Comparison(
-        float((modelled + (new - old) * (rewards - model.chosen)).mean()),
+        float(_Rollouts(log).means(modelled + (new - old) * (rewards - model.chosen)).mean()),
         Interval(
             lower_bound(*_bets(new, old, log), tail),
             -lower_bound(*_bets(old, new, log), tail),
@@ -228,6 +234,41 @@ def regrets(log: Sequence[Logged]) -> Floats:
         Shape (n,), in [0, 1].
     """
     return _ModelledRewards(log).regrets
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more reward a policy would have had than another.
+
+    Attributes:
+        difference: estimate of the mean reward of the first minus that of the second.
+        bound: one-sided lower bound of the difference, valid at every length of the log.
+        value: estimated mean reward of the first.
+        deviation: standard deviation of one rollout's estimate of the difference.
+    """
+
+    difference: float
+    bound: float
+    value: float
+    deviation: float
+
+
+def compare_on(policy: Policy, against: Policy, log: Sequence[Logged], error: float) -> Gain:
+    """Return how much more reward a policy would have had than another, without a regression.
+
+    Args:
+        error: probability that the bound is wrong, in (0, 1).
+    """
+    rollouts, rewards = _Rollouts(log), _rewards(log)
+    new, old = weights_of(policy, log), weights_of(against, log)
+    above = rewards - rollouts.means(rewards).mean()
+    values, least = _bets(new, old, log)
+    return Gain(
+        float(rollouts.means((new - old) * above).mean()),
+        lower_bound(values, least, error),
+        float(rollouts.means(rewards).mean() + rollouts.means(new * above).mean()),
+        float(values.std()),
+    )
 
 
 def gain_is_sure(
@@ -325,26 +366,43 @@ def difference_deviation(policy: Policy, against: Policy, log: Sequence[Logged])
     return float(_bets(new, old, log)[0].std())
 
 
+class _Rollouts:
+    """The rollouts of a log, in the order in which they first appear."""
+
+    def __init__(self, log: Sequence[Logged]) -> None:
+        numbers: dict[str | int, int] = {}
+        keys = (item.rollout if item.rollout is not None else n for n, item in enumerate(log))
+        self.of = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+        self._sizes = np.bincount(self.of)
+
+    def means(self, values: Floats) -> Floats:
+        """Return the mean of the decisions' values by rollout, shape (rollouts,)."""
+        means: Floats = np.bincount(self.of, weights=values) / self._sizes
+        return means
+
+
 def _bets(new: Floats, old: Floats, log: Sequence[Logged]) -> tuple[Floats, Floats]:
-    """Return each decision's estimate of the difference of two policies, and its least possible
-    value.
+    """Return each rollout's estimate of the difference of two policies, and its least possible
+    value; both of shape (rollouts,).
 
     Every estimate has the difference as its mean. With weights w and v and reward r it is w r + v
     (1 - r) - 1, which is at least -1 for all weights. If the uniform baseline chose among at most K
     candidates, the weights are at most K. Then the estimate is (w - v) (r - m), where m is the mean
-    of the earlier rewards; it varies far less.
+    of the earlier rollouts' rewards; it varies far less.
     """
-    rewards = _rewards(log)
-    before = (0.5 + np.concatenate([[0.0], np.cumsum(rewards)[:-1]])) / np.arange(
-        1, len(rewards) + 1
-    )
-    uniform = np.array([item.decision.policy_version == UNIFORM_VERSION for item in log])
+    rewards, rollouts = _rewards(log), _Rollouts(log)
+    earned = rollouts.means(rewards)
+    before = (0.5 + np.concatenate([[0.0], np.cumsum(earned)[:-1]])) / np.arange(1, len(earned) + 1)
+    by_uniform = np.array([item.decision.policy_version == UNIFORM_VERSION for item in log])
+    uniform = rollouts.means(by_uniform.astype(float)) == 1.0
     most = max((len(item.decision.candidates) for item in log), default=1)
     values = np.where(
-        uniform, (new - old) * (rewards - before), new * rewards + old * (1.0 - rewards) - 1.0
+        uniform[rollouts.of],
+        (new - old) * (rewards - before[rollouts.of]),
+        new * rewards + old * (1.0 - rewards) - 1.0,
     )
     least = np.where(uniform, -most * np.maximum(before, 1.0 - before), -1.0)
-    return values, np.minimum(least, -1.0)
+    return rollouts.means(values), np.minimum(least, -1.0)
 
 
 def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float) -> bool:
@@ -418,9 +476,10 @@ def _diagnostics(
     squared: Any = (weights**2).sum()
     return Diagnostics(
         decisions=len(log),
+        rollouts=len(weights),
         effective=float(weights.sum() ** 2 / squared) if squared > 0 else 0.0,
         largest_weight=float(np.max(weights)),
         mean_weight=float(weights.mean()),
-        mean_weight_error=float(weights.std() / len(log) ** 0.5),
+        mean_weight_error=float(weights.std() / len(weights) ** 0.5),
         unsupported=float(np.mean(unsupported)),
     )

@@ -1,33 +1,43 @@
-"""The gate: decides whether a checkpoint may serve, during its trial, and after its promotion."""
+"""The gate: judges a candidate on held-out rollouts, before any of its choices are served."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from datetime import timedelta
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from learners.betting import Wager
 from learners.contract import Policy
-from learners.evaluation import Logged, difference_bound, weights_of
+from learners.evaluation import Logged, compare_on, decisions_needed
 
 
 class GateConfig(BaseModel):
-    """Settings of the gate.
+    """Settings of the gate, of trials, and of the watch over what was promoted.
 
     Attributes:
-        least_evidence: held-out decisions needed for a verdict.
-        most_evidence: most held-out decisions that are kept; the newest are.
-        confidence: of each verdict, one-sided: of the lower bound, of a trial, and of a drop; in
-            (0.5, 1).
+        least_evidence: held-out rollouts needed for a verdict.
+        most_evidence: most held-out rollouts that are kept; the newest are.
+        confidence: of verdicts, one-sided, in (0.5, 1): a stated error of 1 - confidence holds for
+            all promotions of a name together (`learners.online_error`), for all rollbacks after a
+            promotion together, and for each trial's verdict that a candidate is worse.
         tolerance: a candidate passes if it is surely worse than the champion by no more than this,
             in units of reward.
+        failure_tolerance: a candidate passes if its share of failed rollouts is surely greater by
+            no more than this.
+        missing_tolerance: a candidate passes if its share of rollouts without a reward is surely
+            greater by no more than this. Else the rewards that came would not tell of those that
+            did not.
+        failed_reward: what a failed rollout without a reward counts in comparisons, in [0, 1]. It
+            teaches nothing.
         canary_share: share of new rollouts that go to a candidate on trial; 0 promotes without a
             trial.
-        canary_pairs: a trial without a verdict ends after this many pairs of rewards; the candidate
-            is rolled back.
+        canary_pairs: a trial without a verdict ends after this many pairs of rollouts; the
+            candidate is rolled back. A watch ends after as many.
+        control_share: share of new rollouts that stays on what was replaced while the promoted
+            version is watched; 0 watches nothing.
         drop: a promoted version is rolled back if it surely earns less, by more than this, than the
-            version it replaced.
+            version it replaced earns at the same time.
+        maturity: age at which rollouts are compared. None learns it: nineteen of twenty rewards
+            came by that age lately.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,9 +46,14 @@ class GateConfig(BaseModel):
     most_evidence: int = Field(default=1000, ge=2)
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
     tolerance: float = Field(default=0.02, ge=0.0, lt=1.0)
-    canary_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    failure_tolerance: float = Field(default=0.05, ge=0.0, lt=1.0)
+    missing_tolerance: float = Field(default=0.1, ge=0.0, lt=1.0)
+    failed_reward: float = Field(default=0.0, ge=0.0, le=1.0)
+    canary_share: float = Field(default=0.2, ge=0.0, lt=1.0)
     canary_pairs: int = Field(default=2000, ge=1)
+    control_share: float = Field(default=0.05, ge=0.0, lt=1.0)
     drop: float = Field(default=0.05, ge=0.0, lt=1.0)
+    maturity: timedelta | None = Field(default=None, gt=timedelta(0))
 
     @property
     def error(self) -> float:
@@ -53,10 +68,12 @@ class Verdict:
     Attributes:
         passed: whether the candidate may go on to its trial.
         reason: the verdict in words, with its numbers.
-        evidence: number of held-out decisions.
+        evidence: number of held-out rollouts.
         difference: estimated mean reward of the candidate minus that of the champion.
         lower_bound: one-sided confidence bound of the difference, valid at every length of the log.
         value: estimated mean reward of the candidate.
+        needed: held-out rollouts that a verdict is likely to take, by the power calculator at the
+            estimated difference; None where it is not above the tolerance.
     """
 
     passed: bool
@@ -65,6 +82,7 @@ class Verdict:
     difference: float = 0.0
     lower_bound: float = 0.0
     value: float = 0.0
+    needed: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -78,156 +96,46 @@ class Verdict:
 
 
 def judge(
-    candidate: Policy, champion: Policy, evidence: Sequence[Logged], config: GateConfig
+    candidate: Policy,
+    champion: Policy,
+    evidence: Sequence[Logged],
+    config: GateConfig,
+    error: float | None = None,
 ) -> Verdict:
-    """Compare two policies on the same held-out decisions, off-policy.
+    """Compare two policies on the same held-out rollouts, off-policy.
 
-    The bound is by betting (`learners.evaluation.difference_bound`). The estimate is by inverse
-    propensity: each decision contributes (w_candidate - w_champion) * (reward - mean reward), where
-    w is the policy's probability of the logged choice divided by its logged propensity. The
-    difference of the weights has mean zero, so a constant may be subtracted from the reward.
+    The unit is the rollout. Its decisions are weighted one by one, and their mean is one value, so
+    that ten decisions of a rollout with one reward are no ten pieces of evidence. The value is the
+    effect of one decision; what several changed decisions do together shows on trial.
+
+    The bound is by betting (`learners.evaluation`). The estimate is by inverse propensity:
+    (w_candidate - w_champion) * (reward - mean reward), where w is the policy's probability of the
+    logged choice divided by its logged propensity. The difference of the weights has mean zero, so
+    a constant may be subtracted from the reward.
+
+    Args:
+        error: probability that a worse candidate passes; that of the settings where it is None.
     """
-    count = len(evidence)
+    error = config.error if error is None else error
+    count = len({item.rollout for item in evidence})
     if count < config.least_evidence:
-        return Verdict(False, f"{count} held-out decisions, {config.least_evidence} needed", count)
-    rewards = np.array([item.reward for item in evidence])
-    above = rewards - rewards.mean()
-    new, old = weights_of(candidate, evidence), weights_of(champion, evidence)
-    difference = float(((new - old) * above).mean())
-    bound = difference_bound(new, old, evidence, config.error)
-    passed = bound > -config.tolerance
+        return Verdict(
+            False,
+            f"{count} held-out rollouts with a reward, {config.least_evidence} needed",
+            count,
+            needed=config.least_evidence,
+        )
+    found = compare_on(candidate, champion, evidence, error)
+    passed = found.bound > -config.tolerance
     relation = "above" if passed else "not above"
-    numbers = f"difference {difference:+.3f}, {config.confidence:.0%} lower bound {bound:+.3f}"
+    numbers = f"difference {found.difference:+.3f}, {1 - error:.1%} lower bound {found.bound:+.3f}"
+    gain = found.difference + config.tolerance
     return Verdict(
         passed,
-        f"{numbers} {relation} -{config.tolerance}, from {count} held-out decisions",
+        f"{numbers} {relation} -{config.tolerance}, from {count} held-out rollouts",
         count,
-        difference,
-        bound,
-        float(rewards.mean() + (new * above).mean()),
+        found.difference,
+        found.bound,
+        found.value,
+        decisions_needed(gain, found.deviation, error) if gain > 0 < found.deviation else None,
     )
-
-
-class Tally(BaseModel):
-    """The rewards of one version, counted and summed."""
-
-    count: int = 0
-    total: float = 0.0
-
-    @property
-    def mean(self) -> float:
-        """Mean reward; 0 if there is none."""
-        return self.total / self.count if self.count else 0.0
-
-    def take(self, reward: float) -> None:
-        """Add a reward."""
-        self.count += 1
-        self.total += reward
-
-    def surely_above(self, error: float) -> float:
-        """Return a lower bound of the expected reward, by Hoeffding's inequality (JASA, 1963).
-
-        The bound is wrong with probability at most `error`. Without rewards it is 0.
-        """
-        return self.mean - sqrt(log(1.0 / error) / (2 * self.count)) if self.count else 0.0
-
-
-class Trial(BaseModel):
-    """A canary: a candidate and the champion serve at the same time, and their rewards are
-    compared.
-
-    Each reward of the candidate is paired with the mean of the champion's rewards since the last
-    pair. The differences lie in [-1, 1]; their mean is the difference of the mean rewards. Two
-    wagers run on them, one for each verdict. Both may be asked at any time.
-
-    Attributes:
-        candidate, champion: their versions.
-        no_worse: won when the candidate is surely worse by no more than the tolerance.
-        worse: won when the candidate is surely worse by more than the tolerance.
-        fresh: rewards of the champion since the last pair.
-        waiting: rewards of the candidate that have no partner yet.
-    """
-
-    candidate: str
-    champion: str
-    no_worse: Wager
-    worse: Wager
-    fresh: Tally = Tally()
-    waiting: list[float] = []
-
-    @classmethod
-    def of(cls, candidate: str, champion: str, config: GateConfig) -> "Trial":
-        """Return a trial without rewards."""
-        no_worse = Wager(mean=-config.tolerance, least=-1.0)
-        return cls(
-            candidate=candidate,
-            champion=champion,
-            no_worse=no_worse,
-            worse=Wager(mean=config.tolerance, least=-1.0),
-        )
-
-    def take(self, version: str, reward: float) -> None:
-        """Add a reward in [0, 1] of one of the two versions."""
-        if version == self.champion:
-            self.fresh.take(reward)
-        elif version == self.candidate:
-            self.waiting.append(reward)
-        if self.waiting and self.fresh.count:
-            difference = self.waiting.pop(0) - self.fresh.mean
-            self.no_worse.take(difference)
-            self.worse.take(-difference)
-            self.fresh = Tally()
-
-    def verdict(self, config: GateConfig) -> tuple[bool, str] | None:
-        """Return whether the candidate passes, and why; None if there is no verdict yet."""
-        pairs = self.no_worse.values
-        if self.worse.won(config.error):
-            return (
-                False,
-                f"on trial it earned less than {self.champion}, surely, after {pairs} pairs of"
-                " rewards",
-            )
-        if self.no_worse.won(config.error):
-            return (
-                True,
-                f"on trial surely no worse than {self.champion} by {config.tolerance}, after"
-                f" {pairs} pairs",
-            )
-        if pairs >= config.canary_pairs:
-            return (
-                False,
-                f"the trial did not convince within {pairs} pairs of rewards; see `everloop"
-                " ope` for how many",
-            )
-        return None
-
-
-class Watch(BaseModel):
-    """The watch over a promoted version: has its reward dropped below that of the version it
-    replaced?
-
-    Attributes:
-        replaced: the version before.
-        drop: won when the mean reward is surely too low.
-    """
-
-    version: str
-    replaced: str
-    drop: Wager
-
-    @classmethod
-    def of(cls, version: str, replaced: str, before: Tally, config: GateConfig) -> "Watch | None":
-        """Return the watch over a version; None if the replaced version has too few rewards to tell
-        a drop.
-        """
-        # Half of the error is spent on this bound, half on the wager, so that both hold together.
-        bar = before.surely_above(config.error / 2) - config.drop
-        if bar <= 0.0:
-            return None
-        return cls(version=version, replaced=replaced, drop=Wager(mean=-bar, least=-1.0))
-
-    def dropped(self, reward: float, config: GateConfig) -> bool:
-        """Add a reward in [0, 1]; return whether the version surely earns too little."""
-        # A wager shows that a mean is high. Negated rewards make it show that rewards are low.
-        self.drop.take(-reward)
-        return self.drop.won(config.error / 2)

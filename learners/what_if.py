@@ -107,7 +107,9 @@ def held_out(events: Iterable[ExampleEvent], config: BanditConfig) -> list[Logge
     for event in events:
         body = event.payload.body
         if event.payload.split != "train" and isinstance(body, BanditExample):
-            newest[body.decision_id] = Logged(body.decision, earned(event.payload, config))
+            newest[body.decision_id] = Logged(
+                body.decision, earned(event.payload, config), event.rollout_key
+            )
             if event.payload.retracted:
                 del newest[body.decision_id]
     return list(newest.values())

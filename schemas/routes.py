@@ -86,6 +86,8 @@ class Route(EventData):
         fallbacks: tried in this order if the pinned target does not answer.
         shadows: each gets a copy of a share `weight` of the calls, in [0, 1]. Their answers are
             recorded and never served.
+        control: what the target replaced. It keeps a share `weight` of new rollouts, in [0, 1),
+            while the target is watched, so that both are seen at the same time.
         held: whether a person decides what is served; the gate then promotes nothing here.
         history: what was served before, the latest last; at most `HISTORY` entries. It is a stack:
             the last entry is what a rollback serves.
@@ -97,6 +99,7 @@ class Route(EventData):
     choice: Choice | None = None
     fallbacks: list[RouteTarget] = []
     shadows: list[RouteTarget] = []
+    control: RouteTarget | None = None
     held: bool = False
     reason: str = ""
     history: list[Served] = []

@@ -17,8 +17,10 @@ from schemas.dead_letters import DeadLetterEvent
 from schemas.decisions import DecisionEvent
 from schemas.envelope import AnyEvent
 from schemas.examples import ExampleEvent
+from schemas.gates import GateEvent
 from schemas.keys import KeyEvent, UsageEvent
 from schemas.lightning import LightningEvent
+from schemas.outcomes import OutcomeEvent
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.routes import RouteEvent
@@ -74,8 +76,12 @@ TRAJECTORIES = Topic(
     retention=timedelta(days=90),
 )
 EXAMPLES = Topic(PREFIX + "examples", ExampleEvent, "logical name", NAME_PARTITIONS)
+OUTCOMES = Topic(
+    PREFIX + "outcomes", OutcomeEvent, "logical name", NAME_PARTITIONS, retention=timedelta(days=90)
+)
 CHECKPOINTS = Topic(PREFIX + "checkpoints", CheckpointEvent, "logical name", NAME_PARTITIONS)
 ROUTES = Topic(PREFIX + "routes", RouteEvent, "logical name", NAME_PARTITIONS, cleanup="compact")
+GATES = Topic(PREFIX + "gates", GateEvent, "logical name", NAME_PARTITIONS, cleanup="compact")
 COMMANDS = Topic(PREFIX + "commands", CommandEvent, "logical name", NAME_PARTITIONS)
 TRAININGS = Topic(PREFIX + "trainings", TrainingEvent, "logical name", NAME_PARTITIONS)
 DEAD_LETTERS = Topic(PREFIX + "dead-letters", DeadLetterEvent, "source topic", 1)
@@ -93,8 +99,10 @@ TOPICS: dict[str, Topic] = {
         DECISIONS,
         TRAJECTORIES,
         EXAMPLES,
+        OUTCOMES,
         CHECKPOINTS,
         ROUTES,
+        GATES,
         COMMANDS,
         TRAININGS,
         DEAD_LETTERS,

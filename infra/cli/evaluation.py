@@ -142,7 +142,9 @@ def logged_decisions(
             and isinstance(example.body, BanditExample)
         ):
             decision = example.body.decision
-            newest[example.body.decision_id] = Logged(decision, earned(example, config))
+            newest[example.body.decision_id] = Logged(
+                decision, earned(example, config), event.rollout_key
+            )
             if example.retracted:
                 del newest[example.body.decision_id]
     yield from newest.values()

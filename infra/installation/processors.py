@@ -6,7 +6,7 @@ from typing import Any
 from infra.config.settings import Settings
 from infra.installation.judges import configured_grader, configured_reader
 from learners.bandit import BanditLearner
-from learners.bandit.worth import earned
+from learners.bandit.worth import came_to
 from learners.contract import Learner
 from learners.settings import policy_loader
 from streams.processing.processor import Processor
@@ -35,7 +35,7 @@ def stream_processors(settings: Settings) -> list[Processor[Any]]:
         Promotion(
             settings.gate,
             artifacts,
-            partial(earned, config=settings.bandit.learner_config()),
+            partial(came_to, config=settings.bandit.learner_config()),
             policy_loader(settings.learners),
         ),
         Batching("sft", settings.adapter.sft, settings.batches),

@@ -9,7 +9,7 @@ from infra.runtime.errors import ConfigError
 from schemas.endpoints import Endpoint
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.topics import ROUTES
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.records import Outgoing
 from streams.views.follower import read_views
 from streams.views.routes import Routes

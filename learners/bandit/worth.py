@@ -1,24 +1,23 @@
 """The worth of a decision: its reward, or its weighted criteria, minus its cost."""
 
+from collections.abc import Mapping
 from math import fsum
 
 from learners.bandit.config import BanditConfig
 from schemas.examples import BanditExample, Example
+from schemas.outcomes import RolloutOutcome
 
 
-def judged(example: Example, config: BanditConfig) -> float:
-    """Return the weighted mean of the configured criteria that the example has; else its reward.
+def judged(reward: float, criteria: Mapping[str, float], config: BanditConfig) -> float:
+    """Return the weighted mean of the configured criteria that are given; else the reward.
 
     The result is in [0, 1].
     """
-    weights = {
-        name: weight for name, weight in sorted(config.criteria.items()) if name in example.criteria
-    }
+    weights = {name: w for name, w in sorted(config.criteria.items()) if name in criteria}
     if not weights:
-        return example.reward
-    return fsum(weight * example.criteria[name] for name, weight in weights.items()) / fsum(
-        weights.values()
-    )
+        return reward
+    weighted = fsum(weight * criteria[name] for name, weight in weights.items())
+    return weighted / fsum(weights.values())
 
 
 def taught(example: Example, config: BanditConfig) -> float:
@@ -26,9 +25,9 @@ def taught(example: Example, config: BanditConfig) -> float:
 
     A stated cost is not subtracted here: the policy subtracts it when it chooses.
     """
-    return judged(example, config) - (
-        0.0 if _stated(example) is not None else config.cost_weight * example.cost
-    )
+    stated = _stated(example) is not None
+    cost = 0.0 if stated else config.cost_weight * example.cost
+    return judged(example.reward, example.criteria, config) - cost
 
 
 def earned(example: Example, config: BanditConfig) -> float:
@@ -38,10 +37,22 @@ def earned(example: Example, config: BanditConfig) -> float:
     value below 0 counts as 0: bounds by betting need a least value.
     """
     stated = _stated(example)
-    return max(
-        0.0,
-        judged(example, config) - config.cost_weight * (example.cost if stated is None else stated),
-    )
+    cost = example.cost if stated is None else stated
+    value = judged(example.reward, example.criteria, config)
+    return max(0.0, value - config.cost_weight * cost)
+
+
+def came_to(outcome: RolloutOutcome, config: BanditConfig) -> float:
+    """Return the value that rollouts are compared by, in [0, 1]: the judged reward minus the cost
+    of all its model calls, or 0 where that is negative.
+
+    Raises:
+        ValueError: the rollout has no reward.
+    """
+    if outcome.reward is None:
+        raise ValueError(f"a rollout of {outcome.name} has no reward")
+    value = judged(outcome.reward, outcome.criteria, config)
+    return max(0.0, value - config.cost_weight * outcome.cost)
 
 
 def _stated(example: Example) -> float | None:

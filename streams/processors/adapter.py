@@ -38,17 +38,17 @@ class AdapterConfig(BaseModel):
 
 
 def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
-    """Return the examples in a trajectory, in a fixed order; none when it did not succeed.
+    """Return the examples in a trajectory, in a fixed order.
+
+    A reward that was given counts whatever became of the rollout. A failed rollout without one
+    teaches nothing, since nobody said what the failure was worth (docs/decisions/004).
 
     A span's own reward counts for its example before the rollout's. What has neither comes as
     retracted, with a reward of 0: whoever was given it with a reward must be told.
-    An answer that a person corrected is one more, as it should have been. Decisions of failed
-    rollouts teach nothing either: a failure of the infrastructure says nothing of the choice.
-    Nor does a rollout in which the stand-in answered, whatever else was chosen in it.
+    An answer that a person corrected is one more, as it should have been. A rollout in which the
+    stand-in answered teaches nothing, whatever else was chosen in it.
     """
     trajectory = event.payload
-    if trajectory.rollout.state != "succeeded":
-        return []
     if any(_checkpoint(span) == STAND_IN for span in trajectory.spans):
         return []  # the reward is about the one text that the stand-in has
     task, costs = trajectory.rollout.task, _Costs(trajectory.spans)

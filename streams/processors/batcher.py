@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from learners.gate import GateConfig, Tally, Watch
+from learners.drops import DropWatch
+from learners.trial import Tally
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
 from schemas.envelope import AnyEvent
@@ -60,7 +61,7 @@ class OpenBatch(BaseModel):
     number: int = 0
     closes: datetime | None = None
     rewards: Tally = Field(default_factory=Tally)
-    watch: Watch | None = None
+    watch: DropWatch | None = None
     dropped: bool = False
 
     def take(self, source: Record, event: ExampleEvent, config: BatchConfig) -> None:
@@ -76,8 +77,8 @@ class OpenBatch(BaseModel):
             self.closes = event.time + timedelta(seconds=config.seconds)
         reward = min(1.0, max(0.0, event.payload.reward))
         self.rewards.take(reward)
-        if self.watch is not None and config.drop is not None:
-            self.dropped |= self.watch.dropped(reward, _gate(config.drop, config.error))
+        if self.watch is not None:
+            self.dropped |= self.watch.dropped(reward)
 
     def following(self, config: BatchConfig) -> "OpenBatch":
         """Return the batch that begins when this one is closed; after a drop nobody knows yet what
@@ -85,12 +86,8 @@ class OpenBatch(BaseModel):
         """
         watch = None
         if config.drop is not None and not self.dropped:
-            watch = Watch.of("", "", self.rewards, _gate(config.drop, config.error))
+            watch = DropWatch.of(self.rewards, config.drop, config.error)
         return OpenBatch(number=self.number + 1, watch=watch)
-
-
-def _gate(drop: float, error: float) -> GateConfig:
-    return GateConfig(drop=drop, confidence=1.0 - error)
 
 
 class Batching(Processor[OpenBatch]):

@@ -2,128 +2,81 @@
 taken back.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import ClassVar
 
-from pydantic import BaseModel, Field
-
 from learners.contract import Policy
-from learners.evaluation import Logged
-from learners.gate import GateConfig, Tally, Trial, Verdict, Watch, judge
-from learners.policies import BUILT_IN, UNIFORM_VERSION, PolicyLoader, UniformPolicy
-from learners.registry import IllegalTransitionError, Registry
+from learners.gate import GateConfig, Verdict, judge
+from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
+from learners.trial import Comparison, Decided, trial_verdict, watch_verdict
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
-from schemas.decisions import Decision
 from schemas.envelope import AnyEvent
-from schemas.examples import BanditExample, Example, ExampleEvent, RlExample, SftExample
-from schemas.routes import Route, RouteEvent, RouteTarget
-from schemas.topics import CHECKPOINTS, EXAMPLES, ROUTES, Topic
+from schemas.gates import GateEvent
+from schemas.outcomes import OutcomeEvent, RolloutOutcome
+from schemas.routes import Route, RouteEvent
+from schemas.topics import CHECKPOINTS, GATES, OUTCOMES, ROUTES, Topic
 from streams.processing.processor import Outcome, Processor, output_id
+from streams.processors.evidence import Worth
+from streams.processors.gate_status import status_of
+from streams.processors.promotion_state import (
+    PromotionState,
+    Ruling,
+    apply,
+    baseline_route,
+    behind,
+    change,
+    heaviest,
+    target_of,
+    trimmed,
+)
 from streams.storage.artifacts import ArtifactReader
 from streams.storage.errors import RejectedRecordError
 from streams.storage.records import Outgoing, Record
 
-FINISHED_REMEMBERED = 50
-COUNTED_REMEMBERED = 64
+JUDGED_AGAIN = 1.1
+"""A candidate that has not passed is judged again when there is so many times the evidence. A
+verdict holds at any time, so looking again costs only computing.
+"""
 
 
-class Evidence(BaseModel):
-    """A decision on a held-out task, with its reward."""
-
-    decision: Decision
-    reward: float
-
-
-class PromotionState(BaseModel):
-    """What is known of one logical name.
-
-    Attributes:
-        checkpoints: by version, in the order announced.
-        evidence: decision id to the decision and its newest reward, the newest decision last.
-        tallies: first rewards of decisions by the version that made them, of versions that may
-            still be compared.
-        counted: rollouts whose reward was counted for a model last; their examples come together.
-        trial: the canary that is under way.
-        waiting: version of the newest candidate that was announced meanwhile.
-        watch: over what was promoted last.
-        current: the newest route, with its history.
-        stable: what is served, or beside a trial was served before it; None where no route is
-            known.
-        replaced: what was served before the version that is watched.
-        own: ids of the events written here that have not come back on their topics yet.
-        held: whether a person decides what is served.
-    """
-
-    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
-    evidence: dict[str, Evidence] = Field(default_factory=dict)
-    tallies: dict[str, Tally] = Field(default_factory=dict)
-    counted: list[str] = Field(default_factory=list)
-    trial: Trial | None = None
-    waiting: str | None = None
-    watch: Watch | None = None
-    current: Route | None = None
-    stable: Route | None = None
-    replaced: Route | None = None
-    own: list[str] = Field(default_factory=list)
-    held: bool = False
-
-    @property
-    def registry(self) -> Registry:
-        """The checkpoints, as their lifecycle knows them; applying a change to it changes the
-        state.
-        """
-        return Registry(self.checkpoints)
-
-
-@dataclass
-class Ruling:
-    """What follows from an event.
-
-    Attributes:
-        changes: of checkpoints' states, in order; already applied.
-        routes: what is served from now on.
-    """
-
-    changes: list[Checkpoint] = field(default_factory=list)
-    routes: list[Route] = field(default_factory=list)
-
-
-def _reward(example: Example) -> float:
-    return example.reward
+def _reward(outcome: RolloutOutcome) -> float:
+    return outcome.reward or 0.0
 
 
 class Promotion(Processor[PromotionState]):
-    """Lets through what is surely no worse: judged on held-out decisions, then on trial, then
+    """Lets through what is surely no worse: judged on held-out rollouts, then on trial, then
     watched.
 
-    Each candidate is judged once, when it is announced, off-policy (`learners.gate.judge`). What
-    passes serves a share of new rollouts until a sequential test has told whether it is surely no
-    worse than the champion, or worse. What is promoted is watched: where it surely earns less than
-    what it replaced, that is served again.
+    1. The newest candidate waits until the gate is sure of it off-policy (`learners.gate.judge`).
+       It is judged again as evidence grows. A newer one takes its place.
+    2. What passes goes on trial: it serves a share of new rollouts, until it is surely no worse
+       than the champion in reward, failures and missing rewards, or surely worse
+       (`learners.trial`).
+    3. What is promoted is watched: a small share of new rollouts stays on what it replaced. Where
+       it surely earns less than that at the same time, the old version is served again.
 
     A model or an adapter cannot be judged off-policy; where its checkpoint says what serves it, it
-    goes on trial at once, and the rewards of its answers decide. Whatever cannot be tried stays a
-    candidate until it is promoted by hand. While a person holds the route, what passes is evaluated
-    only.
+    goes on trial at once. Whatever cannot be tried stays a candidate until it is promoted by hand.
+    While a person holds the route, what passes is evaluated only.
 
     A promoted policy that breaks later (its artifact is damaged, or it raises) is no reason to
-    reject what could replace it. The uniform baseline stands for it in the comparison.
+    reject what could replace it. The uniform baseline stands for it in the off-policy judgement;
+    its own rollouts, which the baseline serves, stand for it on trial.
 
     Args:
-        worth: what versions are compared by, in [0, 1]; the reward, where nothing else is wanted of
+        worth: what rollouts are compared by, in [0, 1]; the reward, where nothing else is wanted of
             them.
         policies: loads the artifacts of candidates and of what serves.
     """
 
     name = "promotion"
-    topics: ClassVar[tuple[Topic, ...]] = (CHECKPOINTS, EXAMPLES, ROUTES)
+    topics: ClassVar[tuple[Topic, ...]] = (CHECKPOINTS, OUTCOMES, ROUTES)
 
     def __init__(
         self,
         config: GateConfig,
         artifacts: ArtifactReader,
-        worth: Callable[[Example], float] = _reward,
+        worth: Worth = _reward,
         policies: PolicyLoader = BUILT_IN,
     ) -> None:
         self.config = config
@@ -134,18 +87,30 @@ class Promotion(Processor[PromotionState]):
     def handle(
         self, state: PromotionState | None, event: AnyEvent, source: Record
     ) -> Outcome[PromotionState]:
-        """Take in a reward or a change made by hand, or judge a candidate."""
+        """Take in an outcome or a change made by hand, or judge a candidate."""
         state = state or PromotionState()
+        ruling = Ruling()
         if event.event_id in state.own:
             state.own.remove(event.event_id)
-            ruling = Ruling()
-        elif isinstance(event, ExampleEvent):
-            ruling = self._rewarded(state, event.payload, event.rollout_key)
+        elif isinstance(event, OutcomeEvent):
+            self._observe(state, ruling, event)
         elif isinstance(event, RouteEvent):
-            ruling = self._routed(state, event.payload)
+            self._follow_route(state, ruling, event.payload)
         else:
             assert isinstance(event, CheckpointEvent)  # noqa: S101 - the topics hold nothing else
-            ruling = self._announced(state, event.payload)
+            self._register(state, ruling, event.payload)
+        self._tell(state, ruling, self.state_key(source))
+        return Outcome(self._written(state, ruling, event, source), trimmed(state))
+
+    def _written(
+        self, state: PromotionState, ruling: Ruling, event: AnyEvent, source: Record
+    ) -> tuple[Outgoing, ...]:
+        """Return the events that say what follows, and note those that will come back."""
+        said = (
+            [(CHECKPOINTS, CheckpointEvent, made) for made in ruling.changes]
+            + [(ROUTES, RouteEvent, route) for route in ruling.routes]
+            + [(GATES, GateEvent, status) for status in ruling.statuses]
+        )
         outputs = tuple(
             Outgoing.of(
                 topic,
@@ -156,13 +121,10 @@ class Promotion(Processor[PromotionState]):
                     payload=payload,
                 ),
             )
-            for index, (topic, model, payload) in enumerate(
-                [(CHECKPOINTS, CheckpointEvent, change) for change in ruling.changes]
-                + [(ROUTES, RouteEvent, route) for route in ruling.routes]
-            )
+            for index, (topic, model, payload) in enumerate(said)
         )
-        state.own += [output.event_id for output in outputs]
-        return Outcome(outputs, _trimmed(state))
+        state.own += [o.event_id for o in outputs if o.topic is not GATES]
+        return outputs
 
     def encode_state(self, state: PromotionState) -> bytes:
         """Return the state as JSON."""
@@ -172,125 +134,126 @@ class Promotion(Processor[PromotionState]):
         """Return the state from JSON."""
         return PromotionState.model_validate_json(value)
 
-    def _rewarded(self, state: PromotionState, example: Example, rollout: str) -> Ruling:
-        """Remember what a version earned, and end the trial or the served version where that is the
-        last straw.
+    def _observe(self, state: PromotionState, ruling: Ruling, event: OutcomeEvent) -> None:
+        """Take in what a rollout came to. It may end a trial or a watch, or let a candidate pass."""
+        evidence, outcome = state.evidence, event.payload
+        evidence.take(event, self._worth, self.config)
+        comparisons = [c for c in (state.comparison, state.watched) if c is not None]
+        begun = outcome.begun.timestamp()
+        for comparison in comparisons:
+            comparison.see(outcome.version, begun)
+        # Only what began since both versions serve is compared, so that both are of the same time.
+        if outcome.split != "test" and any(c.includes(outcome.version, begun) for c in comparisons):
+            evidence.follow(event, self._worth, self.config)
+        for began, result in evidence.matured():
+            for comparison in comparisons:
+                if comparison.includes(result.version, began):
+                    comparison.take(result)
+        self._conclude(state, ruling)
+        self._judge_waiting(state, ruling)
+
+    def _conclude(self, state: PromotionState, ruling: Ruling) -> None:
+        """End the trial and the watch where their time has come, the watch first: a champion that
+        is taken back is nothing to compare a candidate with.
         """
-        worth = self._worth(example)
-        if example.retracted:
-            # a wager cannot be taken back, so trials and tallies keep what they have counted
-            if isinstance(example.body, BanditExample):
-                state.evidence.pop(example.body.decision_id, None)
-            return Ruling()
-        if isinstance(example.body, BanditExample) and example.split == "validation":
-            item = Evidence(decision=example.body.decision, reward=worth)
-            state.evidence[example.body.decision_id] = item
-            while len(state.evidence) > self.config.most_evidence:
-                del state.evidence[next(iter(state.evidence))]
-        version, ruling = _made_by(example), Ruling()
-        if version is None or example.reward_revision > 1:
-            return ruling  # counted when it was first rewarded: a wager cannot be taken back
-        if not isinstance(example.body, BanditExample):
-            if rollout in state.counted:
-                # a rollout's calls share its reward, and one reward is one piece of evidence
-                return ruling
-            state.counted = [*state.counted, rollout][-COUNTED_REMEMBERED:]
-        state.tallies.setdefault(version, Tally()).take(worth)
-        if state.trial is not None:
-            state.trial.take(version, worth)
-            verdict = state.trial.verdict(self.config)
-            if verdict is not None:
-                self._end_trial(state, ruling, *verdict)
-        watch = state.watch
-        if watch is not None and version == watch.version and watch.dropped(worth, self.config):
-            self._take_back(state, ruling, watch)
-        return ruling
+        if state.watched is not None:
+            decided = watch_verdict(state.watched, self.config)
+            if decided is not None:
+                self._end_watch(state, ruling, state.watched, decided)
+        if state.comparison is not None:
+            decided = trial_verdict(state.comparison, self.config)
+            if decided is not None:
+                self._end_trial(state, ruling, state.comparison, decided)
 
-    def _routed(self, state: PromotionState, route: Route) -> Ruling:
-        """Note who decides; a trial ends where a person takes its route over."""
-        state.held, ruling = route.held, Ruling()
-        if route.held and state.trial is not None:
-            candidate = state.checkpoints.get(state.trial.candidate)
-            if candidate is not None and candidate.version not in [
-                target.version for target in route.targets
-            ]:
-                _change(
-                    state,
-                    ruling,
-                    candidate,
-                    CheckpointState.ROLLED_BACK,
-                    "a person took over the route",
-                )
-        state.stable = route
+    def _follow_route(self, state: PromotionState, ruling: Ruling, route: Route) -> None:
+        """Note what somebody else serves. What was compared there is compared no more."""
+        state.held, trial = route.held, state.comparison
+        candidate = state.checkpoints.get(trial.new) if trial is not None else None
+        if candidate is not None and candidate.version not in route.served.versions:
+            reason = "a person took over the route"
+            change(state, ruling, candidate, CheckpointState.ROLLED_BACK, reason)
+        state.stable = route.model_copy(update={"control": None})
         state.current = route.succeeding(state.current)
-        if route.held:
-            state.trial = state.watch = None
-            self._judge_waiting(state, ruling)
-        return ruling
+        state.comparison = state.watched = None
+        self._judge_waiting(state, ruling)
 
-    def _announced(self, state: PromotionState, change: Checkpoint) -> Ruling:
-        """Take in a change of state that was not made here; judge a candidate."""
-        ruling = Ruling()
-        known = state.checkpoints.get(change.version)
-        if known is not None and change.state in (known.state, CheckpointState.CANDIDATE):
-            return ruling  # a repeat, or a learner that retractions brought back to an old version
-        if known is None and change.state is CheckpointState.PROMOTED:
-            state.checkpoints[change.version] = change  # promoted by a person, and forgotten here
+    def _register(self, state: PromotionState, ruling: Ruling, told: Checkpoint) -> None:
+        """Take in a change of state that was not made here; a candidate waits to be judged."""
+        known = state.checkpoints.get(told.version)
+        if known is not None and told.state in (known.state, CheckpointState.CANDIDATE):
+            return  # a repeat, or a learner that retractions brought back to an old version
+        if known is None and told.state is CheckpointState.PROMOTED:
+            state.checkpoints[told.version] = told  # promoted by a person, and forgotten here
         else:
-            _apply(state.registry, change)
-        if change.kind == "policy" and state.stable is None:
-            state.stable = state.current = baseline_route(change.name)
-        if change.state in (CheckpointState.REJECTED, CheckpointState.ROLLED_BACK):
-            self._fell(state, ruling, change)
-        if change.state is CheckpointState.CANDIDATE and (
-            change.kind == "policy" or self._can_be_tried(state, change)
+            apply(state.registry, told)
+        if told.kind == "policy" and state.stable is None:
+            state.stable = state.current = baseline_route(told.name)
+        if told.state in (CheckpointState.REJECTED, CheckpointState.ROLLED_BACK):
+            self._drop(state, ruling, told)
+        if told.state is CheckpointState.CANDIDATE and (
+            told.kind == "policy" or self._can_be_tried(state, told)
         ):
-            self._judge(state, ruling, change)
-        return ruling
+            self._queue(state, ruling, told)
 
-    def _judge(self, state: PromotionState, ruling: Ruling, candidate: Checkpoint) -> None:
-        """Judge a candidate off-policy; begin its trial, or promote it where there is none."""
-        if state.trial is not None:
-            waiting = state.checkpoints.get(state.waiting or "")
-            if waiting is not None:
-                reason = (
-                    f"superseded by {candidate.version} while {state.trial.candidate} was on trial"
-                )
-                _change(state, ruling, waiting, CheckpointState.REJECTED, reason)
-            state.waiting = candidate.version
+    def _queue(self, state: PromotionState, ruling: Ruling, candidate: Checkpoint) -> None:
+        """Let a candidate wait, in the place of an older one."""
+        older = state.checkpoints.get(state.waiting or "")
+        if older is not None:
+            reason = f"superseded by {candidate.version}; {state.verdict or 'not judged yet'}"
+            change(state, ruling, older, CheckpointState.REJECTED, reason)
+        state.waiting, state.verdict, state.needed, state.judged = candidate.version, "", None, 0
+        self._judge_waiting(state, ruling)
+
+    def _judge_waiting(self, state: PromotionState, ruling: Ruling) -> None:
+        """Judge the candidate that waits, unless one is on trial, or little is new since the last
+        time. What passes is tried, or promoted where there are no trials.
+        """
+        candidate = state.checkpoints.get(state.waiting or "")
+        if candidate is None or state.comparison is not None:
             return
+        if state.verdict and state.evidence.usable < JUDGED_AGAIN * state.judged:
+            return
+        state.evidence.learn_maturity(self.config)
+        state.judged = max(1, state.evidence.usable)
         try:
-            verdict, champion = self._verdict(state, candidate)
+            verdict = self._verdict(state, candidate)
         except (ValueError, RejectedRecordError) as error:
-            _change(
-                state, ruling, candidate, CheckpointState.REJECTED, f"cannot be served: {error}"
-            )
+            state.waiting = None
+            reason = f"cannot be served: {error}"
+            change(state, ruling, candidate, CheckpointState.REJECTED, reason)
             return
-        reason = (
-            f"{verdict.reason}; not promoted, since the route is held by hand"
-            if state.held
-            else verdict.reason
-        )
-        _change(state, ruling, candidate, CheckpointState.EVALUATED, reason, verdict.metrics)
-        if not verdict.passed:
-            _change(state, ruling, candidate, CheckpointState.REJECTED, verdict.reason)
-        elif not state.held and self.config.canary_share > 0.0:
-            self._try(state, ruling, candidate, champion, verdict.reason)
-        elif not state.held:
+        state.verdict, state.needed = verdict.reason, verdict.needed
+        if verdict.passed:
+            state.waiting = None
+            self._let_through(state, ruling, candidate, verdict)
+
+    def _let_through(
+        self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, verdict: Verdict
+    ) -> None:
+        reason = verdict.reason
+        if state.held:
+            reason = f"{reason}; not promoted, since the route is held by hand"
+        change(state, ruling, candidate, CheckpointState.EVALUATED, reason, verdict.metrics)
+        if state.held:
+            return
+        if self.config.canary_share > 0.0:
+            self._try(state, ruling, candidate, verdict.reason)
+        else:
+            state.trials.win()
             self._promote(state, ruling, candidate, verdict.reason)
 
-    def _fell(self, state: PromotionState, ruling: Ruling, fallen: Checkpoint) -> None:
+    def _drop(self, state: PromotionState, ruling: Ruling, fallen: Checkpoint) -> None:
         """Serve what was served before, where who keeps a version served has given it up."""
         if state.waiting == fallen.version:
             state.waiting = None
         if state.stable is None:
             return
-        if state.trial is not None and state.trial.candidate == fallen.version:
-            state.trial = None
-            _serve(state, ruling, state.stable, fallen.reason)
+        if state.comparison is not None and state.comparison.new == fallen.version:
+            state.comparison = None
+            self._serve(state, ruling, state.stable, fallen.reason)
             self._judge_waiting(state, ruling)
         elif (
-            _heaviest(state.stable) == fallen.version
+            heaviest(state.stable) == fallen.version
             and state.replaced is not None
             and not state.held
         ):
@@ -300,63 +263,55 @@ class Promotion(Processor[PromotionState]):
         known = state.stable is not None and state.stable.kind == "model"
         return known and candidate.endpoint is not None and self.config.canary_share > 0.0
 
-    def _verdict(self, state: PromotionState, candidate: Checkpoint) -> tuple[Verdict, str]:
-        """Return the verdict, and the version that a trial of the candidate compares with."""
-        # nothing is judged before it is known what is served
-        assert state.stable is not None  # noqa: S101
-        served = _heaviest(state.stable)
+    def _verdict(self, state: PromotionState, candidate: Checkpoint) -> Verdict:
         if candidate.kind != "policy":
-            reason = "nothing tells beforehand how good it is, so it is tried"
-            return Verdict(True, reason, 0), served
-        evidence = [Logged(item.decision, item.reward) for item in state.evidence.values()]
+            return Verdict(True, "nothing tells beforehand how good it is, so it is tried", 0)
+        # Where a trial follows, the trial keeps the error that is stated for all candidates. Where
+        # none does, the gate must.
+        error = None
+        if self.config.canary_share == 0.0:
+            error = self._level(state, candidate)
+        evidence = state.evidence.logged()
         policy, promoted = self._policy(candidate), state.registry.promoted
         try:
-            return judge(policy, self._policy(promoted), evidence, self.config), served
-        except (ValueError, RejectedRecordError) as error:
+            return judge(policy, self._policy(promoted), evidence, self.config, error)
+        except (ValueError, RejectedRecordError) as broken:
             # The candidate or what is promoted. A candidate that is broken fails here once more.
             # Else the baseline takes the place of what is promoted, as it does in the gateway.
-            verdict = judge(policy, UniformPolicy(), evidence, self.config)
+            verdict = judge(policy, UniformPolicy(), evidence, self.config, error)
             if promoted is None:
                 raise
             reason = (
-                f"{promoted.version} is promoted and broken ({error}), so the uniform baseline"
+                f"{promoted.version} is promoted and broken ({broken}), so the uniform baseline"
                 f" stands for it: {verdict.reason}"
             )
-            # The gateway logs the baseline as the maker of these decisions.
-            return replace(verdict, reason=reason), UNIFORM_VERSION
+            return replace(verdict, reason=reason)
+
+    def _level(self, state: PromotionState, candidate: Checkpoint) -> float:
+        """Return how likely the gate may be wrong about a candidate that is not tried."""
+        if candidate.version != state.leveled:
+            state.leveled, state.level = candidate.version, state.trials.begin(self.config.error)
+        return state.level
 
     def _try(
-        self,
-        state: PromotionState,
-        ruling: Ruling,
-        candidate: Checkpoint,
-        champion: str,
-        reason: str,
+        self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str
     ) -> None:
-        """Give a candidate its share of new rollouts beside what is served.
-
-        Args:
-            champion: the version whose rewards the candidate's are compared with.
-        """
+        """Give a candidate its share of new rollouts beside what is served."""
         # nothing is judged before it is known what is served
         assert state.stable is not None  # noqa: S101
-        _change(state, ruling, candidate, CheckpointState.CANARY, reason)
-        share, total = (
-            self.config.canary_share,
-            sum(target.weight for target in state.stable.targets),
-        )
-        if total <= 0.0:
+        if sum(target.weight for target in state.stable.targets) <= 0.0:
             raise RejectedRecordError(
                 f"{candidate.name} serves nothing that {candidate.version} could be tried beside"
             )
-        beside = [
-            t.model_copy(update={"weight": t.weight / total * (1.0 - share)})
-            for t in state.stable.targets
-        ]
-        targets = [*beside, _target(candidate).model_copy(update={"weight": share})]
-        served = {"targets": targets, "fallbacks": _behind(state), "reason": reason}
-        _write_route(state, ruling, state.stable.model_copy(update=served))
-        state.trial = Trial.of(candidate.version, champion, self.config)
+        change(state, ruling, candidate, CheckpointState.CANARY, reason)
+        state.comparison = Comparison.of(
+            candidate.version,
+            heaviest(state.stable),
+            state.trials.begin(self.config.error),
+            self.config.tolerance,
+            self.config,
+        )
+        self._write_route(state, ruling, reason)
 
     def _promote(
         self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str
@@ -365,52 +320,105 @@ class Promotion(Processor[PromotionState]):
         assert state.stable is not None  # noqa: S101
         champion, state.replaced = state.registry.promoted, state.stable
         if champion is not None:
-            _change(
+            change(
                 state, ruling, champion, CheckpointState.RETIRED, f"replaced by {candidate.version}"
             )
-        _change(state, ruling, candidate, CheckpointState.PROMOTED, reason)
-        served = {"targets": [_target(candidate)], "fallbacks": _behind(state)}
-        _serve(state, ruling, state.stable.model_copy(update=served), reason)
-        before = _heaviest(state.replaced)
-        state.watch = Watch.of(
-            candidate.version, before, state.tallies.get(before, Tally()), self.config
-        )
+        change(state, ruling, candidate, CheckpointState.PROMOTED, reason)
+        state.watched = None
+        if self.config.control_share > 0.0:
+            state.watched = Comparison.of(
+                candidate.version,
+                heaviest(state.replaced),
+                state.watches.begin(self.config.error),
+                self.config.drop,
+                self.config,
+            )
+        served = {"targets": [target_of(candidate)], "fallbacks": behind(state)}
+        self._serve(state, ruling, state.stable.model_copy(update=served), reason)
 
-    def _end_trial(self, state: PromotionState, ruling: Ruling, passed: bool, reason: str) -> None:
-        """Promote or roll back the canary, then judge who waits."""
-        assert state.trial is not None  # noqa: S101 - asked for only while there is one
-        candidate, state.trial = state.checkpoints[state.trial.candidate], None
-        if passed:
-            self._promote(state, ruling, candidate, reason)
+    def _end_trial(
+        self, state: PromotionState, ruling: Ruling, trial: Comparison, decided: Decided
+    ) -> None:
+        """Promote or roll back the candidate, then judge who waits."""
+        # nothing is judged before it is known what is served
+        assert state.stable is not None  # noqa: S101
+        candidate, state.comparison = state.checkpoints[trial.new], None
+        state.judged = 0  # the candidate that waits is judged anew, maybe beside another champion
+        if decided.passed:
+            state.trials.win()
+            self._promote(state, ruling, candidate, decided.reason)
         else:
-            # nothing is judged before it is known what is served
-            assert state.stable is not None  # noqa: S101
-            _change(state, ruling, candidate, CheckpointState.ROLLED_BACK, reason)
-            _serve(state, ruling, state.stable, reason)
+            change(state, ruling, candidate, CheckpointState.ROLLED_BACK, decided.reason)
+            self._serve(state, ruling, state.stable, decided.reason)
         self._judge_waiting(state, ruling)
 
-    def _judge_waiting(self, state: PromotionState, ruling: Ruling) -> None:
-        waiting, state.waiting = state.checkpoints.get(state.waiting or ""), None
-        if waiting is not None:
-            self._judge(state, ruling, waiting)
-
-    def _take_back(self, state: PromotionState, ruling: Ruling, watch: Watch) -> None:
-        """Serve again what was replaced by a version that turned out worse."""
-        dropped = state.checkpoints[watch.version]
-        mean = state.tallies[watch.version].mean
-        reason = (
-            f"earns {mean:.3f} on average, surely less than {watch.replaced}, which it replaced"
-        )
-        _change(state, ruling, dropped, CheckpointState.ROLLED_BACK, reason)
-        self._serve_replaced(state, ruling, f"served again: {watch.version} {reason}")
+    def _end_watch(
+        self, state: PromotionState, ruling: Ruling, watch: Comparison, decided: Decided
+    ) -> None:
+        """Give the control's share back, or serve it again where the promoted version dropped."""
+        # nothing is judged before it is known what is served
+        assert state.stable is not None  # noqa: S101
+        state.watched = None
+        if decided.passed:
+            self._write_route(state, ruling, f"watched: {decided.reason}")
+            return
+        state.watches.win()
+        trial, state.comparison = state.comparison, None
+        if trial is not None:
+            tried = state.checkpoints[trial.new]
+            reason = f"{watch.new}, which it was compared with, was taken back"
+            change(state, ruling, tried, CheckpointState.ROLLED_BACK, reason)
+        dropped = state.checkpoints[watch.new]
+        change(state, ruling, dropped, CheckpointState.ROLLED_BACK, decided.reason)
+        self._serve_replaced(state, ruling, f"served again: {watch.new}: {decided.reason}")
+        self._judge_waiting(state, ruling)
 
     def _serve_replaced(self, state: PromotionState, ruling: Ruling, reason: str) -> None:
         assert state.replaced is not None  # noqa: S101 - noted when it was replaced
-        before = state.checkpoints.get(_heaviest(state.replaced))
+        before = state.checkpoints.get(heaviest(state.replaced))
         if before is not None:
-            _change(state, ruling, before, CheckpointState.PROMOTED, reason)
-        _serve(state, ruling, state.replaced, reason)
-        state.watch = state.replaced = None
+            change(state, ruling, before, CheckpointState.PROMOTED, reason)
+        served, state.watched, state.replaced = state.replaced, None, None
+        self._serve(state, ruling, served, reason)
+
+    def _serve(self, state: PromotionState, ruling: Ruling, route: Route, reason: str) -> None:
+        """Serve a route from now on, with the reason."""
+        state.stable = route
+        self._write_route(state, ruling, reason)
+
+    def _write_route(self, state: PromotionState, ruling: Ruling, reason: str) -> None:
+        """Write what is served: the stable route, a candidate on trial beside it, and the control.
+
+        The route carries its history, which must outlive the compaction of the topic.
+        """
+        assert state.stable is not None  # noqa: S101 - it is known what is served
+        state.stable = state.stable.model_copy(update={"reason": reason, "control": None})
+        changes: dict[str, object] = {}
+        if state.comparison is not None:
+            candidate = state.checkpoints[state.comparison.new]
+            share = self.config.canary_share
+            total = sum(target.weight for target in state.stable.targets)
+            changes["targets"] = [
+                *(
+                    t.model_copy(update={"weight": t.weight / total * (1.0 - share)})
+                    for t in state.stable.targets
+                ),
+                target_of(candidate).model_copy(update={"weight": share}),
+            ]
+            changes["fallbacks"] = behind(state)
+        if state.watched is not None and state.replaced is not None:
+            control = max(state.replaced.targets, key=lambda target: target.weight)
+            changes["control"] = control.model_copy(update={"weight": self.config.control_share})
+        route = state.stable.model_copy(update=changes)
+        state.current = route.succeeding(state.current)
+        ruling.routes.append(state.current)
+
+    def _tell(self, state: PromotionState, ruling: Ruling, name: str) -> None:
+        """Tell what the gate waits for, where that has changed."""
+        status, sign = status_of(name, state, self.config)
+        if sign != state.told:
+            state.told = sign
+            ruling.statuses.append(status)
 
     def _policy(self, checkpoint: Checkpoint | None) -> Policy:
         if checkpoint is None:
@@ -419,114 +427,3 @@ class Promotion(Processor[PromotionState]):
             raise ValueError(f"{checkpoint.name} {checkpoint.version} has no artifact")
         artifact = checkpoint.artifact
         return self._policies.load(self._artifacts.get(artifact), artifact.media_type)
-
-
-def baseline_route(name: str) -> Route:
-    """Return the route of a policy before anything was promoted: the uniform baseline."""
-    return Route(
-        name=name,
-        kind="policy",
-        targets=[RouteTarget(version=UNIFORM_VERSION)],
-        reason="nothing learned yet",
-    )
-
-
-def _made_by(example: Example) -> str | None:
-    """Return the version whose decision or answer an example is about, where it says so."""
-    match example.body:
-        case BanditExample(decision=decision):
-            return decision.policy_version
-        case RlExample(checkpoint=checkpoint) | SftExample(checkpoint=checkpoint):
-            return checkpoint or None
-        case _:
-            return None
-
-
-def _heaviest(route: Route) -> str:
-    """Return the version that serves most."""
-    return max(route.targets, key=lambda target: target.weight).version
-
-
-def _behind(state: PromotionState) -> list[RouteTarget]:
-    """Return what answers where a model that is tried or promoted does not: what serves now, then
-    what always did.
-    """
-    # nothing is judged before it is known what is served
-    assert state.stable is not None  # noqa: S101
-    if state.stable.kind != "model":
-        return state.stable.fallbacks
-    others = [
-        target for target in state.stable.fallbacks if target.version not in state.checkpoints
-    ]
-    return [
-        *(target.model_copy(update={"weight": 1.0}) for target in state.stable.targets),
-        *others,
-    ]
-
-
-def _target(checkpoint: Checkpoint) -> RouteTarget:
-    artifact = checkpoint.artifact if checkpoint.kind == "policy" else None
-    return RouteTarget(version=checkpoint.version, artifact=artifact, endpoint=checkpoint.endpoint)
-
-
-def _serve(state: PromotionState, ruling: Ruling, route: Route, reason: str) -> None:
-    """Serve a route from now on, with the reason."""
-    state.stable = route.model_copy(update={"reason": reason})
-    _write_route(state, ruling, state.stable)
-
-
-def _write_route(state: PromotionState, ruling: Ruling, route: Route) -> None:
-    """Write a route with its history, which must outlive the compaction of the topic."""
-    state.current = route.succeeding(state.current)
-    ruling.routes.append(state.current)
-
-
-def _change(
-    state: PromotionState,
-    ruling: Ruling,
-    checkpoint: Checkpoint,
-    to: CheckpointState,
-    reason: str,
-    metrics: dict[str, float] | None = None,
-) -> None:
-    """Change a checkpoint's state."""
-    changed = Checkpoint(
-        name=checkpoint.name,
-        version=checkpoint.version,
-        kind=checkpoint.kind,
-        state=to,
-        artifact=checkpoint.artifact,
-        endpoint=checkpoint.endpoint,
-        metrics=metrics or {},
-        reason=reason,
-    )
-    _apply(state.registry, changed)
-    ruling.changes.append(changed)
-
-
-def _apply(registry: Registry, change: Checkpoint) -> None:
-    try:
-        registry.apply(change)
-    except IllegalTransitionError as error:
-        raise RejectedRecordError(str(error)) from error
-
-
-def _trimmed(state: PromotionState) -> PromotionState:
-    """Return the state without the oldest checkpoints that have come to an end, and the tallies of
-    those forgotten.
-    """
-    live = {
-        CheckpointState.PROMOTED,
-        CheckpointState.CANARY,
-        CheckpointState.CANDIDATE,
-        CheckpointState.EVALUATED,
-    }
-    routes = [route for route in (state.stable, state.replaced) if route]
-    served = {target.version for route in routes for target in (*route.targets, *route.fallbacks)}
-    ended = [version for version, known in state.checkpoints.items() if known.state not in live]
-    for version in ended[:-FINISHED_REMEMBERED]:
-        if version not in served:
-            del state.checkpoints[version]
-    known = {*state.checkpoints, *served, UNIFORM_VERSION}
-    state.tallies = {version: tally for version, tally in state.tallies.items() if version in known}
-    return state

@@ -3,7 +3,7 @@ changes.
 """
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -23,6 +23,7 @@ from schemas.serialization import decode_all, encode
 from schemas.spans import SpanEvent
 from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS, TOPICS, TRAJECTORIES, Topic
 from streams.processing.processor import Outcome, Processor, dead_letter, output_id
+from streams.processors.outcomes import Told, cost_of, new_outcomes
 from streams.storage.errors import RejectedRecordError
 from streams.storage.records import MAX_RECORD_BYTES, REWARD_REVISION_HEADER, Outgoing, Record
 
@@ -34,6 +35,8 @@ class JoinConfig(BaseModel):
         orphan_limit: how long events wait for a rollout nobody has announced, before they are dead
             letters.
         idle_limit: how long an open rollout may say nothing before it is closed as failed.
+        rewarded_silence: how long an open rollout that has a reward may say nothing before it is
+            closed as succeeded. An end that is told later still counts.
         straggler_limit: how long an ended rollout waits for spans and decisions that were recorded
             before its end.
         late_reward_window: how long a closed rollout is kept for late rewards.
@@ -45,6 +48,7 @@ class JoinConfig(BaseModel):
 
     orphan_limit: timedelta = timedelta(hours=1)
     idle_limit: timedelta = timedelta(days=1)
+    rewarded_silence: timedelta = timedelta(seconds=10)
     straggler_limit: timedelta = timedelta(minutes=1)
     late_reward_window: timedelta = timedelta(days=14)
     max_bytes: int = Field(default=12 * 1024 * 1024, gt=0, le=MAX_RECORD_BYTES // 2)
@@ -62,13 +66,20 @@ class JoinState:
     Attributes:
         rollout: the latest state, with what earlier events said filled in; None until the rollout
             is announced.
+        begun: time of the first event of the rollout itself.
+        assumed: whether the end is the join's own, because nothing was heard; one that is told
+            later takes its place.
         spans, decisions: encoded events in the order they arrived.
         seen: ids of the events joined, so that repeats are ignored; the values mean nothing.
         waiting: records that came before the rollout did.
         size: bytes of the records taken.
+        cost: of the model calls.
+        told: the outcomes that were told last (`streams.processors.outcomes`).
     """
 
     rollout: RolloutEvent | None = None
+    begun: datetime | None = None
+    assumed: bool = False
     spans: list[bytes] = field(default_factory=list)
     decisions: list[bytes] = field(default_factory=list)
     rewards: list[RewardEvent] = field(default_factory=list)
@@ -78,6 +89,8 @@ class JoinState:
     revision: int = 0
     counted: Counted = field(default_factory=dict)
     reward_revision: int = 0
+    cost: float = 0.0
+    told: Told = field(default_factory=dict)
 
     @property
     def closed(self) -> bool:
@@ -109,9 +122,12 @@ class JoinState:
             return False
         match event:
             case RolloutEvent():
-                self.rollout = _advanced(self.rollout, event)
+                self.rollout = _advanced(self.rollout, event, self.assumed)
+                self.assumed &= event.payload.state not in TERMINAL
+                self.begun = self.begun or event.time
             case SpanEvent():
                 self.spans.append(encode(event))
+                self.cost += cost_of(event)
             case DecisionEvent():
                 self.decisions.append(encode(event))
             case RewardEvent():
@@ -167,11 +183,16 @@ class TrajectoryJoin(Processor[JoinState]):
                 if state.take(event)
             ]
         state.waiting = []
-        outputs: tuple[Outgoing, ...] = ()
+        outputs: list[Outgoing] = []
         if new and state.closed and not state.awaits_stragglers:
-            outputs = (_emitted(state, output_id(self, source, events[-1].time), events[-1].time),)
+            outputs.append(
+                _emitted(state, output_id(self, source, events[-1].time), events[-1].time)
+            )
+        # Spans and decisions of an open rollout change no outcome, and they are the most.
+        if state.closed or any(isinstance(event, RolloutEvent | RewardEvent) for event in new):
+            outputs += _outcomes(state, events[-1].time)
         return Outcome(
-            outputs, state, self._deadline(state, from_milliseconds(source.timestamp_ms))
+            tuple(outputs), state, self._deadline(state, from_milliseconds(source.timestamp_ms))
         )
 
     def expire(self, state: JoinState, key: str, now: datetime) -> Outcome[JoinState]:
@@ -186,23 +207,28 @@ class TrajectoryJoin(Processor[JoinState]):
             )
         if state.awaits_stragglers:
             trajectory = _emitted(state, derived_event_id(now, self.name, "incomplete", key), now)
-            return Outcome((trajectory,), state, self._deadline(state, now))
+            return Outcome((trajectory, *_outcomes(state, now)), state, self._deadline(state, now))
         if state.closed:
             return Outcome()
-        failed = RolloutEvent(
-            event_id=derived_event_id(now, self.name, "idle", key),
-            time=now,
-            tenant=state.rollout.tenant,
-            rollout_id=state.rollout.rollout_id,
-            trace_id=state.rollout.trace_id,
-            payload=Rollout(
-                state=RolloutState.FAILED,
-                error=f"nothing was heard of it for {self.config.idle_limit}",
-            ),
-        )
-        state.take(failed)
+        state.take(self._assumed_end(state.rollout, _is_rewarded(state), now))
+        state.assumed = True
         trajectory = _emitted(state, derived_event_id(now, self.name, "idle trajectory", key), now)
-        return Outcome((trajectory,), state, self._deadline(state, now))
+        return Outcome((trajectory, *_outcomes(state, now)), state, self._deadline(state, now))
+
+    def _assumed_end(self, rollout: RolloutEvent, rewarded: bool, now: datetime) -> RolloutEvent:
+        """Return the end of a rollout whose agent told none."""
+        end = Rollout(state=RolloutState.SUCCEEDED)
+        if not rewarded:
+            error = f"nothing was heard of it for {self.config.idle_limit}"
+            end = Rollout(state=RolloutState.FAILED, error=error)
+        return RolloutEvent(
+            event_id=derived_event_id(now, self.name, "idle", rollout.rollout_key),
+            time=now,
+            tenant=rollout.tenant,
+            rollout_id=rollout.rollout_id,
+            trace_id=rollout.trace_id,
+            payload=end,
+        )
 
     def encode_state(self, state: JoinState) -> bytes:
         """Return a line of JSON, then the kept bytes one after another."""
@@ -215,6 +241,10 @@ class TrajectoryJoin(Processor[JoinState]):
             "counted": state.counted,
             "reward_revision": state.reward_revision,
             "size": state.size,
+            "begun": state.begun,
+            "assumed": state.assumed,
+            "cost": state.cost,
+            "told": state.told,
             "spans": len(state.spans),
             "waiting": [_without_value(record) for record in state.waiting],
             "lengths": [len(value) for value in kept],
@@ -245,14 +275,35 @@ class TrajectoryJoin(Processor[JoinState]):
                 about: (event_id, value) for about, (event_id, value) in header["counted"].items()
             },
             reward_revision=header["reward_revision"],
+            begun=_time(header.get("begun")),
+            assumed=header.get("assumed", False),
+            cost=header.get("cost", 0.0),
+            told=header.get("told", {}),
         )
 
     def _deadline(self, state: JoinState, arrived: datetime) -> datetime:
         if state.awaits_stragglers:
             return arrived + self.config.straggler_limit
+        if state.closed:
+            return arrived + self.config.late_reward_window
         return arrived + (
-            self.config.late_reward_window if state.closed else self.config.idle_limit
+            self.config.rewarded_silence if _is_rewarded(state) else self.config.idle_limit
         )
+
+
+def _is_rewarded(state: JoinState) -> bool:
+    return bool(state.rewards) and bool(counting_rewards(state.rewards))
+
+
+def _outcomes(state: JoinState, time: datetime) -> Iterator[Outgoing]:
+    """Yield what has changed of the outcomes of an announced rollout."""
+    if state.rollout is None or not state.rollout.payload.assigned:
+        return
+    assert state.begun is not None  # noqa: S101 - noted with the announcement
+    counted = list(counting_rewards(state.rewards).values())
+    yield from new_outcomes(
+        state.rollout, state.begun, counted, state.decisions, state.cost, state.told, time
+    )
 
 
 def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
@@ -296,6 +347,10 @@ def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
     )
 
 
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
 def _without_value(record: Record) -> dict[str, Any]:
     return {
         "topic": record.topic,
@@ -313,6 +368,12 @@ def _with_value(kept: dict[str, Any], value: bytes) -> Record:
 
 
 def rewards_that_count(rewards: Iterable[RewardEvent]) -> Counted:
+    """Return the event id and value of each reward that counts, by what it is about."""
+    counting = counting_rewards(rewards)
+    return {about: (event.event_id, event.payload.value) for about, event in counting.items()}
+
+
+def counting_rewards(rewards: Iterable[RewardEvent]) -> dict[str, RewardEvent]:
     """Return the reward of the rollout as a whole, under "", and of each span that has its own.
 
     Superseded and retracted ones do not count; among the others the first source of `PRECEDENCE`
@@ -327,7 +388,7 @@ def rewards_that_count(rewards: Iterable[RewardEvent]) -> Counted:
         about = event.payload.target_span_id or ""
         if about not in best or _weight(event) > _weight(best[about]):
             best[about] = event
-    return {about: (event.event_id, event.payload.value) for about, event in best.items()}
+    return best
 
 
 def _weight(event: RewardEvent) -> tuple[int, datetime, str]:
@@ -338,29 +399,46 @@ def _values(counted: Counted) -> dict[str, float]:
     return {about: value for about, (_, value) in counted.items()}
 
 
-def _advanced(known: RolloutEvent | None, change: RolloutEvent) -> RolloutEvent:
+def _advanced(known: RolloutEvent | None, change: RolloutEvent, assumed: bool) -> RolloutEvent:
     """Return the rollout after a change of state; what the change does not say stays as it was.
+
+    Args:
+        assumed: whether its end was assumed by the join.
 
     Raises:
         RejectedRecordError: the change is not legal (see `schemas.rollouts.TRANSITIONS`).
     """
     if known is None:
         return change
-    if (
-        change.payload.state is RolloutState.STARTED
-        and known.payload.state is not RolloutState.CREATED
-    ):
-        return known  # every gateway that meets an unannounced rollout says that it started
-    if change.payload.state not in TRANSITIONS[known.payload.state]:
-        raise RejectedRecordError(
-            f"rollout {change.rollout_id} cannot go from {known.payload.state} to"
-            f" {change.payload.state}"
-        )
+    before, after = known.payload.state, change.payload.state
+    if assumed and after in TERMINAL:
+        before = RolloutState.STARTED
+    repeats = (after is RolloutState.STARTED and before is not RolloutState.CREATED) or (
+        after is RolloutState.CREATED and before is RolloutState.STARTED
+    )
+    if repeats:
+        # Every gateway that meets a rollout says that it started, and so does an agent that
+        # announces what has begun with a call. What they say more is added.
+        return _merged(known, change, before)
+    if after not in TRANSITIONS[before]:
+        raise RejectedRecordError(f"rollout {change.rollout_id} cannot go from {before} to {after}")
+    return _merged(known, change, after)
+
+
+def _merged(known: RolloutEvent, change: RolloutEvent, state: RolloutState) -> RolloutEvent:
     silent = Rollout(state=change.payload.state)
     said = {name: value for name, value in change.payload if value != getattr(silent, name, None)}
-    checkpoints = known.payload.checkpoints | change.payload.checkpoints
+    # A split that the gateway drew stands back behind one that the agent named.
+    chooser = change if change.payload.split_chosen else known
     payload = known.payload.model_copy(
-        update=said | {"state": change.payload.state, "checkpoints": checkpoints}
+        update=said
+        | {
+            "state": state,
+            "checkpoints": known.payload.checkpoints | change.payload.checkpoints,
+            "assigned": change.payload.assigned | known.payload.assigned,
+            "split": chooser.payload.split,
+            "split_chosen": chooser.payload.split_chosen,
+        }
     )
     return change.model_copy(
         update={"payload": payload, "trace_id": change.trace_id or known.trace_id}

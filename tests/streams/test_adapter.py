@@ -141,16 +141,19 @@ def test_a_rejected_proposal_earns_no_credit_unless_asked_for() -> None:
     assert nodes == ["junior-0", "junior-1"]
 
 
-def test_nothing_is_learned_without_a_reward_or_from_a_failure() -> None:
+def test_nothing_is_learned_without_a_reward_also_where_the_rollout_failed() -> None:
     decision = events.decision("r", ["a"], 0)
     assert [e.retracted for e in examples_of(trajectory(decision), CONFIG)] == [True]
     unrewarded = trajectory(decision)
     router = ExampleRouter(CONFIG, timedelta(days=1))
     assert router.handle(None, unrewarded, events.record(unrewarded, 0)).records == ()
-    failed = trajectory(
-        decision, events.reward("r", 0.5), end=events.rollout("r", RolloutState.FAILED)
+    end = events.rollout("r", RolloutState.FAILED)
+    failed = trajectory(decision, end=end)
+    assert router.handle(None, failed, events.record(failed, 0)).records == ()
+    rewarded = trajectory(decision, events.reward("r", 0.5), end=end)
+    assert [e.reward for e in examples_of(rewarded, CONFIG)] == [0.5], (
+        "a reward that was given counts"
     )
-    assert examples_of(failed, CONFIG) == []
 
 
 def test_a_reward_is_routed_once_and_a_correction_once_more() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.envelope import AnyEvent
+from schemas.outcomes import OutcomeEvent
 from schemas.rewards import RewardSource
 from schemas.rollouts import Recorded, RolloutState
 from schemas.serialization import decode
@@ -223,14 +224,97 @@ def test_a_rollout_closed_for_silence_keeps_who_it_belongs_to_and_says_how_long_
     assert event.event_id != other.event.event_id
 
 
-def test_a_rollout_that_was_closed_for_silence_cannot_succeed_later() -> None:
+def test_an_end_that_is_told_takes_the_place_of_one_that_was_assumed() -> None:
     processor = TrajectoryJoin()
     started, ended = events.started("r"), events.succeeded("r")
     state = processor.handle(None, started, events.record(started)).state
     assert state is not None
     closed = processor.expire(state, "r", events.at(10**6)).state
-    with pytest.raises(RejectedRecordError, match="cannot go from failed to succeeded"):
-        processor.handle(closed, ended, events.record(ended, 1))
+    outcome = processor.handle(closed, ended, events.record(ended, 1))
+    assert outcome.records[-1].event.payload.rollout.state == "succeeded"  # type: ignore[attr-defined]
+    failed = events.rollout("r", RolloutState.FAILED)
+    with pytest.raises(RejectedRecordError, match="cannot go from succeeded to failed"):
+        processor.handle(outcome.state, failed, events.record(failed, 2))
+
+
+def test_a_rewarded_rollout_that_says_nothing_more_closes_as_succeeded() -> None:
+    processor = TrajectoryJoin()
+    started, reward = events.started("r"), events.reward("r", 0.7)
+    state = processor.handle(None, started, events.record(started)).state
+    outcome = processor.handle(state, reward, events.record(reward, 1))
+    assert outcome.deadline == events.START + processor.config.rewarded_silence
+    assert outcome.state is not None
+    closed = processor.expire(outcome.state, "r", events.at(60))
+    trajectory = closed.records[0].event.payload
+    assert (trajectory.rollout.state, trajectory.reward) == ("succeeded", 0.7)  # type: ignore[attr-defined]
+
+
+def test_a_split_that_the_agent_names_wins_also_when_it_comes_later() -> None:
+    processor = TrajectoryJoin()
+    drawn = events.rollout("r", RolloutState.STARTED, split="validation")
+    named = events.rollout("r", RolloutState.STARTED, split="train", split_chosen=True)
+    again = events.rollout("r", RolloutState.STARTED, split="validation", agent="other")
+    state = None
+    for number, event in enumerate([drawn, named, again]):
+        event = event.model_copy(update={"event_id": f"{number}"})
+        state = processor.handle(state, event, events.record(event, number)).state
+    assert state is not None
+    assert state.rollout is not None
+    assert (state.rollout.payload.split, state.rollout.payload.agent) == ("train", "other")
+
+
+def told(sequence: list[AnyEvent]) -> list[tuple[str, str, str, float | None]]:
+    """Return name, version, state and reward of every outcome that the join tells."""
+    processor, state, found = TrajectoryJoin(), None, []
+    for number, event in enumerate(sequence):
+        outcome = processor.handle(state, event, events.record(event, number))
+        state = outcome.state and processor.decode_state(processor.encode_state(outcome.state))
+        found += [
+            (
+                o.event.payload.name,
+                o.event.payload.version,
+                o.event.payload.state,
+                o.event.payload.reward,
+            )
+            for o in outcome.records
+            if isinstance(o.event, OutcomeEvent)
+        ]
+    return found
+
+
+def test_outcomes_are_told_by_assignment_when_they_begin_are_rewarded_and_end() -> None:
+    began = events.rollout("r", RolloutState.STARTED, assigned={"writer": "v2"})
+    more = events.rollout("r", RolloutState.STARTED, assigned={"writer": "v3", "router": "p1"})
+    assert told(
+        [
+            began,
+            more,
+            events.model_span("r", "writer", "an answer"),
+            events.reward("r", 0.5),
+            events.succeeded("r"),
+        ]
+    ) == [
+        ("writer", "v2", "started", None),
+        ("router", "p1", "started", None),
+        ("writer", "v2", "started", 0.5),
+        ("router", "p1", "started", 0.5),
+        ("writer", "v2", "succeeded", 0.5),
+        ("router", "p1", "succeeded", 0.5),
+    ], "the first assignment stands"
+
+
+def test_the_outcome_of_a_held_out_rollout_has_the_decisions_of_its_policy() -> None:
+    processor, state = TrajectoryJoin(), None
+    began = events.rollout(
+        "r", RolloutState.STARTED, split="validation", assigned={"supervisor-policy": "uniform"}
+    )
+    sequence = [began, events.decision("r", ["a", "b"], 1), events.reward("r", 1.0)]
+    for number, event in enumerate([*sequence, events.succeeded("r")]):
+        outcome = processor.handle(state, event, events.record(event, number))
+        state = outcome.state
+    last = outcome.records[-1].event
+    assert isinstance(last, OutcomeEvent)
+    assert [decision.choice for decision in last.payload.decisions] == [1]
 
 
 def test_the_rewards_that_count_is_the_latest_of_the_best_source() -> None:

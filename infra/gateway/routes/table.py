@@ -37,7 +37,9 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadedRoute:
-    """A route with its policies in memory; `shadows` get a share `weight` of calls each."""
+    """A route with its policies in memory; `shadows` get a share `weight` of calls each, and
+    `control` its share of all new rollouts.
+    """
 
     name: str
     kind: str
@@ -46,11 +48,17 @@ class LoadedRoute:
     shadows: tuple[Target, ...] = ()
     held: bool = False
     choice: Choice | None = None
+    control: Target | None = None
 
     def target_for(self, rollout: str) -> Target:
         """Return the target of a rollout: always the same one, by weight over many rollouts."""
-        total = sum(target.weight for target in self.targets)
-        draw = unit_draw(self.name, rollout) * total
+        draw = unit_draw(self.name, rollout)
+        if self.control is not None:
+            draw -= self.control.weight
+            if draw < 0:
+                return self.control
+            draw /= 1.0 - self.control.weight
+        draw *= sum(target.weight for target in self.targets)
         for target in self.targets:
             draw -= target.weight
             if draw < 0:
@@ -124,8 +132,16 @@ class RoutingTable:
                 tuple(self._load(route, target) for target in of)
                 for of in (route.targets, route.fallbacks, route.shadows)
             )
+            control = self._load(route, route.control) if route.control is not None else None
             loaded = LoadedRoute(
-                route.name, route.kind, targets, fallbacks, shadows, route.held, route.choice
+                route.name,
+                route.kind,
+                targets,
+                fallbacks,
+                shadows,
+                route.held,
+                route.choice,
+                control,
             )
         except (ValueError, RejectedRecordError) as error:
             logger.error("route refused, the old one serves on", name=route.name, error=str(error))
@@ -135,7 +151,7 @@ class RoutingTable:
             return
         self._know(loaded)
         routes = {**self._routes, route.name: loaded}
-        single = all(len(known.targets) == 1 for known in routes.values())
+        single = all(len(known.targets) == 1 and not known.control for known in routes.values())
         # Where nothing is drawn, all rollouts that begin now share one mapping.
         self._only = (
             MappingProxyType({name: known.targets[0] for name, known in routes.items()})
@@ -371,7 +387,7 @@ class RoutingTable:
         return Target(target.version, target.weight, endpoint=target.endpoint)
 
     def _know(self, loaded: LoadedRoute) -> None:
-        for target in loaded.targets:
+        for target in (*loaded.targets, *((loaded.control,) if loaded.control else ())):
             self._versions[loaded.name, target.version] = target
             self._versions.move_to_end((loaded.name, target.version))
         while len(self._versions) > VERSIONS_REMEMBERED:

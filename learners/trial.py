@@ -1,0 +1,282 @@
+"""Comparisons of two versions that serve at the same time: trials of candidates, and the watch over
+what was promoted.
+
+The unit is a rollout, counted for the version it was assigned, at the same age for both versions.
+It has three values: what it was worth, whether it succeeded, and whether its reward came. A version
+must hold in all three. Else a version could win by failing where it would have earned little, or by
+not finishing where it would have been graded.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from pydantic import BaseModel, Field
+
+from learners.betting import Wager
+from learners.evaluation import decisions_needed
+from learners.gate import GateConfig
+
+
+class Tally(BaseModel):
+    """Values of one version, counted and summed."""
+
+    count: int = 0
+    total: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean value; 0 if there is none."""
+        return self.total / self.count if self.count else 0.0
+
+    def take(self, value: float) -> None:
+        """Add a value."""
+        self.count += 1
+        self.total += value
+
+
+class Paired(BaseModel):
+    """The difference of two versions in one value, pair by pair.
+
+    A pair is complete when both versions have a value; the version that serves more often then has
+    several, and their mean counts. So both sides of a pair are of the same time, and a world that
+    changes for both changes nothing here. Differences lie in [-1, 1].
+
+    Attributes:
+        new, old: values since the last pair.
+        no_worse: won when the difference is surely above minus the tolerance.
+        worse: won when it is surely below.
+        total, squares: of the differences.
+    """
+
+    new: Tally = Field(default_factory=Tally)
+    old: Tally = Field(default_factory=Tally)
+    no_worse: Wager
+    worse: Wager
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, tolerance: float) -> "Paired":
+        """Return a comparison without values."""
+        return cls(
+            no_worse=Wager(mean=-tolerance, least=-1.0), worse=Wager(mean=tolerance, least=-1.0)
+        )
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there were."""
+        return self.no_worse.values
+
+    def take(self, is_new: bool, value: float) -> None:
+        """Add a value in [0, 1] of one of the two versions."""
+        (self.new if is_new else self.old).take(value)
+        if self.new.count and self.old.count:
+            difference = self.new.mean - self.old.mean
+            self.no_worse.take(difference)
+            self.worse.take(-difference)
+            self.total += difference
+            self.squares += difference * difference
+            self.new, self.old = Tally(), Tally()
+
+    def needed(self, level: float) -> int | None:
+        """Return how many pairs `no_worse` is likely to need, at the difference seen so far; None
+        where that is not above minus the tolerance.
+        """
+        if not self.pairs:
+            return None
+        mean = self.total / self.pairs
+        gain = mean - self.no_worse.mean
+        # Twenty equal differences would give a deviation of 0, which no bet lives up to.
+        deviation = sqrt(max(self.squares / self.pairs - mean * mean, 0.0025))
+        return decisions_needed(gain, deviation, level) if gain > 0 else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a rollout came to, at the age at which rollouts are compared.
+
+    Attributes:
+        worth: in [0, 1]; None where its reward has not come, and it has not failed.
+        failed: whether it failed, by its own fault or that of the version's server.
+    """
+
+    version: str
+    worth: float | None
+    failed: bool
+
+
+class Arm(BaseModel):
+    """The rollouts of one version, counted.
+
+    Attributes:
+        rollouts: all of them.
+        failed: that failed.
+        missing: that have no worth.
+        worth: of the others.
+    """
+
+    rollouts: int = 0
+    failed: int = 0
+    missing: int = 0
+    worth: Tally = Field(default_factory=Tally)
+
+    def take(self, result: Result) -> None:
+        """Add a rollout."""
+        self.rollouts += 1
+        self.failed += result.failed
+        if result.worth is None:
+            self.missing += 1
+        else:
+            self.worth.take(result.worth)
+
+    @property
+    def words(self) -> str:
+        """The counts in words."""
+        return (
+            f"{self.worth.mean:.3f} on average, {self.failed} failed and {self.missing} without a"
+            f" reward of {self.rollouts} rollouts"
+        )
+
+
+class Comparison(BaseModel):
+    """Two versions that serve at the same time.
+
+    Attributes:
+        new, old: the versions.
+        level: probability of a wrong verdict: of a trial, that a worse version passes; of a watch,
+            that a version is taken back that did not drop.
+        worth, success, response: the three values, each with its tolerance.
+        arms: counts by version.
+        began: when its first rollout of the new version began, in seconds since the epoch; None
+            before.
+    """
+
+    new: str
+    old: str
+    level: float
+    worth: Paired
+    success: Paired
+    response: Paired
+    arms: dict[str, Arm]
+    began: float | None = None
+
+    @classmethod
+    def of(
+        cls, new: str, old: str, level: float, tolerance: float, config: GateConfig
+    ) -> "Comparison":
+        """Return a comparison without rollouts.
+
+        Args:
+            tolerance: of worth.
+        """
+        return cls(
+            new=new,
+            old=old,
+            level=level,
+            worth=Paired.of(tolerance),
+            success=Paired.of(config.failure_tolerance),
+            response=Paired.of(config.missing_tolerance),
+            arms={new: Arm(), old: Arm()},
+        )
+
+    def see(self, version: str, begun: float) -> None:
+        """Note a rollout. The comparison begins with the first one of the new version."""
+        if version == self.new and self.began is None:
+            self.began = begun
+
+    def includes(self, version: str, begun: float) -> bool:
+        """Return whether a rollout takes part: it was assigned one of the versions, and began since
+        both serve.
+        """
+        return version in self.arms and self.began is not None and begun >= self.began
+
+    def take(self, result: Result) -> None:
+        """Add a rollout of one of the two versions."""
+        is_new = result.version == self.new
+        self.arms[result.version].take(result)
+        self.success.take(is_new, float(not result.failed))
+        self.response.take(is_new, float(result.worth is not None))
+        if result.worth is not None:
+            self.worth.take(is_new, result.worth)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of rollouts were compared."""
+        return self.success.pairs
+
+    @property
+    def words(self) -> str:
+        """Both arms in words."""
+        return f"{self.new}: {self.arms[self.new].words}; {self.old}: {self.arms[self.old].words}"
+
+    def worse(self, error: float) -> str | None:
+        """Return in which way the new version is surely worse; None while it is not.
+
+        The error is halved, because there are two ways.
+        """
+        if self.worth.worse.won(error / 2):
+            return "earns less"
+        if self.success.worse.won(error / 2):
+            return "fails more often"
+        return None
+
+    @property
+    def no_worse(self) -> bool:
+        """Whether the new version is surely no worse in all three values, by more than their
+        tolerances.
+
+        It is wrong with probability at most `level`: whatever is worse, its own wager must be won.
+        """
+        return all(
+            paired.no_worse.won(self.level) for paired in (self.worth, self.success, self.response)
+        )
+
+    @property
+    def open(self) -> str:
+        """What is not sure yet, in words."""
+        names = {"worth": self.worth, "failures": self.success, "missing rewards": self.response}
+        return ", ".join(n for n, paired in names.items() if not paired.no_worse.won(self.level))
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The end of a comparison."""
+
+    passed: bool
+    reason: str
+
+
+def trial_verdict(trial: Comparison, config: GateConfig) -> Decided | None:
+    """Return how a trial ends; None while it goes on."""
+    worse = trial.worse(config.error)
+    if worse is not None:
+        return Decided(
+            False, f"on trial it {worse}, surely, after {trial.pairs} pairs ({trial.words})"
+        )
+    if trial.no_worse:
+        return Decided(
+            True,
+            f"on trial surely no worse than {trial.old}, after {trial.pairs} pairs of rollouts"
+            f" ({trial.words})",
+        )
+    if trial.pairs >= config.canary_pairs:
+        return Decided(
+            False,
+            f"the trial did not convince within {trial.pairs} pairs of rollouts: not sure are"
+            f" {trial.open} ({trial.words})",
+        )
+    return None
+
+
+def watch_verdict(watch: Comparison, config: GateConfig) -> Decided | None:
+    """Return how a watch ends; None while it goes on. It passes unless the version has surely
+    dropped.
+    """
+    worse = watch.worse(watch.level)
+    if worse is not None:
+        return Decided(False, f"it {worse} than {watch.old}, surely ({watch.words})")
+    if watch.worth.no_worse.won(config.error) and watch.success.no_worse.won(config.error):
+        return Decided(True, f"surely no worse than {watch.old} by {config.drop} ({watch.words})")
+    if watch.pairs >= config.canary_pairs:
+        return Decided(True, f"no drop in {watch.pairs} pairs ({watch.words})")
+    return None

@@ -1,0 +1,190 @@
+"""Evidence: what is known of the rollouts of one logical name, and how old a rollout must be before
+it counts.
+"""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from math import ceil
+
+from pydantic import BaseModel, Field
+
+from learners.evaluation import Logged
+from learners.gate import GateConfig
+from learners.trial import Result
+from schemas.decisions import Decision
+from schemas.outcomes import OutcomeEvent, RolloutOutcome
+from schemas.rollouts import RolloutState
+
+DELAYS_REMEMBERED = 256
+BEGINNINGS_REMEMBERED = 32
+MOST_YOUNG = 2000
+"""Rollouts that are followed until they are old enough. They lie in the state of a processor."""
+
+COMMON_DELAY = 0.95
+"""Share of the rewards that come by the learned age."""
+
+FIRST_MATURITY_S = 60.0
+"""Age at which rollouts count while no delay of a reward is known."""
+
+LEAST_MATURITY_S = 1.0
+
+SETTLING_S = 5.0
+"""Outcomes of a rollout may come a little later than those of younger ones: other partitions, other
+processes. So much later its last one is still waited for.
+"""
+
+Worth = Callable[[RolloutOutcome], float]
+"""What a rewarded rollout is compared by, in [0, 1]."""
+
+
+class HeldOut(BaseModel):
+    """A held-out rollout with its decisions."""
+
+    begun: float
+    worth: float
+    decisions: list[Decision]
+
+
+class Young(BaseModel):
+    """A rollout in a comparison that is not old enough yet; `worth` and `failed` as in `Result`."""
+
+    version: str
+    begun: float
+    worth: float | None = None
+    failed: bool = False
+
+
+class Evidence(BaseModel):
+    """What is known of the rollouts of one logical name. Times are in seconds since the epoch.
+
+    Attributes:
+        held_out: by rollout, the newest last.
+        heard: how many held-out rollouts there ever were.
+        young: by rollout, those that take part in a comparison and are not old enough.
+        thinning: of the rollouts to follow, one in 2^thinning is followed, chosen by its name.
+        delays: seconds from the beginning of rollouts to their rewards, of the newest rewards.
+        beginnings: of the newest rollouts.
+        maturity: age at which a rollout counts, in seconds.
+        latest: time of the newest outcome, which is what the time is taken to be.
+        counted: when the youngest rollout began that was old enough. What began earlier has been
+            counted, or came too late to be.
+    """
+
+    held_out: dict[str, HeldOut] = Field(default_factory=dict)
+    heard: int = 0
+    young: dict[str, Young] = Field(default_factory=dict)
+    thinning: int = 0
+    delays: list[float] = Field(default_factory=list)
+    beginnings: list[float] = Field(default_factory=list)
+    maturity: float = FIRST_MATURITY_S
+    latest: float = 0.0
+    counted: float = 0.0
+
+    def take(self, event: OutcomeEvent, worth: Worth, config: GateConfig) -> None:
+        """Take in what a rollout came to, except for comparisons."""
+        outcome, begun = event.payload, event.payload.begun.timestamp()
+        self.latest = max(self.latest, event.time.timestamp())
+        if outcome.state is RolloutState.STARTED and outcome.reward is None:
+            self.beginnings = [*self.beginnings, begun][-BEGINNINGS_REMEMBERED:]
+        if outcome.rewarded == event.time:  # told because of the reward
+            delay = max(0.0, event.time.timestamp() - begun)
+            self.delays = [*self.delays, delay][-DELAYS_REMEMBERED:]
+        if outcome.split == "validation":
+            self._hold_out(event.rollout_key, outcome, worth, config)
+
+    def _hold_out(
+        self, rollout: str, outcome: RolloutOutcome, worth: Worth, config: GateConfig
+    ) -> None:
+        value = worth_of(outcome, worth, config)
+        known = self.held_out.pop(rollout, None)
+        if value is None or not outcome.decisions:
+            return
+        self.heard += known is None
+        self.held_out[rollout] = HeldOut(
+            begun=outcome.begun.timestamp(), worth=value, decisions=outcome.decisions
+        )
+        while len(self.held_out) > config.most_evidence:
+            del self.held_out[next(iter(self.held_out))]
+
+    def learn_maturity(self, config: GateConfig) -> None:
+        """Set the age at which rollouts count. It is done when a candidate is judged, and not while
+        one is on trial, so that nothing is tried at an age that its own rewards have chosen.
+        """
+        if config.maturity is not None:
+            self.maturity = config.maturity.total_seconds()
+        elif self.delays:
+            common = sorted(self.delays)[ceil(COMMON_DELAY * len(self.delays)) - 1]
+            self.maturity = max(LEAST_MATURITY_S, common)
+
+    def follow(self, event: OutcomeEvent, worth: Worth, config: GateConfig) -> None:
+        """Follow a rollout of a comparison until it is old enough."""
+        outcome, rollout = event.payload, event.rollout_key
+        begun = outcome.begun.timestamp()
+        if not _is_followed(rollout, self.thinning) or begun <= self.counted:
+            return
+        value = worth_of(outcome, worth, config)
+        came = outcome.rewarded.timestamp() if outcome.rewarded is not None else begun
+        if came - begun > self.maturity:
+            value = None  # it came at an age that the other version's rewards are not given
+        self.young[rollout] = Young(
+            version=outcome.version, begun=begun, worth=value, failed=failed(outcome)
+        )
+        while len(self.young) > MOST_YOUNG:
+            # Chosen by name, so that nothing about the rollouts has a say in which are left out.
+            self.thinning += 1
+            self.young = {r: y for r, y in self.young.items() if _is_followed(r, self.thinning)}
+
+    def matured(self) -> list[tuple[float, Result]]:
+        """Return the rollouts that are old enough now, with when they began, and follow them no
+        more.
+        """
+        before = self.latest - self.maturity - SETTLING_S
+        old = sorted((y.begun, rollout) for rollout, y in self.young.items() if y.begun <= before)
+        found = [(begun, self.young.pop(rollout)) for begun, rollout in old]
+        self.counted = max([self.counted, *(begun for begun, _ in found)])
+        return [(begun, Result(y.version, y.worth, y.failed)) for begun, y in found]
+
+    @property
+    def usable(self) -> int:
+        """How many held-out rollouts were ever old enough to be judged by."""
+        return self.heard - sum(not self._is_old(h) for h in self.held_out.values())
+
+    def logged(self) -> list[Logged]:
+        """Return the decisions of the held-out rollouts that are old enough."""
+        return [
+            Logged(decision, held.worth, rollout)
+            for rollout, held in self.held_out.items()
+            if self._is_old(held)
+            for decision in held.decisions
+        ]
+
+    def _is_old(self, held: HeldOut) -> bool:
+        return held.begun + self.maturity <= self.latest
+
+    @property
+    def per_hour(self) -> float | None:
+        """How many rollouts begin in an hour, by the latest ones; None while that is unknown."""
+        if len(self.beginnings) < 2:
+            return None
+        span = max(self.beginnings) - min(self.beginnings)
+        return 3600.0 * (len(self.beginnings) - 1) / span if span > 0 else None
+
+
+def failed(outcome: RolloutOutcome) -> bool:
+    """Return whether a rollout failed by its own fault or by that of what served it.
+
+    A limit that was reached and a caller who hung up say nothing of the version.
+    """
+    return outcome.state is RolloutState.FAILED and outcome.fault not in ("limit", "caller")
+
+
+def worth_of(outcome: RolloutOutcome, worth: Worth, config: GateConfig) -> float | None:
+    """Return what a rollout counts; None where its reward has not come, and it has not failed."""
+    if outcome.reward is not None:
+        return worth(outcome)
+    return config.failed_reward if failed(outcome) else None
+
+
+def _is_followed(rollout: str, thinning: int) -> bool:
+    number = int.from_bytes(blake2b(rollout.encode(), digest_size=8).digest())
+    return number % (1 << thinning) == 0

@@ -1,0 +1,96 @@
+"""Outcomes of a rollout, made by the join: one for each logical name that the rollout used."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from math import fsum
+
+from schemas.decisions import Decision, DecisionEvent
+from schemas.identifiers import derived_event_id
+from schemas.outcomes import OutcomeEvent, RolloutOutcome
+from schemas.rewards import RewardEvent
+from schemas.rollouts import TERMINAL, RolloutEvent
+from schemas.serialization import decode
+from schemas.spans import Attribute, SpanEvent
+from schemas.topics import OUTCOMES
+from streams.storage.records import Outgoing
+
+Told = dict[str, str]
+"""What was told of a rollout last, by logical name."""
+
+
+def new_outcomes(
+    rollout: RolloutEvent,
+    begun: datetime,
+    counted: Sequence[RewardEvent],
+    decisions: Sequence[bytes],
+    cost: float,
+    told: Told,
+    time: datetime,
+) -> Iterator[Outgoing]:
+    """Yield the outcomes that have changed, and note in `told` that they were told.
+
+    Args:
+        counted: the rewards that count, of the rollout and of its spans.
+        decisions: encoded events, of the policies that decided in it.
+        cost: of all its model calls.
+        time: of the event that changed something.
+    """
+    payload = rollout.payload
+    reward, about = _reward(counted)
+    for name, version in payload.assigned.items():
+        mine = _decisions_of(name, decisions) if payload.split == "validation" else []
+        # The cost and the decisions of an open rollout grow with each call. They are told with the
+        # next change of what matters.
+        sign = f"{payload.state} {payload.split} {reward}"
+        if payload.state in TERMINAL:
+            sign += f" {len(mine)}"
+        if told.get(name) == sign:
+            continue
+        told[name] = sign
+        outcome = RolloutOutcome(
+            name=name,
+            version=version,
+            split=payload.split,
+            begun=begun,
+            state=payload.state,
+            fault=payload.fault,
+            reward=reward,
+            rewarded=about.time if about is not None else None,
+            criteria=about.payload.criteria if about is not None else {},
+            cost=cost,
+            decisions=mine,
+        )
+        event = OutcomeEvent(
+            event_id=derived_event_id(time, "outcomes", rollout.rollout_key, name, sign),
+            time=time,
+            tenant=rollout.tenant,
+            rollout_id=rollout.rollout_id,
+            trace_id=rollout.trace_id,
+            payload=outcome,
+        )
+        yield Outgoing.of(OUTCOMES, name, event)
+
+
+def _reward(counted: Sequence[RewardEvent]) -> tuple[float | None, RewardEvent | None]:
+    """Return the reward of a rollout, with the event that tells of it: that of the rollout as a
+    whole, else the mean of its parts.
+    """
+    whole = [event for event in counted if event.payload.target_span_id is None]
+    if whole:
+        return whole[0].payload.value, whole[0]
+    if not counted:
+        return None, None
+    mean = fsum(event.payload.value for event in counted) / len(counted)
+    return mean, max(counted, key=lambda event: event.time)
+
+
+def _decisions_of(name: str, decisions: Sequence[bytes]) -> list[Decision]:
+    # The name stands in the bytes, so that decisions of other policies need not be decoded.
+    found = (decode(DecisionEvent, d).payload for d in decisions if name.encode() in d)
+    return [decision for decision in found if decision.policy == name]
+
+
+def cost_of(span: SpanEvent) -> float:
+    """Return what a span says that its call cost."""
+    cost = span.payload.attributes.get(Attribute.COST)
+    return float(cost) if isinstance(cost, int | float) else 0.0
