@@ -366,6 +366,12 @@ def difference_deviation(policy: Policy, against: Policy, log: Sequence[Logged])
     return float(_bets(new, old, log)[0].std())
 
 
+def rollouts_of(log: Sequence[Logged]) -> int:
+    """Return how many rollouts a log has, which is how much evidence it is."""
+    named = {item.rollout for item in log if item.rollout is not None}
+    return len(named) + sum(item.rollout is None for item in log)
+
+
 class _Rollouts:
     """The rollouts of a log, in the order in which they first appear."""
 

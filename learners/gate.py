@@ -7,7 +7,8 @@ from datetime import timedelta
 from pydantic import BaseModel, ConfigDict, Field
 
 from learners.contract import Policy
-from learners.evaluation import Logged, compare_on, decisions_needed
+from learners.evaluation import Logged, compare_on, decisions_needed, rollouts_of
+from learners.policies import UNIFORM_VERSION
 
 
 class GateConfig(BaseModel):
@@ -30,6 +31,8 @@ class GateConfig(BaseModel):
             teaches nothing.
         canary_share: share of new rollouts that go to a candidate on trial; 0 promotes without a
             trial.
+        baseline_share: the same beside the uniform baseline, which nobody has reason to prefer. A
+            greater share ends a trial sooner.
         canary_pairs: a trial without a verdict ends after this many pairs of rollouts; the
             candidate is rolled back. A watch ends after as many.
         control_share: share of new rollouts that stays on what was replaced while the promoted
@@ -50,10 +53,15 @@ class GateConfig(BaseModel):
     missing_tolerance: float = Field(default=0.1, ge=0.0, lt=1.0)
     failed_reward: float = Field(default=0.0, ge=0.0, le=1.0)
     canary_share: float = Field(default=0.2, ge=0.0, lt=1.0)
+    baseline_share: float = Field(default=0.5, gt=0.0, lt=1.0)
     canary_pairs: int = Field(default=2000, ge=1)
     control_share: float = Field(default=0.05, ge=0.0, lt=1.0)
     drop: float = Field(default=0.05, ge=0.0, lt=1.0)
     maturity: timedelta | None = Field(default=None, gt=timedelta(0))
+
+    def share_beside(self, champion: str) -> float:
+        """Return the share of new rollouts that a candidate on trial beside a version gets."""
+        return self.baseline_share if champion == UNIFORM_VERSION else self.canary_share
 
     @property
     def error(self) -> float:
@@ -117,7 +125,7 @@ def judge(
         error: probability that a worse candidate passes; that of the settings where it is None.
     """
     error = config.error if error is None else error
-    count = len({item.rollout for item in evidence})
+    count = rollouts_of(evidence)
     if count < config.least_evidence:
         return Verdict(
             False,

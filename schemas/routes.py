@@ -109,6 +109,12 @@ class Route(EventData):
         """What the route serves."""
         return Served(targets=self.targets, fallbacks=self.fallbacks)
 
+    @property
+    def all_targets(self) -> list[RouteTarget]:
+        """Everything that calls can lead to."""
+        control = [self.control] if self.control is not None else []
+        return [*self.targets, *control, *self.fallbacks, *self.shadows]
+
     def succeeding(self, before: "Route | None") -> "Route":
         """Return this route with the history it has when it follows `before` on the log.
 

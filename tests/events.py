@@ -7,6 +7,7 @@ from schemas.decisions import Candidate, Decision, DecisionEvent
 from schemas.envelope import AnyEvent
 from schemas.examples import BanditExample, Example, ExampleEvent
 from schemas.genai import to_semantic
+from schemas.outcomes import OutcomeEvent, RolloutOutcome
 from schemas.rewards import Reward, RewardEvent, RewardSource
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState, Split, Task
 from schemas.serialization import encode
@@ -112,6 +113,34 @@ def example(texts: list[str], choice: int, value: float, **more: Any) -> Example
         **more,
     )
     return ExampleEvent(rollout_id="r", time=START, payload=example)
+
+
+def outcome(
+    rollout_id: str,
+    version: str,
+    value: float | None = None,
+    begun: float = 0.0,
+    after: float = 1.0,
+    **more: Any,
+) -> OutcomeEvent:
+    """Return what a rollout of `supervisor-policy` came to, told when its reward came.
+
+    Args:
+        begun: in seconds since the start of the test's world.
+        after: seconds until the reward, or until this is told.
+    """
+    name = more.pop("name", "supervisor-policy")
+    time = at(begun + after)
+    payload = RolloutOutcome(
+        name=name,
+        version=version,
+        begun=at(begun),
+        state=more.pop("state", RolloutState.SUCCEEDED),
+        reward=value,
+        rewarded=None if value is None else time,
+        **more,
+    )
+    return OutcomeEvent(rollout_id=rollout_id, time=time, payload=payload)
 
 
 def new_record(event: AnyEvent, key: str | None = None) -> NewRecord:

@@ -16,7 +16,7 @@ from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.serialization import decode
 from schemas.topics import PREFIX, REWARDS, ROLLOUTS, TOPICS, Topic
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import read_all
 from tests import events

@@ -128,7 +128,8 @@ def list_routes(as_json: AsJson = False) -> None:
             (
                 r.name,
                 r.kind,
-                ", ".join(f"{t.version} ({t.weight:g})" for t in r.targets),
+                ", ".join(f"{t.version} ({t.weight:g})" for t in r.targets)
+                + (f"; control {r.control.version} ({r.control.weight:g})" if r.control else ""),
                 r.held,
                 r.reason,
             )

@@ -137,9 +137,7 @@ class Keeper:
         ):
             return False
         route = self._known.routes.current.get(checkpoint.name)
-        routed = (
-            [t.version for t in [*route.targets, *route.fallbacks, *route.shadows]] if route else []
-        )
+        routed = [target.version for target in route.all_targets] if route else []
         promoted = self._known.promoted(checkpoint.name)
         parent = promoted.lineage.parent if promoted is not None and promoted.lineage else None
         # The parent of what serves is what a drop would bring back.

@@ -61,7 +61,7 @@ def _of_trial(
     each = [part.needed(trial.level) for part in open_parts]
     known = [pairs for pairs in each if pairs is not None]
     needed = max(known) if known and len(known) == len(each) else None
-    rate = _share(state.evidence.per_hour, config.canary_share)
+    rate = _share(state.evidence.per_hour, config.share_beside(trial.old))
     text = f"{trial.new} is on trial beside {trial.old}; not sure yet: {trial.open} ({trial.words})"
     if needed is not None:
         text += _remaining(needed - trial.pairs, "pairs of rollouts", rate)

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from schemas.envelope import AnyEvent
-from schemas.topics import AUDIT, COMMANDS, KEYS, LIGHTNING, TRAININGS, USAGE, Topic
+from schemas.topics import AUDIT, COMMANDS, GATES, KEYS, LIGHTNING, TRAININGS, USAGE, Topic
 from streams.processing.processor import Outcome, Processor
 from streams.storage.records import Record
 
@@ -37,10 +37,10 @@ class ControlInspection(Inspection):
 
 
 class TrainingInspection(Inspection):
-    """Reads orders to trainers and their runs: these topics have more partitions than others."""
+    """Reads what is told of gates, and orders to trainers and their runs: topics by logical name."""
 
     name = "inspection-of-training"
-    topics: ClassVar[tuple[Topic, ...]] = (COMMANDS, TRAININGS)
+    topics: ClassVar[tuple[Topic, ...]] = (COMMANDS, GATES, TRAININGS)
 
 
 def inspections() -> list[Inspection]:

@@ -99,7 +99,7 @@ class Promotion(Processor[PromotionState]):
         else:
             assert isinstance(event, CheckpointEvent)  # noqa: S101 - the topics hold nothing else
             self._register(state, ruling, event.payload)
-        self._tell(state, ruling, self.state_key(source))
+        self._tell(state, ruling, event.payload.name)
         return Outcome(self._written(state, ruling, event, source), trimmed(state))
 
     def _written(
@@ -135,7 +135,7 @@ class Promotion(Processor[PromotionState]):
         return PromotionState.model_validate_json(value)
 
     def _observe(self, state: PromotionState, ruling: Ruling, event: OutcomeEvent) -> None:
-        """Take in what a rollout came to. It may end a trial or a watch, or let a candidate pass."""
+        """Take in what a rollout came to. A trial or a watch may end by it, or a candidate pass."""
         evidence, outcome = state.evidence, event.payload
         evidence.take(event, self._worth, self.config)
         comparisons = [c for c in (state.comparison, state.watched) if c is not None]
@@ -396,7 +396,7 @@ class Promotion(Processor[PromotionState]):
         changes: dict[str, object] = {}
         if state.comparison is not None:
             candidate = state.checkpoints[state.comparison.new]
-            share = self.config.canary_share
+            share = self.config.share_beside(state.comparison.old)
             total = sum(target.weight for target in state.stable.targets)
             changes["targets"] = [
                 *(

@@ -23,7 +23,7 @@ from schemas.rewards import RewardEvent, RewardSource
 from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.embedded.log import EmbeddedLog
 from tests.conftest import serving
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway

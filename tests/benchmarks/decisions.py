@@ -9,7 +9,7 @@ import aiohttp
 import httpx
 import uvloop
 
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from tests.benchmarks.gateway import process
 from tests.benchmarks.machine import milliseconds
 from tests.infra.conftest import publish

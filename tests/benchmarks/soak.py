@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 from schemas.rewards import RewardEvent
 from schemas.serialization import decode_all
 from schemas.topics import REWARDS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import read_all
 from tests.benchmarks.gateway import process

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from infra.config.settings import CONFIG_VARIABLE, Settings, load_settings
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from tests.conftest import serving
 from tests.docs.pages import BLOCKS, PAGES, ROOT, Block, blocks_in, blocks_of, name_of, prose_of
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway

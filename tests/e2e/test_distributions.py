@@ -15,7 +15,7 @@ from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.spans import SpanEvent
 from schemas.topics import REWARDS, ROLLOUTS, SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from tests.conftest import serving
 from tests.docs.pages import ROOT, blocks_of
 from tests.environments import UnavailableError, uv

@@ -25,7 +25,7 @@ from schemas.examples import ExampleEvent
 from schemas.routes import Route, RouteEvent
 from schemas.serialization import decode_all
 from schemas.topics import DECISIONS, EXAMPLES, REWARDS, ROLLOUTS, ROUTES, Topic
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.runners.lag import wait_until_drained
 from streams.runners.replay import live_state
 from streams.storage.kafka.cluster import Cluster

@@ -18,7 +18,7 @@ from schemas.envelope import AnyEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode_all
 from schemas.topics import ROUTES, Topic
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import read_all
 from streams.storage.records import Outgoing

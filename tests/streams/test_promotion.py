@@ -1,8 +1,11 @@
-"""Candidates pass the gate on held-out decisions, or are rejected with a reason."""
+"""Candidates pass the gate on held-out rollouts, go on trial, and are watched."""
 
-from collections.abc import Sequence
+import itertools
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from learners.bandit import MEDIA_TYPE, BanditPolicy
 from learners.bandit.features import features
@@ -13,12 +16,15 @@ from schemas.checkpoints import Artifact, Checkpoint, CheckpointEvent, Checkpoin
 from schemas.decisions import Candidate
 from schemas.endpoints import Endpoint
 from schemas.envelope import AnyEvent
-from schemas.examples import ExampleEvent, RlExample, SftExample
+from schemas.gates import GateEvent, GateStatus
 from schemas.identifiers import new_event_id
+from schemas.outcomes import OutcomeEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode
-from schemas.topics import CHECKPOINTS, DEAD_LETTERS, ROUTES
-from streams.processors.promotion import Promotion, baseline_route
+from schemas.topics import CHECKPOINTS, DEAD_LETTERS, GATES, ROUTES
+from streams.processors.evidence import MOST_YOUNG, Evidence, failed, worth_of
+from streams.processors.promotion import Promotion
+from streams.processors.promotion_state import baseline_route
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.artifacts import ArtifactStore
 from streams.storage.embedded.log import EmbeddedLog
@@ -27,8 +33,11 @@ from tests import events
 
 TARGET = "supervisor-policy"
 GOOD, BAD = "the effect was significant", "nothing is known"
-AT_ONCE = GateConfig(canary_share=0.0, tolerance=0.2)
-ON_TRIAL = GateConfig(canary_share=0.25)
+A_SECOND = timedelta(seconds=1)
+AT_ONCE = GateConfig(canary_share=0.0, tolerance=0.2, maturity=A_SECOND)
+ON_TRIAL = GateConfig(canary_share=0.25, baseline_share=0.25, maturity=A_SECOND)
+CLOCK = itertools.count(1)
+"""Seconds of the test's world. Everything that a test makes is later than what it made before."""
 
 
 def policy(good_reward: float) -> bytes:
@@ -40,23 +49,47 @@ def policy(good_reward: float) -> bytes:
     return BanditPolicy(Weights.of(regressor), "squarecb", 200.0, 0.03).to_bytes()
 
 
-def held_out(count: int) -> list[ExampleEvent]:
-    """Return uniformly logged decisions on held-out tasks, where the good text earns 1 and the bad
-    one 0.
+def held_out(count: int) -> list[OutcomeEvent]:
+    """Return held-out rollouts with a uniform decision, where the good text earns 1 and the bad one
+    0.
     """
     return [
-        events.example([GOOD, BAD], number % 2, float(number % 2 == 0), split="validation")
+        events.outcome(
+            f"held-out-{number}",
+            "uniform",
+            float(number % 2 == 0),
+            begun=next(CLOCK),
+            split="validation",
+            decisions=[events.decision_of([GOOD, BAD], number % 2)],
+        )
         for number in range(count)
     ]
 
 
-def rewarded(version: str, value: float, count: int) -> list[ExampleEvent]:
-    """Return training decisions of a version that all earned the same."""
-    return [events.example([GOOD, BAD], 0, value, version=version) for _ in range(count)]
+def rewarded(version: str, value: float | None, count: int, **more: Any) -> list[AnyEvent]:
+    """Return rollouts of a version that all earned the same."""
+    return [
+        events.outcome(new_event_id(), version, value, begun=next(CLOCK), **more)
+        for _ in range(count)
+    ]
 
 
-def alternating(*of: Sequence[AnyEvent]) -> list[AnyEvent]:
-    return [event for together in zip(*of, strict=True) for event in together]
+def later(seconds: float = 60.0) -> list[AnyEvent]:
+    """Return a rollout of another version, so late that all before it are old enough."""
+    for _ in range(int(seconds)):
+        next(CLOCK)
+    return rewarded("another", 0.5, 1)
+
+
+def side_by_side(count: int, **of: float | None) -> list[AnyEvent]:
+    """Return rollouts of versions that serve at the same time, and time enough for all to count."""
+    both = [
+        event
+        for _ in range(count)
+        for version, value in of.items()
+        for event in rewarded(version, value, 1)
+    ]
+    return [*both, *later()]
 
 
 def candidate(
@@ -72,7 +105,7 @@ def candidate(
 def promoted(
     log: EmbeddedLog, store: ArtifactStore, *sequence: AnyEvent, config: GateConfig = AT_ONCE
 ) -> list[tuple[str, str, str]]:
-    """Run promotion over events; return version, state and reason of every change, in order."""
+    """Run promotion over events; return version, state and reason of every change so far."""
     for event in sequence:
         log.append([events.new_record(event, TARGET)])
         runner = EmbeddedRunner(log, Promotion(config, store), "t")
@@ -84,6 +117,12 @@ def promoted(
     ]
     assert not list(read_all(log, DEAD_LETTERS.name))
     return [(change.version, str(change.state), change.reason) for change in changes]
+
+
+def gate(log: EmbeddedLog) -> GateStatus:
+    """Return what the gate told last."""
+    *_, last = read_all(log, GATES.name)
+    return decode(GateEvent, last.value).payload
 
 
 def served(log: EmbeddedLog) -> list[str]:
@@ -99,6 +138,7 @@ def test_a_better_policy_is_promoted_and_its_successor_retires_it(
         log,
         store,
         *held_out(40),
+        *later(),
         candidate(store, "v1", policy(0.9)),
         candidate(store, "v2", policy(0.95)),
     )
@@ -120,20 +160,47 @@ def test_a_worse_policy_is_rejected_with_the_numbers(log: EmbeddedLog, tmp_path:
         log,
         store,
         *held_out(40),
+        *later(),
         candidate(store, "v1", policy(0.9)),
         candidate(store, "worse", policy(0.1)),
+        candidate(store, "v2", policy(0.95)),
     )
-    assert changes[-1][:2] == ("worse", "rejected")
-    assert "lower bound" in changes[-1][2]
-    assert served(log) == ["v1"]
+    assert [(version, state) for version, state, _ in changes][3:6] == [
+        ("worse", "candidate"),
+        ("v2", "candidate"),
+        ("worse", "rejected"),
+    ]
+    assert "superseded by v2" in changes[5][2]
+    assert "lower bound" in changes[5][2]
+    assert served(log) == ["v1", "v2"]
 
 
-def test_without_evidence_nothing_is_promoted(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_a_candidate_waits_until_there_is_evidence_enough(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    train_only = events.example([GOOD, BAD], 0, 1.0)
-    changes = promoted(log, store, train_only, *held_out(3), candidate(store, "v1", policy(0.9)))
-    assert changes[-1] == ("v1", "rejected", "3 held-out decisions, 12 needed")
-    assert served(log) == []
+    train_only = rewarded("uniform", 1.0, 40)
+    first = [*train_only, *held_out(3), *later(), candidate(store, "v1", policy(0.9))]
+    assert promoted(log, store, *first) == [("v1", "candidate", "")]
+    assert gate(log).text.startswith("v1 waits: 3 held-out rollouts with a reward, 12 needed")
+    changes = promoted(log, store, *held_out(40), *later())
+    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "promoted"]
+
+
+def test_ten_decisions_of_a_rollout_are_one_piece_of_evidence(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    repeated = [
+        event.model_copy(
+            update={
+                "payload": event.payload.model_copy(
+                    update={"decisions": event.payload.decisions * 10}
+                )
+            }
+        )
+        for event in held_out(4)
+    ]
+    promoted(log, store, *repeated, *later(), candidate(store, "v1", policy(0.9)))
+    assert gate(log).evidence == 4
 
 
 def weights(log: EmbeddedLog) -> list[dict[str, float]]:
@@ -142,29 +209,34 @@ def weights(log: EmbeddedLog) -> list[dict[str, float]]:
     return [{target.version: target.weight for target in route.targets} for route in routes]
 
 
+def controls(log: EmbeddedLog) -> list[dict[str, float]]:
+    """Return what kept a share beside what was promoted, route by route."""
+    routes = [decode(RouteEvent, record.value).payload for record in read_all(log, ROUTES.name)]
+    return [{r.control.version: r.control.weight} if r.control else {} for r in routes]
+
+
 def test_on_trial_a_version_serves_its_share_until_it_is_surely_no_worse(
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
     store = ArtifactStore(tmp_path)
-    trial = alternating(rewarded("uniform", 0.5, 60), rewarded("v1", 0.9, 60))
-    changes = promoted(
-        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), *trial, config=ON_TRIAL
-    )
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    changes = promoted(log, store, *begin, *side_by_side(140, v1=0.9, uniform=0.5), config=ON_TRIAL)
     assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary", "promoted"]
     assert "surely no worse than uniform" in changes[-1][2]
     assert weights(log) == [{"uniform": 0.75, "v1": 0.25}, {"v1": 1.0}]
+    assert controls(log) == [{}, {"uniform": 0.05}]
 
 
 def test_on_trial_a_worse_version_is_rolled_back_and_the_newest_that_waited_is_judged(
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
     store = ArtifactStore(tmp_path)
-    trial = alternating(rewarded("uniform", 0.8, 60), rewarded("v1", 0.2, 60))
+    trial = side_by_side(60, v1=0.2, uniform=0.8)
     waiting = [
         candidate(store, version, policy(0.9 + number / 100))
         for number, version in enumerate(["v2", "v3"])
     ]
-    before: list[AnyEvent] = [*held_out(40), candidate(store, "v1", policy(0.9)), *waiting]
+    before = [*held_out(40), *later(), candidate(store, "v1", policy(0.9)), *waiting]
     changes = promoted(log, store, *before, *trial, config=ON_TRIAL)
     assert [(version, state) for version, state, _ in changes][3:] == [
         ("v2", "candidate"),
@@ -181,32 +253,98 @@ def test_on_trial_a_worse_version_is_rolled_back_and_the_newest_that_waited_is_j
     ]
 
 
-def test_a_version_that_drops_after_its_promotion_is_taken_back(
+def test_a_version_that_earns_less_than_what_it_replaced_is_taken_back(
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
     store = ArtifactStore(tmp_path)
-    changes = promoted(
-        log,
-        store,
-        *held_out(40),
-        candidate(store, "v1", policy(0.9)),
-        *rewarded("v1", 0.9, 100),
-        candidate(store, "v2", policy(0.95)),
-        *rewarded("v2", 0.1, 60),
-    )
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    second = candidate(store, "v2", policy(0.95))
+    changes = promoted(log, store, *begin, second, *side_by_side(60, v2=0.1, v1=0.9))
     assert [(version, state) for version, state, _ in changes][-3:] == [
         ("v2", "promoted"),
         ("v2", "rolled-back"),
         ("v1", "promoted"),
     ]
-    assert "surely less than v1" in changes[-2][2]
+    assert "it earns less than v1, surely" in changes[-2][2]
     assert served(log) == ["v1", "v2", "v1"]
+
+
+def test_a_world_that_falls_for_both_takes_nothing_back(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    worlds = [*side_by_side(20, v1=0.9, uniform=0.8), *side_by_side(200, v1=0.2, uniform=0.1)]
+    changes = promoted(log, store, *begin, *worlds)
+    assert changes[-1][1] == "promoted"
+    assert controls(log) == [{"uniform": 0.05}, {}], "the control ends with the watch"
+
+
+def test_a_candidate_that_fails_more_often_is_not_promoted_whatever_it_earns_else(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    """It breaks a tool call where it would earn little (a reward hack that Cursor published)."""
+    store = ArtifactStore(tmp_path)
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    trial: list[AnyEvent] = []
+    for number in range(300):
+        broke = number % 3 == 0
+        trial += rewarded("v1", None if broke else 1.0, 1, state="failed" if broke else "succeeded")
+        trial += rewarded("uniform", 0.0 if broke else 1.0, 1)
+    changes = promoted(log, store, *begin, *trial, *later(), config=ON_TRIAL)
+    assert changes[-1][1] == "rolled-back"
+    assert "fails more often" in changes[-1][2]
+
+
+def test_a_candidate_that_asks_instead_of_doing_is_not_promoted(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    """It ends without a result, so without a reward, where it would earn little (another one)."""
+    store = ArtifactStore(tmp_path)
+    config = ON_TRIAL.model_copy(update={"canary_pairs": 200})
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    trial: list[AnyEvent] = []
+    for number in range(300):
+        hard = number % 3 == 0
+        trial += rewarded("v1", None if hard else 1.0, 1)
+        trial += rewarded("uniform", 0.0 if hard else 1.0, 1)
+    changes = promoted(log, store, *begin, *trial, *later(), config=config)
+    assert changes[-1][1] == "rolled-back"
+    assert "not sure are missing rewards" in changes[-1][2]
+
+
+@pytest.mark.parametrize("fault", ["limit", "caller"])
+def test_what_is_no_fault_of_a_version_is_no_failure_of_it(fault: str, tmp_path: Path) -> None:
+    (event,) = rewarded("v1", None, 1, state="failed", fault=fault)
+    assert isinstance(event, OutcomeEvent)
+    assert not failed(event.payload)
+    assert worth_of(event.payload, lambda outcome: 1.0, GateConfig()) is None
+
+
+def test_what_came_before_the_trial_or_too_late_for_its_age_does_not_count(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    before = rewarded("uniform", 1.0, 50)
+    begin = [*held_out(40), *before, *later(), candidate(store, "v1", policy(0.9))]
+    late = [*rewarded("v1", 1.0, 1), *rewarded("uniform", 1.0, 1, after=9.0), *later()]
+    promoted(log, store, *begin, *late, config=ON_TRIAL)
+    arms = {arm.version: (arm.rollouts, arm.rewarded, arm.missing) for arm in gate(log).arms}
+    assert arms == {"v1": (1, 1, 0), "uniform": (1, 0, 1)}
+
+
+def test_a_rollout_counts_once_however_often_it_is_told(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    both = [*rewarded("v1", 0.9, 4), *rewarded("uniform", 0.5, 4)]
+    again = [event.model_copy(update={"event_id": new_event_id()}) for event in both * 15]
+    promoted(log, store, *begin, *both, *again, *later(), *again, *later(), config=ON_TRIAL)
+    assert gate(log).phase == "trial"
+    assert [arm.rollouts for arm in gate(log).arms] == [4, 4]
 
 
 def test_a_person_who_takes_the_route_over_ends_the_trial(log: EmbeddedLog, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     by_hand = RouteEvent(payload=baseline_route(TARGET).model_copy(update={"held": True}))
-    before: list[AnyEvent] = [*held_out(40), candidate(store, "v1", policy(0.9))]
+    before = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
     changes = promoted(log, store, *before, by_hand, *rewarded("v1", 0.0, 60), config=ON_TRIAL)
     assert changes[-1] == ("v1", "rolled-back", "a person took over the route")
 
@@ -219,7 +357,8 @@ def test_a_person_who_takes_the_route_over_leaves_nobody_waiting(
     versions = [
         candidate(store, version, policy(reward)) for version, reward in (("v1", 0.9), ("v2", 0.95))
     ]
-    changes = promoted(log, store, *held_out(40), *versions, by_hand, config=ON_TRIAL)
+    begin = [*held_out(40), *later()]
+    changes = promoted(log, store, *begin, *versions, by_hand, config=ON_TRIAL)
     assert [(version, state) for version, state, _ in changes][-2:] == [
         ("v1", "rolled-back"),
         ("v2", "evaluated"),
@@ -227,16 +366,12 @@ def test_a_person_who_takes_the_route_over_leaves_nobody_waiting(
     assert "held by hand" in changes[-1][2]
 
 
-def test_where_costs_matter_versions_are_compared_by_what_is_left(
-    log: EmbeddedLog, tmp_path: Path
-) -> None:
-    """The good text earns more and costs more than that is worth."""
-    processor = Promotion(AT_ONCE, ArtifactStore(tmp_path), lambda example: example.reward * 0.5)
-    example = held_out(1)[0]
-    state = processor.handle(None, example, events.record(example, 0, TARGET)).state
+def test_where_costs_matter_versions_are_compared_by_what_is_left(tmp_path: Path) -> None:
+    processor = Promotion(AT_ONCE, ArtifactStore(tmp_path), lambda o: (o.reward or 0.0) * 0.5)
+    (event,) = held_out(1)
+    state = processor.handle(None, event, events.record(event, 0, TARGET)).state
     assert state is not None
-    assert [item.reward for item in state.evidence.values()] == [0.5]
-    assert [tally.mean for tally in state.tallies.values()] == [0.5]
+    assert [item.worth for item in state.evidence.held_out.values()] == [0.5]
 
 
 def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> None:
@@ -246,7 +381,7 @@ def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> 
     missing = missing.model_copy(
         update={"payload": missing.payload.model_copy(update={"artifact": lost})}
     )
-    changes = promoted(log, store, *held_out(12), candidate(store, "broken", b"{}"), missing)
+    changes = promoted(log, store, candidate(store, "broken", b"{}"), missing)
     rejected = [(version, reason) for version, state, reason in changes if state == "rejected"]
     assert [version for version, _ in rejected] == ["broken", "missing"]
     assert all("cannot be served" in reason for _, reason in rejected)
@@ -256,18 +391,6 @@ MODEL = Endpoint(base_url="http://127.0.0.1:9/v1", model="base")
 BASE = Route(
     name=TARGET, kind="model", targets=[RouteTarget(version="configured:base", endpoint=MODEL)]
 )
-
-
-def answered(version: str, value: float, count: int) -> list[ExampleEvent]:
-    """Return examples of a model's answers that all earned the same."""
-    body = RlExample(
-        node="writer", prompt=[{"role": "user"}], response={"role": "assistant"}, checkpoint=version
-    )
-    example = events.example([GOOD], 0, value).payload.model_copy(update={"body": body})
-    return [
-        ExampleEvent(rollout_id=new_event_id(), time=events.START, payload=example)
-        for _ in range(count)
-    ]
 
 
 def adapter(store: ArtifactStore, version: str) -> CheckpointEvent:
@@ -289,15 +412,14 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
     store = ArtifactStore(tmp_path)
-    trial = alternating(answered("configured:base", 0.5, 60), answered("a1", 0.9, 60))
+    base = "configured:base"
     changes = promoted(
         log,
         store,
         RouteEvent(payload=BASE),
         adapter(store, "a1"),
-        *answered("configured:base", 0.8, 100),
-        *trial,
-        *answered("a1", 0.1, 60),
+        *side_by_side(140, **{"a1": 0.9, base: 0.5}),
+        *side_by_side(60, **{"a1": 0.1, base: 0.5}),
         config=ON_TRIAL,
     )
     assert [state for _, state, _ in changes] == [
@@ -307,79 +429,45 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
         "promoted",
         "rolled-back",
     ]
-    assert "surely less than configured:base" in changes[-1][2]
+    assert "it earns less than configured:base, surely" in changes[-1][2]
     assert models(log)[1:] == [
-        {"configured:base": "base", "a1": "a1"},
+        {base: "base", "a1": "a1"},
         {"a1": "a1"},
-        {"configured:base": "base"},
+        {base: "base"},
     ]
-    assert weights(log)[1] == {"configured:base": 0.75, "a1": 0.25}
+    assert weights(log)[1] == {base: 0.75, "a1": 0.25}
+    assert controls(log)[2] == {base: 0.05}
 
 
-def test_the_calls_of_one_rollout_are_one_piece_of_evidence(
-    log: EmbeddedLog, tmp_path: Path
-) -> None:
-    store = ArtifactStore(tmp_path)
-    once = alternating(answered("configured:base", 0.5, 4), answered("a1", 0.9, 4))
-    repeated = [event for event in once for _ in range(15)]
-    changes = promoted(
-        log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *repeated, config=ON_TRIAL
-    )
-    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary"], (
-        "eight rollouts decide nothing"
-    )
-
-
-def test_a_reward_that_is_corrected_again_and_again_is_one_piece_of_evidence(
-    log: EmbeddedLog, tmp_path: Path
-) -> None:
-    store = ArtifactStore(tmp_path)
-    corrected = [
-        events.example([GOOD, BAD], 0, value, version=version, reward_revision=revision)
-        for revision in range(1, 61)
-        for version, value in (("uniform", 0.5), ("v1", 0.9))
-    ]
-    changes = promoted(
-        log, store, *held_out(40), candidate(store, "v1", policy(0.9)), *corrected, config=ON_TRIAL
-    )
-    assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary"], (
-        "one reward of each version decides nothing, however often it is corrected"
-    )
-
-
-def test_only_the_newest_held_out_decisions_are_kept_as_evidence(tmp_path: Path) -> None:
+def test_only_the_newest_held_out_rollouts_are_kept_as_evidence(tmp_path: Path) -> None:
     promotion = Promotion(GateConfig(most_evidence=12), ArtifactStore(tmp_path))
     state = None
-    decisions = held_out(40)
-    for offset, event in enumerate(decisions):
+    for offset, event in enumerate(held_out(40)):
         state = promotion.handle(state, event, events.record(event, offset, TARGET)).state
     assert state is not None
-    newest = [event.payload.source_event_ids[-1] for event in decisions[-12:]]
-    assert list(state.evidence) == newest
+    assert len(state.evidence.held_out) == 12
+    assert list(state.evidence.held_out)[-1].endswith("held-out-39")
 
 
-def test_conversations_count_for_a_model_that_has_no_samples(
-    log: EmbeddedLog, tmp_path: Path
-) -> None:
-    store = ArtifactStore(tmp_path)
+def test_of_more_rollouts_than_can_be_followed_a_share_is_chosen_by_name() -> None:
+    evidence, config = Evidence(maturity=10**6), GateConfig()
+    for event in rewarded("v1", 1.0, MOST_YOUNG + 500):
+        assert isinstance(event, OutcomeEvent)
+        evidence.follow(event, lambda outcome: 1.0, config)
+    assert evidence.thinning == 1
+    assert MOST_YOUNG / 3 < len(evidence.young) < MOST_YOUNG
 
-    def talked(version: str, value: float) -> list[ExampleEvent]:
-        messages = [
-            {"role": "user", "content": "why?"},
-            {"role": "assistant", "content": "because"},
-        ]
-        body = SftExample(node="writer", messages=messages, checkpoint=version)
-        update = {"body": body}
-        return [
-            event.model_copy(update={"payload": event.payload.model_copy(update=update)})
-            for event in answered(version, value, 60)
-        ]
 
-    trial = alternating(talked("configured:base", 0.5), talked("a1", 0.9))
-    changes = promoted(
-        log, store, RouteEvent(payload=BASE), adapter(store, "a1"), *trial, config=ON_TRIAL
-    )
-    assert changes[-1][1] == "promoted"
+def test_the_age_at_which_rollouts_count_is_learned_from_the_delays_of_rewards() -> None:
+    evidence, config = Evidence(), GateConfig()
+    for delay in [2.0] * 19 + [100.0]:
+        (event,) = rewarded("v1", 1.0, 1, after=delay)
+        assert isinstance(event, OutcomeEvent)
+        evidence.take(event, lambda outcome: 1.0, config)
+    evidence.learn_maturity(config)
+    assert evidence.maturity == 2.0
+    evidence.learn_maturity(GateConfig(maturity=timedelta(hours=1)))
+    assert evidence.maturity == 3600.0
 
 
 def given_up(event: CheckpointEvent) -> CheckpointEvent:
@@ -403,7 +491,7 @@ def test_what_a_model_replaces_answers_where_it_does_not(log: EmbeddedLog, tmp_p
             if version == "a1"
             else []
         )
-        trial = alternating(answered(champion, 0.5, 60), answered(version, 0.9, 60))
+        trial = side_by_side(200, **{version: 0.9, champion: 0.5})
         promoted(log, store, *begin, adapter(store, version), *trial, config=ON_TRIAL)
     assert behind(log) == [
         ["configured:other"],
@@ -462,7 +550,7 @@ def test_where_a_promoted_model_cannot_be_served_any_more_its_parent_is(
     store = ArtifactStore(tmp_path)
     for champion, version in (("configured:base", "a1"), ("a1", "a2")):
         begin = [RouteEvent(payload=BASE)] if version == "a1" else []
-        trial = alternating(answered(champion, 0.5, 60), answered(version, 0.9, 60))
+        trial = side_by_side(200, **{version: 0.9, champion: 0.5})
         promoted(log, store, *begin, adapter(store, version), *trial, config=ON_TRIAL)
     changes = promoted(log, store, given_up(adapter(store, "a2")), config=ON_TRIAL)
     assert changes[-1] == ("a1", "promoted", "served again: a2 its server died")
@@ -475,14 +563,14 @@ def test_other_kinds_wait_for_a_person(log: EmbeddedLog, tmp_path: Path) -> None
     assert [state for _, state, _ in changes] == ["candidate"]
 
 
-def test_a_newer_reward_of_a_held_out_decision_replaces_the_older(tmp_path: Path) -> None:
+def test_a_newer_reward_of_a_held_out_rollout_replaces_the_older(tmp_path: Path) -> None:
     promotion = Promotion(GateConfig(), ArtifactStore(tmp_path))
-    first = held_out(1)[0]
+    (first,) = held_out(1)
     better = first.model_copy(update={"payload": first.payload.model_copy(update={"reward": 0.25})})
     state = promotion.handle(None, first, events.record(first, 0, TARGET)).state
     state = promotion.handle(state, better, events.record(better, 1, TARGET)).state
     assert state is not None
-    assert [item.reward for item in state.evidence.values()] == [0.25]
+    assert [item.worth for item in state.evidence.held_out.values()] == [0.25]
     assert promotion.decode_state(promotion.encode_state(state)) == state
 
 

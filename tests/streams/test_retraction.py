@@ -1,6 +1,7 @@
 """A reward that is taken back leaves no trace in what was learned, live and in replay."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from streams.processing.processor import Processor
 from streams.processors.adapter import AdapterConfig
 from streams.processors.batcher import BatchConfig, OpenBatch
 from streams.processors.learner import Learned, Learning
-from streams.processors.promotion import Promotion, PromotionState
+from streams.processors.promotion import Promotion
+from streams.processors.promotion_state import PromotionState
 from streams.processors.router import ExampleRouter
 from streams.processors.trajectories import JoinConfig, TrajectoryJoin
 from streams.runners.embedded.runner import EmbeddedRunner
@@ -131,15 +133,11 @@ def test_a_retracted_example_is_in_no_dataset_and_fills_no_batch(tmp_path: Path)
 @pytest.mark.parametrize("retracted", [False, True])
 def test_a_retracted_reward_is_no_evidence_for_the_gate(tmp_path: Path, retracted: bool) -> None:
     promotion = Promotion(GateConfig(), ArtifactStore(tmp_path))
-    given = events.example(["a", "b"], 0, 1.0, split="validation")
-    gone = given.model_copy(
-        update={
-            "event_id": events.example(["a"], 0, 0.0).event_id,
-            "payload": given.payload.model_copy(update={"reward_revision": 2, "retracted": True}),
-        }
-    )
+    more: dict[str, Any] = {"split": "validation", "decisions": [events.decision_of(["a", "b"], 0)]}
+    given = events.outcome("r", "uniform", 1.0, **more)
+    gone = events.outcome("r", "uniform", None, after=2.0, **more)
     state: PromotionState | None = None
     for offset, event in enumerate([given, gone] if retracted else [given]):
         state = promotion.handle(state, event, events.record(event, offset, TARGET)).state
     assert state is not None
-    assert len(state.evidence) == (0 if retracted else 1)
+    assert len(state.evidence.held_out) == (0 if retracted else 1)

@@ -231,7 +231,7 @@ def test_an_end_that_is_told_takes_the_place_of_one_that_was_assumed() -> None:
     assert state is not None
     closed = processor.expire(state, "r", events.at(10**6)).state
     outcome = processor.handle(closed, ended, events.record(ended, 1))
-    assert outcome.records[-1].event.payload.rollout.state == "succeeded"  # type: ignore[attr-defined]
+    assert outcome.records[-1].event.payload.rollout.state == "succeeded"
     failed = events.rollout("r", RolloutState.FAILED)
     with pytest.raises(RejectedRecordError, match="cannot go from succeeded to failed"):
         processor.handle(outcome.state, failed, events.record(failed, 2))
@@ -246,7 +246,7 @@ def test_a_rewarded_rollout_that_says_nothing_more_closes_as_succeeded() -> None
     assert outcome.state is not None
     closed = processor.expire(outcome.state, "r", events.at(60))
     trajectory = closed.records[0].event.payload
-    assert (trajectory.rollout.state, trajectory.reward) == ("succeeded", 0.7)  # type: ignore[attr-defined]
+    assert (trajectory.rollout.state, trajectory.reward) == ("succeeded", 0.7)
 
 
 def test_a_split_that_the_agent_names_wins_also_when_it_comes_later() -> None:
@@ -263,7 +263,7 @@ def test_a_split_that_the_agent_names_wins_also_when_it_comes_later() -> None:
     assert (state.rollout.payload.split, state.rollout.payload.agent) == ("train", "other")
 
 
-def told(sequence: list[AnyEvent]) -> list[tuple[str, str, str, float | None]]:
+def told(sequence: list[AnyEvent]) -> list[tuple[str, str, RolloutState, float | None]]:
     """Return name, version, state and reward of every outcome that the join tells."""
     processor, state, found = TrajectoryJoin(), None, []
     for number, event in enumerate(sequence):
@@ -308,7 +308,7 @@ def test_the_outcome_of_a_held_out_rollout_has_the_decisions_of_its_policy() -> 
     began = events.rollout(
         "r", RolloutState.STARTED, split="validation", assigned={"supervisor-policy": "uniform"}
     )
-    sequence = [began, events.decision("r", ["a", "b"], 1), events.reward("r", 1.0)]
+    sequence: list[AnyEvent] = [began, events.decision("r", ["a", "b"], 1), events.reward("r", 1.0)]
     for number, event in enumerate([*sequence, events.succeeded("r")]):
         outcome = processor.handle(state, event, events.record(event, number))
         state = outcome.state

@@ -218,6 +218,7 @@ def _description(services: Services, route: LoadedRoute) -> dict[str, Any]:
         "held": route.held,
         "choice": route.choice.model_dump() if route.choice else None,
         "targets": [describe(target) for target in route.targets],
+        "control": describe(route.control) if route.control else None,
         "fallbacks": [describe(target) for target in route.fallbacks],
         "shadows": [describe(target) for target in route.shadows],
     }

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.evaluation import Logged, decisions_needed, difference_deviation, evaluate
-from learners.gate import GateConfig, Tally, Trial, Watch, judge
+from learners.gate import GateConfig, judge
 from learners.policies import UNIFORM_VERSION
+from learners.trial import Comparison, Result, trial_verdict, watch_verdict
 from schemas.decisions import Candidate, Decision
 
 SIMULATIONS = 1000
@@ -181,7 +182,7 @@ def _needed(gain: float) -> int:
 
 
 def _trials() -> dict[str, Any]:
-    """Try candidates on a tenth of the traffic, looked at after every reward, for 20,000 rollouts
+    """Try candidates on a share of the traffic, looked at after every rollout, for 20,000 rollouts
     at most.
     """
     config, exact = GateConfig(), GateConfig(tolerance=0.0)
@@ -191,9 +192,9 @@ def _trials() -> dict[str, Any]:
         "worse by the tolerance: promoted": _rate(partial(_tried, config, -config.tolerance)),
         **{f"better by {gain}: promoted": _rate(partial(_tried, config, gain)) for gain in GAINS},
         **{f"worse by {gain}: promoted": _rate(partial(_tried, config, -gain)) for gain in GAINS},
-        "no drop: rolled back within 2,000 rewards": _rate(partial(_dropped, config, 0.0)),
+        "no drop: rolled back within 20,000 rollouts": _rate(partial(_dropped, config, 0.0)),
         **{
-            f"drop of {drop}: rolled back within 2,000": _rate(partial(_dropped, config, drop))
+            f"drop of {drop}: rolled back within 20,000": _rate(partial(_dropped, config, drop))
             for drop in DROPS
         },
     }
@@ -201,26 +202,30 @@ def _trials() -> dict[str, Any]:
 
 def _tried(config: GateConfig, gain: float, seed: int) -> bool:
     random = np.random.default_rng(seed)
-    trial = Trial.of("new", "old", config)
+    trial = Comparison.of("new", "old", config.error, config.tolerance, config)
     for _ in range(20_000):
         version, mean = (
             ("new", 0.6 + gain) if random.random() < config.canary_share else ("old", 0.6)
         )
-        trial.take(version, float(random.random() < mean))
-        verdict = trial.verdict(config) if version == "new" else None
-        if verdict is not None:
-            return verdict[0]
+        trial.take(Result(version, float(random.random() < mean), failed=False))
+        decided = trial_verdict(trial, config) if version == "new" else None
+        if decided is not None:
+            return decided.passed
     return False
 
 
 def _dropped(config: GateConfig, drop: float, seed: int) -> bool:
+    """Watch a version for 20,000 rollouts, beside a control of a twentieth."""
     random = np.random.default_rng(seed)
-    before = Tally()
-    for reward in random.random(1000) < 0.8:
-        before.take(float(reward))
-    watch = Watch.of("new", "old", before, config)
-    assert watch is not None
-    return any(watch.dropped(float(reward), config) for reward in random.random(2000) < 0.8 - drop)
+    watch = Comparison.of("new", "old", config.error, config.drop, config)
+    for _ in range(20_000):
+        is_old = random.random() < config.control_share
+        version, mean = ("old", 0.8) if is_old else ("new", 0.8 - drop)
+        watch.take(Result(version, float(random.random() < mean), failed=False))
+        decided = watch_verdict(watch, config) if is_old else None
+        if decided is not None:
+            return not decided.passed
+    return False
 
 
 def _rate(simulation: Callable[[int], bool]) -> float:

@@ -26,7 +26,7 @@ from infra.gateway.settings import GatewaySettings, UpstreamSettings
 from schemas.rewards import RewardEvent
 from schemas.spans import SpanEvent
 from schemas.topics import REWARDS, SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.waiting import eventually
 

@@ -16,7 +16,7 @@ from learners.settings import policy_loader
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.decisions import DecisionEvent
 from schemas.routes import Route, RouteTarget
-from schemas.topics import DECISIONS
+from schemas.topics import DECISIONS, GATES
 from streams.processors.promotion import Promotion
 from streams.storage.artifacts import ArtifactStore
 from tests import events
@@ -210,14 +210,21 @@ def test_its_policies_are_loaded_by_its_own_type(mine: Path) -> None:
 
 
 def judged(folder: Path, gate: str = "") -> tuple[Promotion, Any, ArtifactStore]:
-    """Return a promotion that has twenty held-out decisions, with its state and artifacts."""
+    """Return a promotion that has sixty held-out rollouts, with its state and artifacts."""
     configure(folder, f'class = "mine:Learner"\ntarget = "supervisor-policy"\n{gate}')
     settings = load_settings()
     store = ArtifactStore(settings.artifacts_dir)
     promotion = Promotion(settings.gate, store, policies=policy_loader(settings.learners))
     state = None
-    for number in range(20):
-        held_out = events.example(["a", "b"], number % 2, 1.0, split="validation")
+    for number in range(60):
+        held_out = events.outcome(
+            f"r{number}",
+            "uniform",
+            1.0,
+            begun=100.0 * number,
+            split="validation",
+            decisions=[events.decision_of(["a", "b"], number % 2)],
+        )
         record = events.record(held_out, number, "supervisor-policy")
         state = promotion.handle(state, held_out, record).state
     return promotion, state, store
@@ -243,7 +250,7 @@ def announced(
         ),
     )
     outcome = promotion.handle(state, event, events.record(event, 0, "supervisor-policy"))
-    return [output.event.payload for output in outcome.records]
+    return [output.event.payload for output in outcome.records if output.topic is not GATES]
 
 
 @pytest.mark.parametrize(
@@ -297,12 +304,13 @@ def test_beside_a_broken_champion_a_broken_candidate_is_rejected_for_its_own_fau
     assert "old" not in change.reason
 
 
-def test_a_trial_beside_a_broken_champion_counts_the_baselines_rewards(mine: Path) -> None:
+def test_a_trial_beside_a_broken_champion_compares_with_its_rollouts(mine: Path) -> None:
+    """The baseline chooses in them. They are the champion's all the same, by assignment."""
     promotion, state, store = judged(mine, "[gate]\ntolerance = 0.5\ncanary_share = 0.5\n")
     announced(promotion, state, store, "old", BROKEN, CheckpointState.PROMOTED)
     announced(promotion, state, store, "new", EVEN)
-    assert state.trial is not None
-    assert (state.trial.candidate, state.trial.champion) == ("new", "uniform")
+    assert state.comparison is not None
+    assert (state.comparison.new, state.comparison.old) == ("new", "uniform")
 
 
 @pytest.mark.parametrize("artifact", [BROKEN, b'{"answer": "halves"}'])

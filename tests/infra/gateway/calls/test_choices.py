@@ -20,7 +20,7 @@ from schemas.decisions import Candidate, DecisionEvent
 from schemas.routes import Choice, Option, Route, RouteTarget
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import DECISIONS, SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.artifacts import ArtifactStore
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream

@@ -19,7 +19,7 @@ from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import REWARDS, ROLLOUTS, SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import read_all
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway

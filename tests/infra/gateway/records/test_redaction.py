@@ -15,7 +15,7 @@ from infra.gateway.settings import GatewaySettings
 from infra.runtime.errors import ConfigError
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
