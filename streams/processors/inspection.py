@@ -37,7 +37,7 @@ class ControlInspection(Inspection):
 
 
 class TrainingInspection(Inspection):
-    """Reads what is told of gates, and orders to trainers and their runs: topics by logical name."""
+    """Reads the status of gates, orders to trainers and their runs: topics by logical name."""
 
     name = "inspection-of-training"
     topics: ClassVar[tuple[Topic, ...]] = (COMMANDS, GATES, TRAININGS)

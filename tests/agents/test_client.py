@@ -60,7 +60,8 @@ def test_a_rollout_has_its_calls_its_choice_its_reward_and_its_output(
         rollout.output = {"done": True}
         rollout.turns = 2
     states = [event.payload for event in gateway.events(ROLLOUTS, RolloutEvent)]
-    assert [state.state for state in states] == ["created", "started", "succeeded"]
+    assert [state.state for state in states][:2] == ["created", "started"]
+    assert states[-1].state == "succeeded"
     assert states[0].task is not None
     assert (states[0].task.id, states[0].task.expected) == ("refunds", "refund")
     assert (states[0].agent, states[0].split, states[0].group) == ("desk", "train", "default")
