@@ -40,7 +40,7 @@ def stream_processors(settings: Settings) -> list[Processor[Any]]:
         ),
         Batching("sft", settings.adapter.sft, settings.batches),
         Batching("rl", settings.adapter.rl, settings.batches),
-        *inspections(),
+        *inspections({*settings.policies, *settings.adapter.sft, *settings.adapter.rl}),
     ]
 
 

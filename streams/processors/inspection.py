@@ -1,9 +1,20 @@
 """The inspection of topics that only views read."""
 
+from collections.abc import Collection
 from typing import ClassVar
 
 from schemas.envelope import AnyEvent
-from schemas.topics import AUDIT, COMMANDS, GATES, KEYS, LIGHTNING, TRAININGS, USAGE, Topic
+from schemas.topics import (
+    AUDIT,
+    COMMANDS,
+    EXAMPLES,
+    GATES,
+    KEYS,
+    LIGHTNING,
+    TRAININGS,
+    USAGE,
+    Topic,
+)
 from streams.processing.processor import Outcome, Processor
 from streams.storage.records import Record
 
@@ -36,13 +47,29 @@ class ControlInspection(Inspection):
     topics: ClassVar[tuple[Topic, ...]] = (KEYS, USAGE, AUDIT, LIGHTNING)
 
 
-class TrainingInspection(Inspection):
-    """Reads the status of gates, orders to trainers and their runs: topics by logical name."""
+class NamesInspection(Inspection):
+    """Reads topics by logical name: the status of gates, orders to trainers and their runs, and
+    examples of names that nothing learns.
 
-    name = "inspection-of-training"
-    topics: ClassVar[tuple[Topic, ...]] = (COMMANDS, GATES, TRAININGS)
+    Args:
+        learned: logical names that something learns. Whatever learns a name reads its examples.
+    """
+
+    name = "inspection-of-names"
+    topics: ClassVar[tuple[Topic, ...]] = (COMMANDS, EXAMPLES, GATES, TRAININGS)
+
+    def __init__(self, learned: Collection[str] = ()) -> None:
+        self._learned = frozenset(learned)
+
+    def concerns(self, source: Record) -> bool:
+        """Return whether nothing else reads a record."""
+        return source.topic != EXAMPLES.name or self.state_key(source) not in self._learned
 
 
-def inspections() -> list[Inspection]:
-    """Return the inspections of all topics that no other processor reads."""
-    return [ControlInspection(), TrainingInspection()]
+def inspections(learned: Collection[str]) -> list[Inspection]:
+    """Return the inspections of all records that no other processor reads.
+
+    Args:
+        learned: logical names that something learns.
+    """
+    return [ControlInspection(), NamesInspection(learned)]

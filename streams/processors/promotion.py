@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from learners.contract import Policy
+from learners.evaluation import rollouts_of
 from learners.gate import GateConfig, Verdict, judge
 from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
 from learners.trial import Comparison, Decided, trial_verdict, watch_verdict
@@ -268,10 +269,9 @@ class Promotion(Processor[PromotionState]):
             return Verdict(True, "nothing tells beforehand how good it is, so it is tried", 0)
         # Where a trial follows, the trial keeps the error that is stated for all candidates. Where
         # none does, the gate must.
-        error = None
-        if self.config.canary_share == 0.0:
+        evidence, error = state.evidence.logged(), None
+        if self.config.canary_share == 0.0 and rollouts_of(evidence) >= self.config.least_evidence:
             error = self._level(state, candidate)
-        evidence = state.evidence.logged()
         policy, promoted = self._policy(candidate), state.registry.promoted
         try:
             return judge(policy, self._policy(promoted), evidence, self.config, error)

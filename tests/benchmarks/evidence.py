@@ -124,8 +124,8 @@ class World:
 def compared(world: Rollouts, tolerance: float, level: float, error: float) -> str:
     """Return how a comparison ends: `passed`, `worse` or `open`."""
     worth, worth_at = pairs(world.is_new[~world.missing], world.worth[~world.missing])
-    success, success_at = pairs(world.is_new, 1.0 - world.failed)
-    response, response_at = pairs(world.is_new, 1.0 - world.missing)
+    success, success_at = pairs(world.is_new, (~world.failed).astype(np.float64))
+    response, response_at = pairs(world.is_new, (~world.missing).astype(np.float64))
     # Pairs of worths are numbered among the rewarded rollouts; bring them to the common clock.
     worth_at = np.flatnonzero(~world.missing)[worth_at]
     never = len(world.is_new)

@@ -21,7 +21,7 @@ from schemas.rollouts import RolloutEvent
 from schemas.routes import Choice, Option, Route, RouteTarget
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import DECISIONS, ROLLOUTS, SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from streams.storage.artifacts import ArtifactStore
 from streams.storage.embedded.log import EmbeddedLog
 from tests.conftest import serving
