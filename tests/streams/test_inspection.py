@@ -13,7 +13,7 @@ from streams.storage.records import NewRecord
 
 CASES = [
     pytest.param(inspection, topic, id=topic.name)
-    for inspection in inspections()
+    for inspection in inspections(())
     for topic in inspection.topics
 ]
 

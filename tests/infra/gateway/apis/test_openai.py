@@ -18,7 +18,7 @@ from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.routes import Choice, Option, Route, RouteTarget
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
-from streams.processors.promotion import baseline_route
+from streams.processors.promotion_state import baseline_route
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
