@@ -65,7 +65,7 @@ def test_a_rollout_has_its_calls_its_choice_its_reward_and_its_output(
     assert states[0].task is not None
     assert (states[0].task.id, states[0].task.expected) == ("refunds", "refund")
     assert (states[0].agent, states[0].split, states[0].group) == ("desk", "train", "default")
-    assert (states[2].output, states[2].turns) == ({"done": True}, 2)
+    assert (states[-1].output, states[-1].turns) == ({"done": True}, 2)
     assert [span.rollout_id for span in gateway.soon(SPANS, SpanEvent, 2)] == [rollout.id] * 2
     (decision,) = gateway.events(DECISIONS, DecisionEvent)
     assert (choice.decision_id, choice.propensity) == (decision.event_id, 0.5)
