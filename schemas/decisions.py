@@ -14,7 +14,7 @@ class Candidate(EventData):
     """One of the texts, models or prompts that a decision chooses among.
 
     Attributes:
-        id: who or what proposed it, for credit. Policies do not read it.
+        id: who or what proposed it, for credit. Policies read it as its name.
         text: the text that a policy reads.
         numbers: numeric features by name.
         cost: cost of choosing it, if known beforehand, in the unit of the endpoints' prices, >= 0.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from learners.bandit.features import Features, features, names_of
+from learners.bandit.features import Features
 from learners.bandit.policy import BanditPolicy, Weights
 from schemas.decisions import Decision
 
@@ -32,7 +32,7 @@ def reasons(policy: BanditPolicy, decision: Decision) -> list[Reasons]:
     without approximation.
     """
     slate, weights = _features(policy, decision), _weights(policy)
-    names = names_of(decision.context, decision.candidates, decision.tenant)
+    names = policy.names_of(decision.context, decision.candidates, decision.tenant)
     terms = [
         {index: weights.by_feature.get(index, 0.0) * value for index, value in x.items()}
         for x in slate
@@ -76,7 +76,7 @@ def importance(policy: BanditPolicy, decisions: Sequence[Decision]) -> dict[str,
 
 
 def _features(policy: BanditPolicy, decision: Decision) -> list[Features]:
-    return features(decision.context, decision.candidates, decision.tenant, policy.tenant_share)
+    return policy.features(decision.context, decision.candidates, decision.tenant)
 
 
 def _weights(policy: BanditPolicy) -> Weights:

@@ -4,29 +4,45 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise, product
-from math import sqrt
+from itertools import chain, pairwise, product
+from math import copysign, isinf, sqrt
 from typing import Protocol
 from zlib import crc32
 
-from learners.bandit.tokens import tokens
+import numpy as np
 
-FEATURE_VERSION = 3
+from learners.bandit.slates import BITS, MASK, Features, Floats, Integers, Part, Slate, crossed
+from learners.bandit.tokens import NUMBER, tokens
+from learners.bandit.vocabulary import Vocabulary
+
+FEATURE_VERSION = 4
 """Raised whenever the same candidates would give other features."""
 
-BITS = 18
-CROSS_CONTEXT_WORDS = 4
+# How much the groups weigh against each other: what did best in `make bench-bandit`.
 PAIR_WEIGHT = 0.3
-MOST_CROSSES = 4096
+CONTEXT_BY_CANDIDATE = 2.0
+CONTEXT_BY_WORD = 2.0
 
-_MASK = (1 << BITS) - 1
-_ODD = 0x9E3779B1
+# Bounds, so that a decision stays cheap. See docs/bandit.md, "What it reads".
+TEXT_CHARACTERS = 16_384
+SLATE_CHARACTERS = 1 << 18
+CONTEXT_WORDS = 256
+CROSSED_CONTEXT_WORDS = 16
+CROSSED_WORDS = 64
+MOST_CROSSES = 1 << 17
+LARGEST_NUMBER = 3.0
+LONGEST_WORD = 64
 
-Features = dict[int, float]
+__all__ = ["BITS", "FEATURE_VERSION", "Described", "Features", "features", "names_of", "slate_of"]
 
 
 class Described(Protocol):
     """What can be chosen, as far as features go; a `schemas.decisions.Candidate` is one."""
+
+    @property
+    def id(self) -> str:
+        """Its name, "" if it has none."""
+        ...
 
     @property
     def text(self) -> str:
@@ -39,117 +55,241 @@ class Described(Protocol):
         ...
 
 
-Term = tuple[str, str, float]
-"""Kind, name and value of what is crossed."""
-
-
 def features(
-    context: str, candidates: Sequence[Described], tenant: str = "", tenant_share: float = 0.0
+    context: str,
+    candidates: Sequence[Described],
+    tenant: str = "",
+    tenant_share: float = 0.0,
+    vocabulary: Vocabulary | None = None,
 ) -> list[Features]:
+    """Return the features of each candidate; see `slate_of`."""
+    slate = slate_of(context, candidates, tenant, tenant_share, vocabulary)
+    return [slate.features(row) for row in range(slate.count)]
+
+
+def slate_of(
+    context: str,
+    candidates: Sequence[Described],
+    tenant: str = "",
+    tenant_share: float = 0.0,
+    vocabulary: Vocabulary | None = None,
+) -> Slate:
     """Return the features of choosing each of the candidates in this context.
 
-    Groups: words (see `tokens`); pairs of neighbouring words; words crossed with the longest words
-    of the context; the numbers that tell candidates apart; and, since what all candidates share
-    cannot by itself make one better than another, numbers that are the same for all, crossed with
-    the numbers and words that are not. Each group is scaled by one over the root of its size, so
-    that long texts do not shout. Numbers should be near [-1, 1].
+    1. The words of its text (see `tokens`), pairs of neighbouring words, and the numbers in it, by
+       the word before.
+    2. The candidate itself, and it crossed with all words of the context, if the vocabulary knows
+       it.
+    3. Its numbers that tell candidates apart.
+    4. Its words and numbers, crossed with those words of the context that weigh most, and with the
+       numbers that are the same for all candidates. What all share cannot by itself make one better
+       than another.
+
+    Each group is scaled to a fixed norm, so that long texts do not shout.
 
     Args:
         tenant_share: where above 0, every feature comes twice, once for all tenants and once for
             this one, whose weights have this share of the prior variance: what a tenant has not
             taught is believed as of all (a hierarchical prior; Daumé III, Frustratingly Easy Domain
             Adaptation, ACL 2007).
+        vocabulary: which words of contexts and which candidates were met; none if None.
 
     Returns:
-        For each candidate, index in [0, 2**18) to value. The hash is CRC-32, the same on every
-        machine.
+        Features with indices in [0, 2**18). The hash is CRC-32, the same on every machine.
     """
+    vocabulary = vocabulary or Vocabulary()
+    count = len(candidates)
     shared = _shared([candidate.numbers for candidate in candidates])
-    lefts = [
-        [("context", word, 1.0) for word in _longest(context)],
-        [("number", *pair) for pair in shared.items()],
-    ]
-    found = []
-    for candidate in candidates:
-        words = tokens(candidate.text)
-        distinct = sorted(set(words))
-        own = (
-            {n: v for n, v in candidate.numbers.items() if n not in shared}
-            if shared
-            else candidate.numbers
-        )
-        of: Features = {}
-        if distinct:
-            scale = 1.0 / sqrt(len(distinct))
-            _add(of, [(_index("word", word), scale) for word in distinct])
-            scale *= PAIR_WEIGHT
-            _add(of, [(_pair(pair), scale) for pair in sorted(set(pairwise(words)))])
-        if own:
-            scale = 1.0 / sqrt(len(own))
-            _add(of, [(_index("number", name), value * scale) for name, value in own.items()])
-        for left in lefts:
-            if left:
-                right = [("word", word, 1.0) for word in distinct] + [
-                    ("number", *pair) for pair in own.items()
-                ]
-                _add(of, _crosses(left, right))
-        if tenant_share > 0.0:
-            own_index, scale = _index("tenant", tenant), sqrt(tenant_share)
-            _add(of, [(_cross(own_index, index), value * scale) for index, value in of.items()])
-        found.append(of)
-    return found
+    identities = [identity_of(candidate) for candidate in candidates]
+    words, others = _read(candidates, identities)
+    numbers = _numbers(candidates, shared)
+    known = Part.of(
+        [(row, index, 1.0) for row, index in enumerate(identities) if vocabulary.knows(index)]
+    )
+    said, weights = _said(context, vocabulary)
+
+    # What the context and the shared numbers are crossed with.
+    rights = Part.joined([_first(words, CROSSED_WORDS), numbers])
+    by_candidate = _cut(said, weights, MOST_CROSSES // max(1, len(known.rows)), CONTEXT_WORDS)
+    most = MOST_CROSSES // max(1, len(rights.rows))
+    by_word = _cut(said, weights, most, CROSSED_CONTEXT_WORDS)
+    state = np.array([_index("number", name) for name in shared], dtype=np.int64)
+    values = np.array([_bounded(value) for value in shared.values()])
+    state, values = state[:most], values[:most] / sqrt(max(1, len(values)))
+
+    part = Part.joined(
+        [
+            words.scaled(_norms(words, count)),
+            *(other.scaled(_norms(words, count)) for other in others),
+            numbers.scaled(_norms(numbers, count)),
+            known,
+            known.crossed(*by_candidate).scaled(np.full(count, CONTEXT_BY_CANDIDATE)),
+            rights.crossed(*by_word).scaled(CONTEXT_BY_WORD * _norms(rights, count)),
+            rights.crossed(state, values).scaled(_norms(rights, count)),
+            known.crossed(state, values),
+        ]
+    )
+    if tenant_share > 0.0:
+        own = np.array([_index("tenant", tenant)])
+        part = Part.joined([part, part.crossed(own, np.array([sqrt(tenant_share)]))])
+    return Slate(count, part)
 
 
-def names_of(context: str, candidates: Sequence[Described], tenant: str = "") -> dict[int, str]:
+def words_of(context: str) -> list[int]:
+    """Return the distinct words of a context, as a vocabulary counts them."""
+    return sorted({_context_word(word) for word in tokens(context[:TEXT_CHARACTERS])})
+
+
+def identity_of(candidate: Described) -> int:
+    """Return what a vocabulary counts a candidate by: its name, or its whole text if it has
+    none.
+    """
+    return _hash(f"id {candidate.id}" if candidate.id else f"text {candidate.text}")
+
+
+def names_of(
+    context: str,
+    candidates: Sequence[Described],
+    tenant: str = "",
+    vocabulary: Vocabulary | None = None,
+) -> dict[int, str]:
     """Return what the features of these candidates stand for, such as `word effect` or `context
     pain × word drug`.
     """
     shared = _shared([candidate.numbers for candidate in candidates])
-    lefts = [("context", word) for word in _longest(context)] + [
+    lefts = [("context", word) for word in set(tokens(context[:TEXT_CHARACTERS]))] + [
         ("number", name) for name in shared
     ]
     names: dict[int, str] = {}
     for candidate in candidates:
-        words = tokens(candidate.text)
-        rights = [("word", word) for word in words] + [
+        words = tokens(candidate.text[: _readable(len(candidates))])
+        rights = [("word", word) for word in set(words)] + [
             ("number", name) for name in candidate.numbers
         ]
-        names |= {_index(*right): " ".join(right) for right in rights}
-        names |= {_index("pair", *pair): f"pair {' '.join(pair)}" for pair in pairwise(words)}
+        found = {_index(*right): " ".join(right) for right in rights}
+        if (vocabulary or Vocabulary()).knows(identity_of(candidate)):
+            found[identity_of(candidate)] = f"candidate {candidate.id or candidate.text[:40]}"
+        names |= {_pair(*pair): f"pair {' '.join(pair)}" for pair in pairwise(words)}
+        names |= {_index("value", word): f"number after {word}" for word in words}
+        names |= found
         names |= {
-            _cross(_index(*left), _index(*right)): f"{' '.join(left)} × {' '.join(right)}"
-            for left, right in product(lefts, rights)
+            _cross(_index(*left), index): f"{' '.join(left)} × {name}"
+            for left, (index, name) in product(lefts, found.items())
         }
     own = _index("tenant", tenant)
     return {_cross(own, index): f"{name} for {tenant}" for index, name in names.items()} | names
 
 
-def _add(found: Features, terms: Sequence[tuple[int, float]]) -> None:
-    if not found:
-        found.update(terms)
-        if len(found) == len(terms):  # nearly always
-            return
-        found.clear()
-    for index, value in terms:
-        found[index] = found.get(index, 0.0) + value
+def _read(candidates: Sequence[Described], identities: Sequence[int]) -> tuple[Part, list[Part]]:
+    """Return the distinct words of the texts, each with value 1; and pairs and numbers in them.
 
-
-def _crosses(left: Sequence[Term], right: Sequence[Term]) -> list[tuple[int, float]]:
-    """Return each of the left times each of the right; nothing where that would be too many."""
-    count = len(left) * len(right)
-    if not 0 < count <= MOST_CROSSES:
-        return []
-    scale = 1.0 / sqrt(count)
-    hashed = [(_index(kind, name), value * scale) for kind, name, value in right]
-    return [
-        (_cross(first, second), factor * value)
-        for first, factor in [(_index(kind, name), value) for kind, name, value in left]
-        for second, value in hashed
+    A text that is too long to be read to its end counts once more, by its name or as a whole.
+    """
+    limit = _readable(len(candidates))
+    texts = [tokens(candidate.text[:limit]) for candidate in candidates]
+    flat = list(chain.from_iterable(texts))
+    if max(map(len, flat), default=0) > LONGEST_WORD:  # Words are cached, so they must be short.
+        flat = [word[:LONGEST_WORD] for word in flat]
+    rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    found = np.fromiter(map(_word, flat), dtype=np.int64, count=len(flat))
+    together = rows[1:] == rows[:-1]
+    pairs = crossed(found[:-1] ^ _PAIR, found[1:])[together]
+    values = []
+    if NUMBER in flat:
+        for place in range(1, len(flat) - 1):
+            if flat[place] == NUMBER and rows[place - 1] == rows[place]:
+                value = _saturated(float(flat[place + 1]), 8.0)
+                values.append((int(rows[place]), _index("value", flat[place - 1]), value))
+    cut = [
+        (row, identity, 1.0)
+        for row, (candidate, identity) in enumerate(zip(candidates, identities, strict=True))
+        if len(candidate.text) > limit
+    ]
+    return _distinct(rows, found, 1.0), [
+        _distinct(rows[1:][together], pairs, PAIR_WEIGHT),
+        Part.of([*values, *cut]),
     ]
 
 
-def _cross(first: int, second: int) -> int:
-    return (first * _ODD ^ second) & _MASK
+def _readable(count: int) -> int:
+    """Return how many characters of each of so many candidates are read word by word."""
+    return min(TEXT_CHARACTERS, SLATE_CHARACTERS // max(1, count))
+
+
+def _distinct(rows: Integers, indices: Integers, value: float) -> Part:
+    """Return each feature of each row once, in order."""
+    keys = np.sort((rows << BITS) | indices)
+    keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
+    return Part(keys >> BITS, keys & MASK, np.full(len(keys), value))
+
+
+def _first(part: Part, most: int) -> Part:
+    """Return the first features of each row; the rows must be in order."""
+    sizes = np.bincount(part.rows)
+    kept = np.arange(len(part.rows)) - (np.cumsum(sizes) - sizes)[part.rows] < most
+    return Part(part.rows[kept], part.indices[kept], part.values[kept])
+
+
+def _norms(part: Part, count: int) -> Floats:
+    """Return one over the root of each row's number of features."""
+    sizes = np.bincount(part.rows, minlength=count)
+    norms: Floats = 1.0 / np.sqrt(np.maximum(sizes, 1))
+    return norms
+
+
+def _said(context: str, vocabulary: Vocabulary) -> tuple[Integers, Floats]:
+    """Return the words of a context and what each may tell; the most telling first."""
+    words = words_of(context)
+    weights = vocabulary.weights(words)
+    order = np.argsort(-weights, kind="stable")
+    return np.array(words, dtype=np.int64)[order], weights[order]
+
+
+def _cut(said: Integers, weights: Floats, *most: int) -> tuple[Integers, Floats]:
+    """Return the first of these words, with weights of norm 1."""
+    said, weights = said[: min(most)], weights[: min(most)]
+    # Added from first to last: the same on every machine.
+    norm = sqrt(float(np.add.accumulate(weights * weights)[-1])) if len(weights) else 0.0
+    return said, weights / (norm or 1.0)
+
+
+def _numbers(candidates: Sequence[Described], shared: Mapping[str, float]) -> Part:
+    """Return the numbers that are not shared. Where one candidate's is huge, all are divided, so
+    that their order still counts and the other features are still heard.
+    """
+    terms = [
+        (row, name, value)
+        for row, candidate in enumerate(candidates)
+        for name, value in candidate.numbers.items()
+        if name not in shared
+    ]
+    largest: dict[str, float] = {}
+    for _, name, value in terms:
+        largest[name] = max(abs(value), largest.get(name, LARGEST_NUMBER))
+    return Part.of(
+        [
+            (row, _index("number", name), LARGEST_NUMBER * (value / largest[name]))
+            if largest[name] > LARGEST_NUMBER
+            else (row, _index("number", name), value)
+            for row, name, value in terms
+        ]
+    )
+
+
+def _bounded(value: float) -> float:
+    """Return a shared number as it is up to 2, and ever more slowly towards 3 beyond."""
+    most = LARGEST_NUMBER - 1.0
+    if abs(value) <= most:
+        return value
+    return copysign(most + _saturated(sqrt(abs(value) - most), 30.0), value)
+
+
+def _saturated(value: float, half: float) -> float:
+    """Return a number >= 0 on a scale from 0 to 1; `half` is in the middle.
+
+    It is no logarithm, because mathematics libraries differ in their last bits.
+    """
+    return 1.0 if isinf(value) else value / (value + half)
 
 
 def _shared(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -167,15 +307,30 @@ def _shared(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: value for name, value in first.items() if (name, value) in same} if same else {}
 
 
-def _longest(context: str) -> list[str]:
-    return sorted(set(tokens(context)), key=lambda word: (-len(word), word))[:CROSS_CONTEXT_WORDS]
+def _cross(first: int, second: int) -> int:
+    return (first * 0x9E3779B1 ^ second) & MASK
+
+
+def _pair(first: str, second: str) -> int:
+    return _cross(_word(first) ^ _PAIR, _word(second))
+
+
+def _hash(text: str) -> int:
+    return crc32(text.encode(errors="surrogatepass")) & MASK
+
+
+def _context_word(word: str) -> int:
+    return _index("context", word[:LONGEST_WORD])
 
 
 @lru_cache(maxsize=1 << 16)
-def _pair(words: tuple[str, str]) -> int:
-    return _index("pair", *words)
+def _word(word: str) -> int:
+    return _hash(f"word {word}")
 
 
 @lru_cache(maxsize=1 << 16)
-def _index(*name: str) -> int:
-    return crc32(" ".join(name).encode()) & _MASK
+def _index(kind: str, name: str) -> int:
+    return _hash(f"{kind} {name}")
+
+
+_PAIR = _hash("pair")

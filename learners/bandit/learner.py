@@ -8,16 +8,20 @@ from math import sqrt
 import orjson
 
 from learners.bandit.config import BanditConfig
-from learners.bandit.features import FEATURE_VERSION, features
+from learners.bandit.features import FEATURE_VERSION, identity_of, slate_of, words_of
 from learners.bandit.knowledge import Knowledge, Observation
 from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
 from learners.bandit.regressor import BlockBayesianRegressor
+from learners.bandit.serialization import vocabulary_from_json, vocabulary_to_json
+from learners.bandit.vocabulary import Vocabulary
 from learners.bandit.worth import taught
 from learners.contract import NewCheckpoint
 from schemas.examples import BanditExample, ExampleEvent
 
 
-def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
+def policy_of(
+    knowledge: Knowledge, config: BanditConfig, vocabulary: Vocabulary | None = None
+) -> BanditPolicy:
     """Return the policy of this knowledge. It changes as the knowledge grows."""
     squarecb = config.exploration == "squarecb"
     return BanditPolicy(
@@ -29,6 +33,7 @@ def policy_of(knowledge: Knowledge, config: BanditConfig) -> BanditPolicy:
         epsilon=config.epsilon,
         cost_weight=config.cost_weight,
         tenant_share=config.tenant_share,
+        vocabulary=vocabulary or Vocabulary(),
     )
 
 
@@ -40,6 +45,7 @@ class BanditState:
         snapshot: knowledge before the recent examples, as bytes.
         knowledge: the snapshot with the recent examples learned.
         recent: examples whose reward may still be corrected, in the order learned.
+        vocabulary: the words of the contexts, and the candidates, of all examples.
         corrected: number of corrections and retractions learned; each undid the reward before it.
         uncorrected: number of those that came too late, or for decisions never learned.
     """
@@ -47,6 +53,7 @@ class BanditState:
     snapshot: bytes
     knowledge: Knowledge
     recent: list[Observation] = field(default_factory=list)
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
     corrected: int = 0
     uncorrected: int = 0
 
@@ -92,7 +99,7 @@ class BanditLearner:
         if example.reward_revision > 1:
             value = taught(example, self.config)
             return self._corrected(state, example.body.decision_id, value, example.retracted)
-        observation = self._observation(event, example.body)
+        observation = self._observation(state, event, example.body)
         state.knowledge.learn(observation, self.config)
         state.recent.append(observation)
         # Settle many at once, because each time copies the knowledge. `correctable` of them remain.
@@ -131,7 +138,7 @@ class BanditLearner:
 
     def policy(self, state: BanditState) -> BanditPolicy:
         """Return the policy of a state. It does not change when more is learned."""
-        live = policy_of(state.knowledge, self.config)
+        live = policy_of(state.knowledge, self.config, state.vocabulary.copy())
         if self.config.exploration in ("thompson", "bag"):
             return replace(live, beliefs=deepcopy(state.knowledge.regressor))
         return replace(live, beliefs=Weights.of(state.knowledge.regressor))
@@ -142,6 +149,7 @@ class BanditLearner:
             {
                 "snapshot": orjson.Fragment(state.snapshot),
                 "recent": [observation.to_json() for observation in state.recent],
+                "vocabulary": vocabulary_to_json(state.vocabulary),
                 "corrected": state.corrected,
                 "uncorrected": state.uncorrected,
             }
@@ -156,19 +164,25 @@ class BanditLearner:
             snapshot,
             self._after(snapshot, recent),
             recent,
+            vocabulary_from_json(document["vocabulary"]),
             document["corrected"],
             document["uncorrected"],
         )
 
-    def _observation(self, event: ExampleEvent, body: BanditExample) -> Observation:
-        decision, config = body.decision, self.config
-        slate = features(decision.context, decision.candidates, event.tenant, config.tenant_share)
+    def _observation(
+        self, state: BanditState, event: ExampleEvent, body: BanditExample
+    ) -> Observation:
+        """Count the words of a decision, and return it with the features that it has by then."""
+        decision, share = body.decision, self.config.tenant_share
+        context, candidates = decision.context, decision.candidates
+        state.vocabulary.take(words_of(context), identity_of(candidates[decision.choice]))
+        slate = slate_of(context, candidates, event.tenant, share, state.vocabulary)
         return Observation(
             decision_id=body.decision_id,
-            x=slate[decision.choice],
+            x=slate.features(decision.choice),
             propensity=decision.propensity,
-            slate=len(slate),
-            value=taught(event.payload, config),
+            slate=slate.count,
+            value=taught(event.payload, self.config),
         )
 
     def _corrected(

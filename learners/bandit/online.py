@@ -18,6 +18,7 @@ class Plain(NamedTuple):
 
     text: str = ""
     numbers: Mapping[str, float] = {}
+    id: str = ""
 
 
 class OnlineBandit:

@@ -1,7 +1,8 @@
 """The bandit's policy, which the gateway serves, and its form as an artifact."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import fsum
 from operator import mul
 from typing import Any, ClassVar, get_args
@@ -9,8 +10,9 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import orjson
 
+from learners.bandit import features_before
 from learners.bandit.exploration import Exploration, bag, greedy, squarecb, thompson, with_floor
-from learners.bandit.features import FEATURE_VERSION, Features, features
+from learners.bandit.features import BITS, FEATURE_VERSION, Features, features, names_of, slate_of
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.bandit.serialization import (
     finite,
@@ -18,7 +20,11 @@ from learners.bandit.serialization import (
     regressor_from_json,
     regressor_to_json,
     unpacked,
+    vocabulary_from_json,
+    vocabulary_to_json,
 )
+from learners.bandit.slates import Floats, Slate
+from learners.bandit.vocabulary import Vocabulary
 from schemas.decisions import Candidate
 
 MEDIA_TYPE = "application/vnd.everloop.bandit+json"
@@ -41,6 +47,17 @@ class Weights:
         """Return the present weights of a regressor."""
         return cls(regressor.config.prior_mean, regressor.weights())
 
+    @cached_property
+    def _dense(self) -> Floats:
+        """The weights as an array, so that large slates are scored fast."""
+        dense = np.zeros(1 << BITS)
+        dense[list(self.by_feature)] = list(self.by_feature.values())
+        return dense
+
+    def predict_slate(self, slate: Slate) -> list[float]:
+        """Return the prediction for each candidate."""
+        return [self.centre + score for score in slate.scores(self._dense)]
+
     def predict_many(self, examples: Sequence[Features]) -> list[float]:
         """Return the predictions, in order."""
         weight = self.by_feature.get
@@ -60,7 +77,9 @@ class BanditPolicy:
         greed: gamma of `squarecb`; divisor of the standard deviations in `thompson`.
         epsilon: share of uniform exploration, in (0, 1].
         cost_weight: reward that one unit of a candidate's cost is worth, >= 0.
-        tenant_share: see `features`.
+        tenant_share: see `slate_of`.
+        feature_version: version of the features that the beliefs are about.
+        vocabulary: see `slate_of`.
     """
 
     media_type: ClassVar[str] = MEDIA_TYPE
@@ -72,16 +91,20 @@ class BanditPolicy:
     cost_weight: float = 0.0
     tenant_share: float = 0.0
     feature_version: int = FEATURE_VERSION
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     def probabilities(
         self, context: str, candidates: Sequence[Candidate], tenant: str = ""
     ) -> list[float]:
         """Return the probability of each candidate, in their order."""
-        found = features(context, candidates, tenant, self.tenant_share)
         costs = [self.cost_weight * (candidate.cost or 0.0) for candidate in candidates]
-        means = [
-            mean - cost for mean, cost in zip(self.beliefs.predict_many(found), costs, strict=True)
-        ]
+        if self.feature_version == FEATURE_VERSION and isinstance(self.beliefs, Weights):
+            slate = slate_of(context, candidates, tenant, self.tenant_share, self.vocabulary)
+            believed, found = self.beliefs.predict_slate(slate), []
+        else:
+            found = self.features(context, candidates, tenant)
+            believed = self.beliefs.predict_many(found)
+        means = [mean - cost for mean, cost in zip(believed, costs, strict=True)]
         if self.exploration == "squarecb":
             chances = squarecb(means, self.greed)
         elif self.exploration == "epsilon":
@@ -97,10 +120,30 @@ class BanditPolicy:
                 )
         return with_floor(chances, self.epsilon)
 
+    def features(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> list[Features]:
+        """Return the features of each candidate, of the policy's own version."""
+        if self.feature_version == FEATURE_VERSION:
+            return features(context, candidates, tenant, self.tenant_share, self.vocabulary)
+        version, share = self.feature_version, self.tenant_share
+        return features_before.features(version, context, candidates, tenant, share)
+
+    def names_of(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> dict[int, str]:
+        """Return what the features of these candidates stand for."""
+        if self.feature_version == FEATURE_VERSION:
+            return names_of(context, candidates, tenant, self.vocabulary)
+        return features_before.names_of(self.feature_version, context, candidates, tenant)
+
     def to_bytes(self) -> bytes:
         """Return the policy as JSON; equal policies give equal bytes."""
+        before = self.feature_version != FEATURE_VERSION
+        vocabulary = {} if before else {"vocabulary": vocabulary_to_json(self.vocabulary)}
         return orjson.dumps(
             {
+                **vocabulary,
                 "exploration": self.exploration,
                 "greed": self.greed,
                 "epsilon": self.epsilon,
@@ -122,16 +165,17 @@ class BanditPolicy:
         """Return the policy that `to_bytes` wrote.
 
         Raises:
-            ValueError: it is not a bandit policy, is damaged, or was made for features that this
-                program does not compute.
+            ValueError: it is not a bandit policy, is damaged, or reads features of a version that
+                this program does not compute. Versions 2 and 3 are still computed for the policies
+                that read them.
         """
         try:
             document = orjson.loads(value)
             version = document["feature_version"]
-            if version != FEATURE_VERSION:
+            if version not in (*features_before.TOKENS, FEATURE_VERSION):
                 raise ValueError(
                     f"the policy reads features of version {version}, this program computes"
-                    f" {FEATURE_VERSION}"
+                    f" {min(features_before.TOKENS)} to {FEATURE_VERSION}"
                 )
             if document["exploration"] not in get_args(Exploration):
                 raise ValueError(f"unknown exploration {document['exploration']!r}")
@@ -148,6 +192,10 @@ class BanditPolicy:
                 float(document["epsilon"]),
                 float(document["cost_weight"]),
                 float(document["tenant_share"]),
+                version,
+                vocabulary_from_json(document["vocabulary"])
+                if version == FEATURE_VERSION
+                else Vocabulary(),
             )
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"not a bandit policy: {error!r}") from error

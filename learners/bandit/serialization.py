@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
+from learners.bandit.vocabulary import Counts, Vocabulary
 
 
 def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
@@ -69,6 +70,34 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
         covariances[:, columns, rows] = covariances[:, rows, columns]
         regressor.restore_block(int(block["id"]), slots, covariances)
     return regressor
+
+
+def vocabulary_to_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return a vocabulary as JSON. Equal vocabularies give equal documents."""
+    return {
+        "contexts": vocabulary.contexts,
+        "words": _counts_to_json(vocabulary.words),
+        "candidates": _counts_to_json(vocabulary.candidates),
+    }
+
+
+def vocabulary_from_json(document: dict[str, Any]) -> Vocabulary:
+    """Return the vocabulary that `vocabulary_to_json` wrote."""
+    return Vocabulary(
+        int(document["contexts"]),
+        _counts_from_json(document["words"]),
+        _counts_from_json(document["candidates"]),
+    )
+
+
+def _counts_to_json(counts: Counts) -> list[str]:
+    items = counts.items()
+    return [packed([item[side] for item in items], "<u4") for side in (0, 1)]
+
+
+def _counts_from_json(document: list[str]) -> Counts:
+    counted, often = (unpacked(text, "<u4").tolist() for text in document)
+    return Counts(dict(zip(counted, often, strict=True)))
 
 
 def packed(numbers: Sequence[Any] | NDArray[Any], kind: str) -> str:

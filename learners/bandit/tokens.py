@@ -15,6 +15,7 @@ NUMBER = "#"
 ARABIC_DECIMAL_POINT = "\u066b"
 
 _LATIN = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[%<>=]")
+_DIGIT = re.compile(r"[0-9]")
 _ANY = re.compile(r"L+|(?P<unspaced>U+)|D+(?:\.D+)?|S")
 """A token in the string of the characters' kinds, see `_kind`."""
 
@@ -59,9 +60,10 @@ def tokens(text: str) -> list[str]:
     Standard, section 3.13, toNFKC_Casefold).
     """
     if text.isascii():  # Most texts are, and this is faster. The general way gives the same.
-        return _numbered(_LATIN.findall(text.lower()))
+        found = _LATIN.findall(text.lower())
+        return _numbered(found) if _DIGIT.search(text) else found
     text = _folded(text)
-    found: list[str] = []
+    found = []
     for match in _ANY.finditer("".join(map(_kind, text))):
         token = text[match.start() : match.end()]
         if match["unspaced"] and len(token) > 1:
