@@ -21,7 +21,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Python 3.12 and later count lines themselves, at no cost; tracing them takes a third more time.
 COUNTED = COVERAGE_CORE=$(shell $(RUN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')")
 
-.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-training bench-gateway soak faults schemas clean
+.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-training bench-gateway bench-evidence soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
@@ -34,6 +34,7 @@ help:
 	@echo "make bench-bandit  the bandit beside Vowpal Wabbit, and whether its evaluation and gate tell the truth"
 	@echo "make bench-training  what SFT, DPO, GRPO and PPO earn over their parents, on served answers, three seeds each"
 	@echo "make bench-gateway  the gateway beside its peers, each in an environment of its own"
+	@echo "make bench-evidence  how often gates, trials and watches are wrong in a thousand worlds each; half an hour"
 	@echo "make soak    half an hour of everything at once at the gateway, with its memory curve"
 	@echo "make faults  kill 120 processes under load, stop Kafka for two minutes; takes a quarter of an hour"
 	@echo "make format  let ruff rewrite the sources"
@@ -98,6 +99,9 @@ bench-training: $(LEARN)/.synced
 
 bench-gateway: setup
 	$(RUN)/python -m tests.benchmarks --only gateway switches decisions --out bench-gateway.json
+
+bench-evidence: setup
+	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.evidence --out bench-evidence.json
 
 soak: setup
 	$(RUN)/python -m tests.benchmarks.soak

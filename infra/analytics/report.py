@@ -56,6 +56,14 @@ class CheckpointReport(BaseModel):
     reason: str
 
 
+class GateReport(BaseModel):
+    """What the gate of a logical name waits for, in a sentence."""
+
+    name: str
+    phase: str
+    text: str
+
+
 class SwitchReport(BaseModel):
     """A change of the versions that a name leads to."""
 
@@ -72,9 +80,30 @@ class Report(BaseModel):
     groups: list[GroupReport]
     nodes: list[NodeReport]
     checkpoints: list[CheckpointReport]
+    gates: list[GateReport]
     switches: list[SwitchReport]
     dead_letters: int
     events: int
+
+    @property
+    def grouped_checkpoints(self) -> list[CheckpointReport]:
+        """The checkpoints, with one line for all that were rejected of a name: there may be
+        thousands, and the reason of the last tells most.
+        """
+        kept = [c for c in self.checkpoints if c.state != "rejected"]
+        rejected: dict[str, list[CheckpointReport]] = {}
+        for checkpoint in self.checkpoints:
+            if checkpoint.state == "rejected":
+                rejected.setdefault(checkpoint.name, []).append(checkpoint)
+        return kept + [
+            of[-1].model_copy(
+                update={
+                    "version": f"{len(of)} versions",
+                    "reason": f"the last, {of[-1].version}: {of[-1].reason}",
+                }
+            )
+            for of in rejected.values()
+        ]
 
 
 def build_report(client: Any) -> Report:
@@ -100,10 +129,15 @@ def build_report(client: Any) -> Report:
         "SELECT name, version, state, announced, reason FROM checkpoint_states ORDER BY"
         " announced, version"
     )
+    gates = client.query(
+        "SELECT name, argMax(phase, (time, `offset`)) AS phase, argMax(text, (time, `offset`)) AS"
+        " text FROM gates FINAL GROUP BY name ORDER BY name"
+    )
     return Report(
         groups=[_group(client, name) for (name,) in names],
         nodes=[NodeReport.model_validate(row) for row in nodes.named_results()],
         checkpoints=[CheckpointReport.model_validate(row) for row in checkpoints.named_results()],
+        gates=[GateReport.model_validate(row) for row in gates.named_results()],
         switches=_switches(client),
         dead_letters=counts["dead_letters"],
         events=sum(counts.values()),

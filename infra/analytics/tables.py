@@ -16,6 +16,8 @@ from schemas.checkpoints import CheckpointEvent
 from schemas.dead_letters import DeadLetterEvent
 from schemas.decisions import DecisionEvent
 from schemas.envelope import AnyEvent
+from schemas.gates import GateEvent
+from schemas.outcomes import OutcomeEvent
 from schemas.rewards import RewardEvent
 from schemas.routes import RouteEvent
 from schemas.spans import Attribute, SpanEvent
@@ -23,6 +25,8 @@ from schemas.topics import (
     CHECKPOINTS,
     DEAD_LETTERS,
     DECISIONS,
+    GATES,
+    OUTCOMES,
     REWARDS,
     ROUTES,
     SPANS,
@@ -175,6 +179,33 @@ def _checkpoint(event: CheckpointEvent) -> list[Any]:
     ]
 
 
+def _outcome(event: OutcomeEvent) -> list[Any]:
+    outcome = event.payload
+    return [
+        outcome.name,
+        outcome.version,
+        outcome.split,
+        outcome.begun,
+        str(outcome.state),
+        outcome.fault or "",
+        outcome.reward,
+        outcome.cost,
+    ]
+
+
+def _gate(event: GateEvent) -> list[Any]:
+    gate = event.payload
+    return [
+        gate.name,
+        gate.phase,
+        gate.version or "",
+        gate.evidence,
+        gate.needed,
+        gate.per_hour,
+        gate.text,
+    ]
+
+
 def _training(event: TrainingEvent) -> list[Any]:
     training = event.payload
     return [
@@ -294,6 +325,37 @@ TABLES: tuple[Table, ...] = (
         ),
         _checkpoint,
         "name, version",
+    ),
+    Table(
+        "outcomes",
+        OUTCOMES,
+        (
+            ("name", _NAME),
+            ("version", "String"),
+            ("split", _NAME),
+            ("begun", "DateTime64(3, 'UTC')"),
+            ("state", _NAME),
+            ("fault", _NAME),
+            ("reward", "Nullable(Float64)"),
+            ("cost", "Float64"),
+        ),
+        _outcome,
+        "name, version, time",
+    ),
+    Table(
+        "gates",
+        GATES,
+        (
+            ("name", _NAME),
+            ("phase", _NAME),
+            ("version", "String"),
+            ("evidence", "UInt32"),
+            ("needed", "Nullable(UInt32)"),
+            ("per_hour", "Nullable(Float64)"),
+            ("text", "String"),
+        ),
+        _gate,
+        "name, time",
     ),
     Table(
         "trainings",

@@ -22,10 +22,12 @@ from infra.installation.log import open_log
 from infra.processes.run_file import StartError, running_installation
 from infra.runtime.errors import ConfigError
 from learners.gate import GateConfig
+from schemas.checkpoints import CheckpointState
 from streams.runners.lag import lag
 from streams.views.audit import AuditTrail
 from streams.views.checkpoints import Checkpoints
 from streams.views.follower import read_views
+from streams.views.gates import Gates
 from streams.views.keys import Keys
 from streams.views.orders import Orders
 from streams.views.routes import Routes
@@ -35,8 +37,15 @@ if TYPE_CHECKING:
     from infra.demo.comparison import DemoResult
 
 DOWN_TIMEOUT_S = 60.0
+REFUSED = (CheckpointState.REJECTED, CheckpointState.ROLLED_BACK)
 EXAMPLE = "research_society"
 """The package that `everloop demo` runs."""
+
+RELAXED = (
+    "The gate is less strict here than in an installation, since {rollouts} rollouts are few:"
+    " confidence {gate.confidence:.0%} (not 95%), tolerance {gate.tolerance:g} (not 0.02), and no"
+    " trial before a promotion."
+)
 
 NO_MODEL = (
     "No model is configured: a stand-in answers every call. Set models.NAME.base_url and"
@@ -80,12 +89,15 @@ def down(as_json: AsJson = False) -> None:
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Show what runs, whether it is healthy, and how far each consumer group is behind."""
+    """Show what runs, whether it is healthy, how far each consumer group is behind, and what each
+    gate waits for.
+    """
     settings = load_settings()
     state = running_installation(settings.data_dir)
     document: dict[str, Any] = {"running": state is not None, "data_dir": str(settings.data_dir)}
     document["groups"] = _groups(settings)
     document["unreadable"] = _unreadable(settings)
+    document["gates"] = _gates(settings)
     if state is not None:
         document |= state.model_dump(mode="json")
         document["gateway"] = _gateway_health(state.urls["gateway"])
@@ -109,6 +121,13 @@ def status(as_json: AsJson = False) -> None:
         for name, lags in document["groups"].items()
     ]
     print_table("Consumer groups", ("group", "records behind", "on"), rows)
+    for gate in document["gates"]:
+        console.print(f"[bold]{gate['name']}[/] ({gate['phase']}): {gate['text']}.")
+        if gate["rejected"]:
+            console.print(
+                f"  {gate['rejected']} versions were rejected or rolled back; the last,"
+                f" {gate['last_rejected']}: {gate['last_reason']}"
+            )
     for topic, count in document["unreadable"].items():
         console.print(
             f"{topic}: {count} records cannot be read and are skipped; see `everloop dead-letters"
@@ -143,7 +162,7 @@ def demo(
 
     from infra.analytics.page import write_report
     from infra.cli.views import print_report
-    from infra.demo.comparison import DemoOptions, run_demo
+    from infra.demo.comparison import DEMO_GATE, DemoOptions, run_demo
 
     if log not in ("embedded", "kafka"):
         raise ConfigError(f"--log is {log!r}; it must be `embedded` or `kafka`")
@@ -152,6 +171,8 @@ def demo(
         options = DemoOptions(load_tasks(tasks), rollouts, seed)
     except TaskFileError as error:
         raise ConfigError(str(error)) from error
+    if settings.gate == DEMO_GATE and not as_json:
+        console.print(RELAXED.format(gate=DEMO_GATE, rollouts=rollouts))
     with progress_bar() as progress, _own_log(settings, log) as settings:
         bar = progress.add_task("rollouts (both arms)", total=2 * rollouts)
         result, report = run_demo(
@@ -251,6 +272,28 @@ def _groups(settings: Settings) -> dict[str, dict[str, int]]:
             }
             for processor in processors
         }
+
+
+def _gates(settings: Settings) -> list[dict[str, Any]]:
+    """Return what each gate waits for, with how many versions it refused, and why the last."""
+    if settings.log_kind == "sqlite" and not settings.log_path.exists():
+        return []
+    gates, checkpoints = Gates(), Checkpoints()
+    with open_log(settings) as log:
+        read_views(log, gates, checkpoints)
+    found = []
+    for name, gate in sorted(gates.current.items()):
+        refused = [c for c in checkpoints.of(name).values() if c.state in REFUSED]
+        last = refused[-1] if refused else None
+        found.append(
+            gate.model_dump(mode="json")
+            | {
+                "rejected": len(refused),
+                "last_rejected": last and last.version,
+                "last_reason": last and last.reason,
+            }
+        )
+    return found
 
 
 def _unreadable(settings: Settings) -> dict[str, int]:

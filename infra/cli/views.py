@@ -99,9 +99,14 @@ def print_report(built: Report) -> None:
         ],
     )
     print_table(
+        "Gates",
+        ("name", "phase", "what it waits for"),
+        [(g.name, g.phase, g.text) for g in built.gates],
+    )
+    print_table(
         "Checkpoints",
         ("name", "version", "state", "reason"),
-        [(c.name, c.version, c.state, c.reason) for c in built.checkpoints],
+        [(c.name, c.version, c.state, c.reason) for c in built.grouped_checkpoints],
     )
     print_table(
         "Switches",

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
+from schemas.gates import GateEvent, GateStatus
 from schemas.keys import ApiKey, KeyEvent, Scope
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.routes import HISTORY, Route, RouteEvent, RouteTarget
@@ -19,6 +20,7 @@ from streams.storage.log import Log
 from streams.storage.records import NewRecord, Outgoing, Record
 from streams.views.checkpoints import Checkpoints
 from streams.views.follower import Follower, read_views
+from streams.views.gates import Gates
 from streams.views.keys import Keys
 from streams.views.rollouts import Rollouts
 from streams.views.routes import Routes
@@ -225,3 +227,11 @@ def test_a_follower_goes_on_after_an_outage_and_closes_the_log_that_it_drops(
         thread.join()
     assert len(opened) == 2
     assert closed == opened
+
+
+def test_of_a_gate_the_last_status_counts() -> None:
+    view = Gates()
+    for phase in ("waiting", "trial"):
+        status = GateStatus(name="p", phase=phase, text=f"{phase} now")
+        view.apply(GateEvent(payload=status))
+    assert [(name, gate.phase) for name, gate in view.current.items()] == [("p", "trial")]

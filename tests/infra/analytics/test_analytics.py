@@ -12,7 +12,7 @@ import pytest
 
 from infra.analytics.client import connect
 from infra.analytics.page import write_report
-from infra.analytics.report import Report, build_report
+from infra.analytics.report import CheckpointReport, Report, build_report
 from infra.analytics.sink import GROUP, Sink
 from infra.config.settings import Settings
 from infra.installation.apps import analytics_app
@@ -122,7 +122,7 @@ def test_a_report_of_nothing_is_empty_and_can_be_drawn(
     Sink(log, store).catch_up()
     report = build_report(store)
     assert report == Report(
-        groups=[], nodes=[], checkpoints=[], switches=[], dead_letters=0, events=0
+        groups=[], nodes=[], checkpoints=[], gates=[], switches=[], dead_letters=0, events=0
     )
     html, _ = write_report(report, tmp_path)
     assert "no rewards on the log yet" in re.sub(r"<!-- (.*?) -->", r"\1", html.read_text())
@@ -173,3 +173,22 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
         connect("clickhouse://user:secret@127.0.0.1:9/default")
     assert "127.0.0.1:9" in str(refusal.value)
     assert "secret" not in str(refusal.value)
+
+
+def test_rejected_versions_are_one_line_with_the_reason_of_the_last() -> None:
+    rows = [("v1", "rejected", "a"), ("v2", "promoted", "b"), ("v3", "rejected", "c")]
+    checkpoints = [
+        CheckpointReport(name="p", version=v, state=state, announced=events.START, reason=reason)
+        for v, state, reason in rows
+    ]
+    report = Report(
+        groups=[],
+        nodes=[],
+        checkpoints=checkpoints,
+        gates=[],
+        switches=[],
+        dead_letters=0,
+        events=0,
+    )
+    lines = [(c.version, c.state, c.reason) for c in report.grouped_checkpoints]
+    assert lines == [("v2", "promoted", "b"), ("2 versions", "rejected", "the last, v3: c")]
