@@ -16,7 +16,7 @@ from typing import Any
 
 from learners.contract import Learner, NewCheckpoint, chances
 from schemas.decisions import Candidate, Decision
-from schemas.examples import BanditExample, Example, ExampleEvent, SftExample
+from schemas.examples import BanditExample, Example, ExampleEvent, Replaced, SftExample
 from schemas.rollouts import Split
 
 Make = Callable[[], Learner[Any]]
@@ -32,6 +32,12 @@ LATER = 25
 """Examples between a reward and its correction or retraction. Rewards change soon or never; a
 learner may forget old decisions, so that its state stays bounded.
 """
+
+POISONED = 120
+"""Wrong examples that are retracted, half as many as there are right ones."""
+
+NEAR = 0.1
+"""Most by which a probability may differ where a learner takes rewards back approximately."""
 
 SETTLED = 600
 """Examples after which a bounded state has reached its size, in this world of few words."""
@@ -133,24 +139,43 @@ def held_out_examples_change_nothing(make: Make) -> None:
 
 
 def a_correction_undoes_the_old_reward(make: Make) -> None:
-    """What is announced after a correction is what the right reward would have taught at once."""
+    """What is announced after a correction is what the right reward would have taught at once.
+
+    A learner that says `approximate` must choose nearly as it would have; one that says `none` is
+    not asked.
+    """
     learner = make()
     right = world(learner.target)
-    wrong = list(right)
-    wrong[LONG_AGO] = changed(right[LONG_AGO], reward=1.0 - right[LONG_AGO].payload.reward)
-    correction = changed(right[LONG_AGO], reward_revision=2)
-    wrong.insert(LONG_AGO + LATER, correction)
-    compare_after(learner, right, wrong, "a correction")
+    if _corrections(learner) == "approximate":
+        corrections = [
+            changed(event, reward_revision=2, replaces=_replaced(inverted(event)))
+            for event in right
+        ]
+        compare_choices(learner, right, [*map(inverted, right), *corrections], "corrections")
+    elif _corrections(learner) == "exact":
+        wrong = list(right)
+        wrong[LONG_AGO] = inverted(right[LONG_AGO])
+        replaces = _replaced(wrong[LONG_AGO])
+        correction = changed(right[LONG_AGO], reward_revision=2, replaces=replaces)
+        wrong.insert(LONG_AGO + LATER, correction)
+        compare_after(learner, right, wrong, "a correction")
 
 
 def a_retraction_undoes_the_example(make: Make) -> None:
-    """What is announced after a retraction is what there would be without the example."""
+    """What is announced after a retraction is what there would be without the example.
+
+    Nearly, or not at all, if the learner says so (see `a_correction_undoes_the_old_reward`).
+    """
     learner = make()
     with_it = world(learner.target)
-    without = [example for place, example in enumerate(with_it) if place != LONG_AGO]
-    retraction = changed(with_it[LONG_AGO], reward_revision=2, retracted=True)
-    with_it.insert(LONG_AGO + LATER, retraction)
-    compare_after(learner, without, with_it, "a retraction")
+    if _corrections(learner) == "approximate":
+        poison = [inverted(event) for event in world(learner.target, POISONED, first=1000)]
+        retractions = [_retraction(event) for event in poison]
+        compare_choices(learner, with_it, [*with_it, *poison, *retractions], "retractions")
+    elif _corrections(learner) == "exact":
+        without = [example for place, example in enumerate(with_it) if place != LONG_AGO]
+        with_it.insert(LONG_AGO + LATER, _retraction(with_it[LONG_AGO]))
+        compare_after(learner, without, with_it, "a retraction")
 
 
 def the_state_is_bounded(make: Make) -> None:
@@ -334,6 +359,50 @@ def compare_after(
             raise AssertionError(
                 f"after {what} the checkpoint of {checkpoint.examples} examples differs"
             )
+
+
+def compare_choices(
+    learner: Learner[Any], right: Sequence[ExampleEvent], other: Sequence[ExampleEvent], what: str
+) -> None:
+    """Compare the choices of what is announced last.
+
+    Raises:
+        AssertionError: a probability differs by more than `NEAR`.
+    """
+    (_, wanted), (_, found) = run(learner, right), run(learner, other)
+    if not wanted or not found:
+        raise AssertionError(f"nothing was announced in {len(right)} examples")
+    for which, context in enumerate(CONTEXTS):
+        expected, chosen = (
+            chances(
+                learner.policy_type.load(announced[-1].artifact),
+                context,
+                candidates(which),
+                "default",
+            )
+            for announced in (wanted, found)
+        )
+        if max(abs(p - q) for p, q in zip(expected, chosen, strict=True)) > NEAR:
+            raise AssertionError(
+                f"after {what} the policy chooses with {chosen}, and without them with {expected}"
+            )
+
+
+def inverted(event: ExampleEvent) -> ExampleEvent:
+    """Return an example with the opposite reward."""
+    return changed(event, reward=1.0 - event.payload.reward)
+
+
+def _corrections(learner: Learner[Any]) -> str:
+    return getattr(learner, "corrections", "exact")
+
+
+def _replaced(event: ExampleEvent) -> Replaced:
+    return Replaced(reward=event.payload.reward, first=event.time)
+
+
+def _retraction(event: ExampleEvent) -> ExampleEvent:
+    return changed(event, reward_revision=2, retracted=True, replaces=_replaced(event))
 
 
 def _id(number: int, kind: int) -> str:

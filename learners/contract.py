@@ -5,13 +5,18 @@ to announce.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum, isfinite
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from schemas.checkpoints import Kind
 from schemas.decisions import Candidate, Decision
 from schemas.examples import ExampleEvent
 
 S = TypeVar("S")
+
+Corrections = Literal["exact", "approximate", "none"]
+"""How a learner takes back what a corrected or retracted reward taught: to the last bit, nearly, or
+not at all.
+"""
 
 SUM_TOLERANCE = 1e-6
 """How far probabilities may be from summing to 1. Sums of floats are not exact."""
@@ -26,6 +31,7 @@ class NewCheckpoint:
         artifact: the bytes to be served.
         examples: how many examples changed it.
         metrics: measured numbers, by name.
+        uncorrected: how many corrections and retractions came that the learner could not follow.
     """
 
     name: str
@@ -35,6 +41,7 @@ class NewCheckpoint:
     media_type: str
     examples: int
     metrics: dict[str, float] = field(default_factory=dict)
+    uncorrected: int = 0
 
 
 class Learner(Protocol[S]):
@@ -49,6 +56,8 @@ class Learner(Protocol[S]):
         target: the logical name it learns.
         config_sha256: of its configuration.
         policy_type: what reads the artifacts of its policies; most simply the policy's class.
+        corrections: how it takes back what a corrected reward taught. Each checkpoint says it. A
+            learner without this attribute is taken to do it exactly.
     """
 
     identity: str
@@ -58,6 +67,11 @@ class Learner(Protocol[S]):
     @property
     def policy_type(self) -> "PolicyType":
         """What reads the artifacts of its policies."""
+        ...
+
+    @property
+    def corrections(self) -> Corrections:
+        """How it takes back what a corrected reward taught."""
         ...
 
     def initial(self) -> S:

@@ -50,18 +50,27 @@ class Replayed:
 def rewarded_by(
     events: Iterable[ExampleEvent], reward: RewardFunction | None
 ) -> list[ExampleEvent]:
-    """Return the bandit's examples with the rewards of a function; unchanged if there is no
-    function.
+    """Return the bandit's examples with the rewards of a function, or with their own if there is
+    no function.
+
+    A corrected example is returned once, as it was sent last, in the place where it was sent first.
+    A retracted one is left out. So a learner learns history as if every reward had been right at
+    once.
 
     Raises:
         RewardFunctionError: the function raised an error, or did not return a number in [0, 1].
     """
-    found = []
+    newest: dict[str, ExampleEvent] = {}
     for event in events:
-        example = event.payload
-        if not isinstance(example.body, BanditExample):
+        if isinstance(event.payload.body, BanditExample):
+            newest[event.payload.body.decision_id] = event
+    found = []
+    for event in newest.values():
+        example = event.payload.model_copy(update={"reward_revision": 1, "replaces": None})
+        event = event.model_copy(update={"payload": example})
+        if example.retracted:
             continue
-        if reward is not None and not example.retracted:
+        if reward is not None:
             value = _new_reward(reward, example)
             if value is None:
                 continue

@@ -71,6 +71,10 @@ class Lineage(EventData):
         ranges: offsets of the examples that the learner has folded.
         examples: number of examples that changed its weights.
         parent: version that it was trained from.
+        corrections: how the learner takes back what a corrected or retracted reward taught: to the
+            last bit, nearly, or not at all; empty where that was not noted.
+        uncorrected: corrections and retractions of examples that taught it, which came before it
+            was announced and did not change it.
     """
 
     learner: Name
@@ -78,6 +82,8 @@ class Lineage(EventData):
     ranges: list[OffsetRange] = []
     examples: int = Field(ge=0)
     parent: str | None = None
+    corrections: Literal["exact", "approximate", "none", ""] = ""
+    uncorrected: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod

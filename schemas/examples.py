@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AwareDatetime, Field, JsonValue
 
 from schemas.decisions import Decision
 from schemas.envelope import Event, EventData, EventId, Name, UnitInterval
@@ -54,6 +54,22 @@ class BanditExample(EventData):
     decision: Decision
 
 
+class Replaced(EventData):
+    """What a correction replaces: the example as it was sent last.
+
+    Attributes:
+        reward, criteria, cost: as they were sent.
+        retracted: whether it was taken back.
+        first: time of the event that sent the example first.
+    """
+
+    reward: UnitInterval
+    criteria: dict[str, UnitInterval] = {}
+    cost: float = Field(default=0.0, ge=0.0)
+    retracted: bool = False
+    first: AwareDatetime
+
+
 class Example(EventData):
     """One example.
 
@@ -63,6 +79,8 @@ class Example(EventData):
         reward_revision: 1 for the first reward; higher for a correction of an earlier example.
         retracted: whether the example has no reward any more. It counts as never given, and
             `reward` is the one that it had. It may be rewarded again, with a higher revision.
+        replaces: of a correction, what it replaces. None where that is not known: the example was
+            sent first by a version that did not note it.
         criteria: the scores that the reward was made of, by criterion.
         expected: label of the task, if there is one.
         cost: cost of the model calls in its span and below it, in the unit of the endpoints'
@@ -77,6 +95,7 @@ class Example(EventData):
     reward: UnitInterval
     reward_revision: int = Field(ge=1)
     retracted: bool = False
+    replaces: Replaced | None = None
     criteria: dict[str, UnitInterval] = {}
     expected: JsonValue = None
     cost: float = Field(default=0.0, ge=0.0)

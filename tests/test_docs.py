@@ -12,6 +12,7 @@ from infra.config.settings import Settings, load_settings
 from infra.installation.processors import learning_processors
 from learners.contract import Learner, distribution
 from learners.policies import PolicyLoader
+from schemas.examples import Replaced
 from schemas.rewards import RewardEvent
 from schemas.rollouts import RolloutEvent, RolloutState
 from schemas.serialization import decode
@@ -92,11 +93,12 @@ def test_the_learner_of_the_guide_learns_corrects_and_forgets(
     assert distribution(policy, decision) == pytest.approx([0.95, 0.05])
     assert learner.encode(learner.decode(learner.encode(state))) == learner.encode(state)
     for event in given:
-        again = {"reward_revision": 2, "retracted": True}
+        replaces = Replaced(reward=event.payload.reward, first=event.time)
+        again = {"reward_revision": 2, "retracted": True, "replaces": replaces}
         gone = event.payload.model_copy(update=again)
         state = learner.fold(state, event.model_copy(update={"payload": gone}))
     assert learner.examples(state) == 0
-    assert state["totals"] == {"junior-0": [0, 0], "junior-1": [0, 0]}
+    assert state == {"junior-0": [0, 0], "junior-1": [0, 0]}
 
 
 def kept(topic: Topic) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from learners.announcements import AnnouncementConfig
 from learners.bandit.exploration import Exploration
 from learners.bandit.regressor import RegressorConfig
 
@@ -15,7 +16,7 @@ class BanditConfig(BaseModel):
     """Settings of the bandit. The defaults are those that did best in `make bench-bandit`.
 
     Attributes:
-        announce_every: examples between two checkpoints.
+        announce: when a version is announced.
         exploration: `squarecb`; `thompson`; `bag` (votes of an ensemble); `epsilon` (the best
             candidate, and `epsilon` of uniform exploration).
         gamma_scale: gamma of `squarecb` is this times the square root of the number of examples.
@@ -34,8 +35,9 @@ class BanditConfig(BaseModel):
             cost of the rollout's model calls.
         tenant_share: 0 is one policy for all tenants. Above 0, each tenant has weights of its own,
             which differ from the shared ones by this share of the prior variance.
-        correctable: the newest examples, at least this many, whose reward may still be corrected. A
-            correction undoes the old reward completely.
+        remembered: the newest examples of which the learner knows how much is left of what they
+            taught; 40 bytes each with two members. A correction of an older one is learned too,
+            with an estimate.
         drift_delta: probability of a false alarm of ADWIN on the prediction errors, in (0, 1).
         drift_reaction: share by which the beliefs return to the prior after an alarm, in [0, 1].
         error_halflife: examples after which an error counts half in the reported running mean.
@@ -43,7 +45,7 @@ class BanditConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    announce_every: int = Field(default=10, ge=1)
+    announce: AnnouncementConfig = AnnouncementConfig()
     exploration: Exploration = "squarecb"
     gamma_scale: Positive = 200.0
     thompson_greed: Positive = 8.0
@@ -60,7 +62,7 @@ class BanditConfig(BaseModel):
     criteria: dict[str, Positive] = {}
     cost_weight: float = Field(default=0.0, ge=0.0)
     tenant_share: float = Field(default=0.0, ge=0.0)
-    correctable: int = Field(default=128, ge=1, le=10_000)
+    remembered: int = Field(default=4096, ge=1, le=1_000_000)
     drift_delta: Share = 0.05
     drift_reaction: float = Field(default=0.1, ge=0.0, le=1.0)
     error_halflife: Positive = 50.0

@@ -1,20 +1,15 @@
 """The knowledge of the bandit: what it has learned from rewarded decisions."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from learners.bandit.config import BanditConfig
 from learners.bandit.features import Features
-from learners.bandit.regressor import BlockBayesianRegressor
-from learners.bandit.serialization import (
-    finite,
-    packed,
-    regressor_from_json,
-    regressor_to_json,
-    unpacked,
-)
+from learners.bandit.history import History
+from learners.bandit.regressor import BlockBayesianRegressor, Moment
+from learners.bandit.serialization import finite, packed, regressor_from_json, regressor_to_json
 
 if TYPE_CHECKING:
     from river.drift import ADWIN
@@ -25,37 +20,20 @@ ERRORS_WATCHED = 2000
 
 @dataclass(frozen=True)
 class Observation:
-    """A decision and its reward.
+    """A decision whose choice was rewarded.
 
     Attributes:
-        decision_id: event id of the decision.
         x: features of the choice.
         propensity: probability that the choice had, in (0, 1].
         slate: number of candidates.
-        value: the learned reward, costs subtracted.
-        retracted: whether the reward was taken back. The decision then teaches nothing. It keeps
-            its place, because a reward may come after all.
+        key: a number of the decision, in [0, 2^64); it decides which members of a bootstrap
+            learn it.
     """
 
-    decision_id: str
     x: Features
     propensity: float
     slate: int
-    value: float
-    retracted: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the observation as JSON, exact to the bit."""
-        return asdict(self) | {
-            "x": [packed(list(self.x), "<u4"), packed(list(self.x.values()), "<f8")]
-        }
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "Observation":
-        """Return the observation that `to_json` wrote."""
-        indices, values = document["x"]
-        x = dict(zip(unpacked(indices, "<u4").tolist(), finite(values).tolist(), strict=True))
-        return cls(**document | {"x": x})
+    key: int = 0
 
 
 @dataclass
@@ -63,12 +41,13 @@ class Knowledge:
     """Everything learned from the examples so far.
 
     Attributes:
-        examples: number of rewarded decisions learned.
+        examples: number of rewarded decisions learned, without those that were taken back.
         value_total: sum of the learned rewards.
         squared_error: exponentially weighted mean of the squared prediction errors, each before its
             example was learned.
         drifts: how often ADWIN found that the errors had risen.
         errors: absolute errors that ADWIN has seen since its last restart.
+        history: when the examples were learned.
     """
 
     regressor: BlockBayesianRegressor
@@ -77,30 +56,60 @@ class Knowledge:
     squared_error: float = 0.0
     drifts: int = 0
     errors: list[float] = field(default_factory=list)
+    history: History = field(default_factory=lambda: History(4096))
     _detector: "ADWIN | None" = None
 
-    def learn(self, observation: Observation, config: BanditConfig) -> None:
-        """Learn one example. An example that was retracted changes nothing."""
-        if observation.retracted:
-            return
-        believed = self.regressor.predict_one(observation.x)
-        error = observation.value - believed
+    def learn(
+        self, observation: Observation, value: float, config: BanditConfig, time_ms: int = 0
+    ) -> None:
+        """Learn one example.
+
+        Args:
+            value: the learned reward, costs subtracted.
+            time_ms: when the example was made, in milliseconds since 1970.
+        """
+        regressor = self.regressor
+        believed = regressor.predict_one(observation.x)
+        error = value - believed
         recent = max(1.0 - 0.5 ** (1.0 / config.error_halflife), 1.0 / (self.examples + 1))
         self.squared_error += recent * (error * error - self.squared_error)
-        self.value_total += observation.value
+        self.value_total += value
         self.examples += 1
         self._watch(abs(error), config)
-        match config.update:
-            case "direct":
-                self.regressor.learn_one(observation.x, observation.value)
-            case "importance":
-                weight = min(1.0 / (observation.slate * observation.propensity), config.most_weight)
-                self.regressor.learn_one(observation.x, observation.value, weight)
-            # For a candidate that was not chosen the estimate equals the belief, so only the choice
-            # teaches anything.
-            case "doubly-robust":
-                surprise = error * min(1.0 / observation.propensity, config.most_weight)
-                self.regressor.learn_one(observation.x, believed + surprise)
+        self.history.note(observation.key, time_ms, regressor.moment(observation.x))
+        target, weight = _lesson(observation, value, believed, config)
+        regressor.learn_one(observation.x, target, weight, observation.key)
+
+    def revise(
+        self,
+        observation: Observation,
+        moment: Moment,
+        old: float | None,
+        new: float | None,
+        config: BanditConfig,
+    ) -> float | None:
+        """Replace the reward of an example that was learned before.
+
+        Args:
+            moment: when it was learned, by the history.
+            old: the reward learned; None if it was taken back.
+            new: the right one; None takes it back.
+
+        Returns:
+            By how much the prediction for it moved, >= 0; None if none of its features was ever
+            learned. Then nothing changed.
+        """
+        believed = self.regressor.predict_one(observation.x)
+        before, after = (
+            None if value is None else _lesson(observation, value, believed, config)[0]
+            for value in (old, new)
+        )
+        weight = _lesson(observation, 0.0, believed, config)[1]
+        if not self.regressor.revise(observation.x, moment, before, after, weight, observation.key):
+            return None
+        self.value_total += (new or 0.0) - (old or 0.0)
+        self.examples += (new is not None) - (old is not None)
+        return abs(self.regressor.predict_one(observation.x) - believed)
 
     def _watch(self, error: float, config: BanditConfig) -> None:
         """Give an error to ADWIN (Bifet & Gavaldà, SDM 2007); after an alarm, loosen the beliefs.
@@ -136,6 +145,7 @@ class Knowledge:
                 "squared_error": self.squared_error,
                 "drifts": self.drifts,
                 "errors": packed(self.errors, "<f8"),
+                "history": self.history.to_json(),
             },
             option=orjson.OPT_SORT_KEYS,
         )
@@ -143,11 +153,34 @@ class Knowledge:
     @classmethod
     def from_bytes(cls, value: bytes) -> "Knowledge":
         """Return the knowledge that `to_bytes` wrote."""
-        document = orjson.loads(value)
-        regressor, errors = (
-            regressor_from_json(document["regressor"]),
-            finite(document["errors"]).tolist(),
+        return cls.from_json(orjson.loads(value))
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Knowledge":
+        """Return the knowledge in a document that `to_bytes` wrote."""
+        return cls(
+            regressor=regressor_from_json(document["regressor"]),
+            examples=document["lessons"],
+            value_total=document["value_total"],
+            squared_error=document["squared_error"],
+            drifts=document["drifts"],
+            errors=finite(document["errors"]).tolist(),
+            history=History.from_json(document["history"]),
         )
-        # The first states called examples lessons, and their bytes must stay readable.
-        examples = document.pop("lessons")
-        return cls(**document | {"regressor": regressor, "errors": errors, "examples": examples})
+
+
+def _lesson(
+    observation: Observation, value: float, believed: float, config: BanditConfig
+) -> tuple[float, float]:
+    """Return the target and the weight of an example."""
+    match config.update:
+        case "direct":
+            return value, 1.0
+        case "importance":
+            weight = 1.0 / (observation.slate * observation.propensity)
+            return value, min(weight, config.most_weight)
+        # For a candidate that was not chosen the estimate equals the belief, so only the choice
+        # teaches anything.
+        case "doubly-robust":
+            surprise = (value - believed) * min(1.0 / observation.propensity, config.most_weight)
+            return believed + surprise, 1.0

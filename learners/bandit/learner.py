@@ -1,21 +1,24 @@
 """The bandit learner: folds rewarded decisions, applies corrections, and announces policies."""
 
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from hashlib import blake2b, sha256
 from math import sqrt
 
 import orjson
 
+from learners.announcements import Announcements
 from learners.bandit.config import BanditConfig
 from learners.bandit.features import FEATURE_VERSION, identity_of, slate_of, words_of
+from learners.bandit.history import History
 from learners.bandit.knowledge import Knowledge, Observation
 from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.bandit.serialization import vocabulary_from_json, vocabulary_to_json
 from learners.bandit.vocabulary import Vocabulary
 from learners.bandit.worth import taught
-from learners.contract import NewCheckpoint
+from learners.contract import Corrections, NewCheckpoint
 from schemas.examples import BanditExample, ExampleEvent
 
 
@@ -39,27 +42,25 @@ def policy_of(
 
 @dataclass
 class BanditState:
-    """The state of the bandit: a snapshot, the examples since then, and the knowledge from both.
+    """The state of the bandit: what it knows, and what it has announced.
 
     Attributes:
-        snapshot: knowledge before the recent examples, as bytes.
-        knowledge: the snapshot with the recent examples learned.
-        recent: examples whose reward may still be corrected, in the order learned.
-        vocabulary: the words of the contexts, and the candidates, of all examples.
+        vocabulary: the words of the contexts, and the candidates, of all examples. A retraction
+            does not take words out of it.
         corrected: number of corrections and retractions learned; each undid the reward before it.
-        uncorrected: number of those that came too late, or for decisions never learned.
+        uncorrected: number of those that changed nothing: the example was never learned, or the
+            correction does not say what it replaces.
     """
 
-    snapshot: bytes
     knowledge: Knowledge
-    recent: list[Observation] = field(default_factory=list)
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    announcements: Announcements = field(default_factory=Announcements)
     corrected: int = 0
     uncorrected: int = 0
 
     @property
     def examples(self) -> int:
-        """Number of rewarded decisions learned."""
+        """Number of rewarded decisions learned, without those that were taken back."""
         return self.knowledge.examples
 
 
@@ -73,8 +74,9 @@ class BanditLearner:
         target: logical name of the policy.
     """
 
-    identity = f"bandit@2.{FEATURE_VERSION}"
+    identity = f"bandit@3.{FEATURE_VERSION}"
     policy_type = BanditPolicy
+    corrections: Corrections = "approximate"
 
     def __init__(self, target: str, config: BanditConfig | None = None) -> None:
         self.target = target
@@ -85,28 +87,29 @@ class BanditLearner:
 
     def initial(self) -> BanditState:
         """Return the state before the first example: equal expected rewards for all candidates."""
-        knowledge = Knowledge(BlockBayesianRegressor(self.config.regressor()))
-        return BanditState(knowledge.to_bytes(), knowledge)
+        regressor = BlockBayesianRegressor(self.config.regressor())
+        return BanditState(Knowledge(regressor, history=History(self.config.remembered)))
 
     def fold(self, state: BanditState, event: ExampleEvent) -> BanditState:
         """Learn one rewarded decision, or the correction or retraction of one.
 
         Other events change nothing.
         """
+        state.announcements.due = False
         example = event.payload
         if not isinstance(example.body, BanditExample) or example.split != "train":
             return state
         if example.reward_revision > 1:
-            value = taught(example, self.config)
-            return self._corrected(state, example.body.decision_id, value, example.retracted)
-        observation = self._observation(state, event, example.body)
-        state.knowledge.learn(observation, self.config)
-        state.recent.append(observation)
-        # Settle many at once, because each time copies the knowledge. `correctable` of them remain.
-        if len(state.recent) >= 2 * self.config.correctable:
-            settled = state.recent[: self.config.correctable]
-            state.snapshot = self._after(state.snapshot, settled).to_bytes()
-            state.recent = state.recent[self.config.correctable :]
+            self._correct(state, event, example.body)
+            return state
+        decision = example.body.decision
+        state.vocabulary.take(
+            words_of(decision.context), identity_of(decision.candidates[decision.choice])
+        )
+        observation = self._observation(state.vocabulary, event, example.body)
+        value = taught(example, self.config)
+        state.knowledge.learn(observation, value, self.config, _milliseconds(event.time))
+        state.announcements.note(self.config.announce)
         return state
 
     def examples(self, state: BanditState) -> int:
@@ -114,9 +117,9 @@ class BanditLearner:
         return state.examples
 
     def checkpoint(self, state: BanditState) -> NewCheckpoint | None:
-        """Return the policy after every `announce_every`-th example, else None."""
+        """Return the policy when one is due (see `AnnouncementConfig`), else None."""
         examples = state.examples
-        if examples == 0 or examples % self.config.announce_every:
+        if examples == 0 or not state.announcements.due:
             return None
         artifact = self.policy(state).to_bytes()
         return NewCheckpoint(
@@ -129,11 +132,12 @@ class BanditLearner:
             metrics={
                 "mean_reward": state.knowledge.value_total / examples,
                 "squared_error": state.knowledge.squared_error,
-                "weights": float(len(state.knowledge.regressor.slot_of)),
+                "weights": float(len(state.knowledge.regressor.beliefs.slot_of)),
                 "drifts": float(state.knowledge.drifts),
                 "corrected": float(state.corrected),
                 "uncorrected": float(state.uncorrected),
             },
+            uncorrected=state.uncorrected,
         )
 
     def policy(self, state: BanditState) -> BanditPolicy:
@@ -147,63 +151,65 @@ class BanditLearner:
         """Return the state as JSON, exact to the bit."""
         return orjson.dumps(
             {
-                "snapshot": orjson.Fragment(state.snapshot),
-                "recent": [observation.to_json() for observation in state.recent],
+                "knowledge": orjson.Fragment(state.knowledge.to_bytes()),
                 "vocabulary": vocabulary_to_json(state.vocabulary),
+                "announcements": asdict(state.announcements),
                 "corrected": state.corrected,
                 "uncorrected": state.uncorrected,
             }
         )
 
     def decode(self, value: bytes) -> BanditState:
-        """Return the state that `encode` wrote. The recent examples are learned again."""
+        """Return the state that `encode` wrote."""
         document = orjson.loads(value)
-        snapshot = orjson.dumps(document["snapshot"], option=orjson.OPT_SORT_KEYS)
-        recent = [Observation.from_json(one) for one in document["recent"]]
         return BanditState(
-            snapshot,
-            self._after(snapshot, recent),
-            recent,
+            Knowledge.from_json(document["knowledge"]),
             vocabulary_from_json(document["vocabulary"]),
+            Announcements(**document["announcements"]),
             document["corrected"],
             document["uncorrected"],
         )
 
     def _observation(
-        self, state: BanditState, event: ExampleEvent, body: BanditExample
+        self, vocabulary: Vocabulary, event: ExampleEvent, body: BanditExample
     ) -> Observation:
-        """Count the words of a decision, and return it with the features that it has by then."""
+        """Return the choice with the features that it has by a vocabulary."""
         decision, share = body.decision, self.config.tenant_share
-        context, candidates = decision.context, decision.candidates
-        state.vocabulary.take(words_of(context), identity_of(candidates[decision.choice]))
-        slate = slate_of(context, candidates, event.tenant, share, state.vocabulary)
+        slate = slate_of(decision.context, decision.candidates, event.tenant, share, vocabulary)
         return Observation(
-            decision_id=body.decision_id,
             x=slate.features(decision.choice),
             propensity=decision.propensity,
             slate=slate.count,
-            value=taught(event.payload, self.config),
+            key=_key(body),
         )
 
-    def _corrected(
-        self, state: BanditState, decision_id: str, value: float, retracted: bool
-    ) -> BanditState:
-        """Learn the recent examples again, with the corrected reward of one decision or none."""
-        if all(observation.decision_id != decision_id for observation in state.recent):
+    def _correct(self, state: BanditState, event: ExampleEvent, body: BanditExample) -> None:
+        """Replace what an example taught, as far as the correction says what that was."""
+        example, moved = event.payload, None
+        if (replaced := example.replaces) is not None:
+            said = {name: getattr(replaced, name) for name in ("reward", "criteria", "cost")}
+            before = example.model_copy(update=said)
+            time_ms = _milliseconds(replaced.first)
+            moment = state.knowledge.history.find(_key(body), time_ms)
+            if moment is not None:
+                vocabulary = state.vocabulary.before(moment.example)
+                moved = state.knowledge.revise(
+                    self._observation(vocabulary, event, body),
+                    moment,
+                    None if replaced.retracted else taught(before, self.config),
+                    None if example.retracted else taught(example, self.config),
+                    self.config,
+                )
+        if moved is None:
             state.uncorrected += 1
-            return state
-        state.recent = [
-            replace(observation, value=value, retracted=retracted)
-            if observation.decision_id == decision_id
-            else observation
-            for observation in state.recent
-        ]
-        state.knowledge = self._after(state.snapshot, state.recent)
+            return
         state.corrected += 1
-        return state
+        state.announcements.note(self.config.announce, moved)
 
-    def _after(self, snapshot: bytes, observations: list[Observation]) -> Knowledge:
-        knowledge = Knowledge.from_bytes(snapshot)
-        for observation in observations:
-            knowledge.learn(observation, self.config)
-        return knowledge
+
+def _key(body: BanditExample) -> int:
+    return int.from_bytes(blake2b(body.decision_id.encode(), digest_size=8).digest())
+
+
+def _milliseconds(time: datetime) -> int:
+    return round(time.timestamp() * 1000)

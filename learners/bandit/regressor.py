@@ -1,4 +1,6 @@
-"""Bayesian linear regression that follows change: a River regressor on sparse features."""
+"""Bayesian linear regression that follows change, and can take back what it learned: a River
+regressor on sparse features.
+"""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -9,20 +11,15 @@ from math import exp, factorial, fsum, isfinite
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from river import base
 
+from learners.bandit.beliefs import LOOSE, TINY, UNMET, Beliefs, Floats, Reach, total
 from learners.bandit.features import Features
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 LEAST_NOISE = 1e-4
 ERROR_RATE = 0.02
 EVIDENCE_KEPT = 0.99
-LOOSE = -1
-UNMET = 0
-FIRST_ROOM = 64
+MOST_FADED = 100.0
 
 
 @dataclass(frozen=True)
@@ -65,40 +62,19 @@ class RegressorConfig:
             )
 
 
-class Block:
-    """The covariance of weights that were met together; E members.
+@dataclass(frozen=True)
+class Moment:
+    """Where an example stands among all, and what the members then thought of its noise.
 
     Attributes:
-        slots: slots of its weights, in the order of rows and columns.
-        covariances: shape (E, room, room), room >= number of slots; zero beyond them.
+        example: its number, >= 1.
+        errors: recent squared error of each member before it.
+        faded: see `Beliefs.faded_of`, before it; None where that is not known any more.
     """
 
-    __slots__ = ("covariances", "slots")
-
-    def __init__(self, members: int) -> None:
-        self.slots: Integers = np.empty(0, dtype=np.int64)
-        self.covariances: Floats = np.zeros((members, FIRST_ROOM, FIRST_ROOM))
-
-    @property
-    def width(self) -> int:
-        """Number of weights in the block."""
-        return len(self.slots)
-
-    @property
-    def filled(self) -> Floats:
-        """Return the covariances without the empty room, shape (E, width, width); a view."""
-        return self.covariances[:, : self.width, : self.width]
-
-    def append(self, slots: Sequence[int] | Integers, covariances: Floats) -> None:
-        """Add weights that are independent of the others; covariances of shape (E, n, n)."""
-        old, new = self.width, self.width + len(slots)
-        if new > self.covariances.shape[1]:
-            room = max(new, 2 * self.covariances.shape[1])
-            wide = np.zeros((len(self.covariances), room, room))
-            wide[:, :old, :old] = self.filled
-            self.covariances = wide
-        self.slots = np.concatenate([self.slots, np.asarray(slots, dtype=np.int64)])
-        self.covariances[:, old:new, old:new] = covariances
+    example: int
+    errors: tuple[float, ...]
+    faded: tuple[float, ...] | None = None
 
 
 class BlockBayesianRegressor(base.Regressor):
@@ -116,15 +92,16 @@ class BlockBayesianRegressor(base.Regressor):
     examples give the same weights bit for bit. Only deviations are computed with it: they matter
     for choosing, and choices are logged.
 
+    `revise` takes an earlier example back, or changes its target, in the time of one example.
+
     Attributes:
-        examples: how many there were.
+        examples: how many were taken in; those taken back count.
         energy: mean squared norm of the features; the prior is for features of norm 1.
         errors: each member's recent squared error.
         evidence: each member's recent log-likelihood.
         shares: how much say each member has, shape (E,), for that; they sum to 1.
-        features: the feature of each slot; slot 0 stands for all that were never met.
-        means, variances: shape (E, room); variances of weights in no block.
-        home, place: shape (room,); block of each slot, or -1, and its row there.
+        least, greatest: of all targets.
+        beliefs: about the weights.
 
     Examples:
         >>> model = BlockBayesianRegressor()
@@ -141,15 +118,9 @@ class BlockBayesianRegressor(base.Regressor):
         self.energy = 1.0
         self.errors: Floats = np.full(members, 0.1)
         self.evidence: Floats = np.zeros(members)
-        self.features: list[int] = [-1]
-        self.slot_of: dict[int, int] = {}
-        self.means: Floats = np.zeros((members, FIRST_ROOM))
-        self.variances: Floats = np.zeros((members, FIRST_ROOM))
-        self.home: Integers = np.full(FIRST_ROOM, LOOSE)
-        self.place: Integers = np.zeros(FIRST_ROOM, dtype=np.int64)
-        self.blocks: dict[int, Block] = {}
-        self.in_blocks = 0
         self.shares: Floats = np.full(members, 1.0 / members)
+        self.least = self.greatest = self.config.prior_mean
+        self.beliefs = Beliefs(members, self.config.block, self.config.dense)
         self._forgets: Floats = np.array(self.config.forgetting)[:, None]
 
     @property
@@ -159,9 +130,9 @@ class BlockBayesianRegressor(base.Regressor):
 
     def weights(self) -> dict[int, float]:
         """Return each feature's weight: the members' means, by their shares."""
-        met = len(self.features)
-        means = _mixed(self.shares, self.means[:, 1:met]).tolist()
-        return dict(zip(self.features[1:], means, strict=True))
+        met = len(self.beliefs.features)
+        means = _mixed(self.shares, self.beliefs.means[:, 1:met]).tolist()
+        return dict(zip(self.beliefs.features[1:], means, strict=True))
 
     def predict_one(self, x: dict[Any, float]) -> float:
         """Return the mean of the prediction."""
@@ -172,10 +143,11 @@ class BlockBayesianRegressor(base.Regressor):
         counts = [len(x) for x in examples]
         if not all(counts):
             return [self.predict_many([x])[0] if x else self.config.prior_mean for x in examples]
-        slots = [self.slot_of.get(index, UNMET) for x in examples for index in x]
+        slot_of = self.beliefs.slot_of
+        slots = [slot_of.get(index, UNMET) for x in examples for index in x]
         values = np.array([value for x in examples for value in x.values()])
         starts = np.cumsum([0, *counts[:-1]])
-        weighted = _mixed(self.shares, self.means[:, slots]) * values
+        weighted = _mixed(self.shares, self.beliefs.means[:, slots]) * values
         predicted: list[float] = (
             self.config.prior_mean + np.add.reduceat(weighted, starts)
         ).tolist()
@@ -184,40 +156,41 @@ class BlockBayesianRegressor(base.Regressor):
     def predict_members(self, examples: Sequence[Features]) -> Floats:
         """Return the prediction of each member, shape (E, K)."""
         predicted = [
-            self.means[:, [self.slot_of.get(index, UNMET) for index in x]]
-            @ np.array(list(x.values()))
+            self.beliefs.means[:, self.beliefs.slots(x)] @ np.array(list(x.values()))
             for x in examples
         ]
         return self.config.prior_mean + np.stack(predicted, axis=1)
 
     def deviations(self, examples: Sequence[Features]) -> list[float]:
         """Return the standard deviations of the predictions' means, without the reward's noise."""
-        shares = self.shares
-        found = []
+        beliefs, found = self.beliefs, []
         for x in examples:
-            slots = np.array([self.slot_of.get(index, UNMET) for index in x], dtype=np.int64)
-            values = np.array(list(x.values()))
+            slots, values = beliefs.slots(x), np.array(list(x.values()))
             unmet = float((values[slots == UNMET] ** 2).sum()) * self.prior
-            variances = (self.variances[:, slots] * values**2).sum(axis=1) + unmet
-            for block_id in set(self.home[slots].tolist()) - {LOOSE}:
-                here = self.home[slots] == block_id
-                places, block = self.place[slots[here]], self.blocks[block_id]
+            variances = (beliefs.variances[:, slots] * values**2).sum(axis=1) + unmet
+            for block_id in set(beliefs.home[slots].tolist()) - {LOOSE}:
+                here = beliefs.home[slots] == block_id
+                places, block = beliefs.place[slots[here]], beliefs.blocks[block_id]
                 sub = block.covariances[:, places[:, None], places]
                 variances += values[here] @ sub @ values[here]
-            found.append(float(shares @ np.sqrt(np.maximum(variances, 0.0))))
+            found.append(float(self.shares @ np.sqrt(np.maximum(variances, 0.0))))
         return found
 
-    def learn_one(self, x: dict[Any, float], y: float, w: float = 1.0) -> "BlockBayesianRegressor":
+    def learn_one(
+        self, x: dict[Any, float], y: float, w: float = 1.0, key: int | None = None
+    ) -> "BlockBayesianRegressor":
         """Take in one example and return self.
 
         Args:
             w: how much it counts, > 0; 2 is about as if it came twice.
+            key: decides which members of a bootstrap learn it; the number of the example if None.
 
         Raises:
             ValueError: a number is not finite, or w is not positive; nothing was learned.
         """
+        # 1. Refuse what would spoil the weights.
         values = np.array(list(x.values()), dtype=float)
-        energy = float(_total(values * values))
+        energy = float(total(values * values))
         if not isfinite(energy + y) or w <= 0:
             raise ValueError(
                 f"features and target must be finite and the weight positive, got {x}, {y}, {w}"
@@ -225,157 +198,138 @@ class BlockBayesianRegressor(base.Regressor):
         self.examples += 1
         if not x:
             return self
+        # 2. Find the weights. A new feature gets one, with the prior's variance.
         self.energy += (max(1e-9, energy) - self.energy) / self.examples
-        slots = self._slots(x)
-        means = _total(self.means[:, slots] * values)
-        homes = self.home[slots]
-        loose, loose_values = slots[homes == LOOSE], values[homes == LOOSE]
-        loosened = self.variances[:, loose] + self._forgets * (
-            self.prior - self.variances[:, loose]
-        )
-        loose_gains = loosened * loose_values
-        variances = _total(loose_gains * loose_values)
-        gains: dict[int, Floats] = {}
-        for block_id in dict.fromkeys(homes.tolist()):
-            if block_id != LOOSE:
-                here, places = values[homes == block_id], self.place[slots[homes == block_id]]
-                gains[block_id] = self._gains(self.blocks[block_id], places, here)
-                variances += _total(gains[block_id][:, places] * here)
-        errors = y - self.config.prior_mean - means
-        noise = np.maximum(LEAST_NOISE, self.config.noise_share * self.errors) / w
-        if self.config.bootstrap:
-            noise = noise / np.maximum(_poisson(self.examples, len(noise)), 1e-9)
-        spreads = (noise + np.maximum(variances, 0.0))[:, None]
-        steps = errors[:, None] / spreads
-        self.means[:, loose] += loose_gains * steps
-        self.variances[:, loose] = loosened - loose_gains * loose_gains / spreads
-        for block_id, gain in gains.items():
-            block = self.blocks[block_id]
-            self.means[:, block.slots] += gain * steps
-            scaled = gain / np.sqrt(spreads)  # the square of one array is symmetric to the last bit
-            covariances = block.filled
-            covariances -= scaled[:, :, None] * scaled[:, None, :]
-        squared = errors * errors
-        self.evidence = EVIDENCE_KEPT * self.evidence - squared / (
-            2.0 * max(float(self.errors[0]), LEAST_NOISE)
-        )
-        self.errors += max(ERROR_RATE, 1.0 / (self.examples + 5)) * (squared - self.errors)
-        self.heed()
+        slots = self.beliefs.admit(x, self.prior, self.energy, self.examples)
+        # 3. Forget a little, so that a change of the world can be followed.
+        self.beliefs.fade(slots, self._forgets, self.prior, self.energy)
+        # 4. Predict, and see by how much each member is wrong.
+        reach = self.beliefs.reach(slots, values)
+        errors = y - self.config.prior_mean - total(self.beliefs.means[:, slots] * values)
+        # 5. Move the weights towards the target, the further the less is known of them.
+        noise = self._noise(self.errors, w, self.examples if key is None else key)
+        self._step(reach, errors, noise)
+        self.beliefs.settle(slots, reach, noise)
+        # 6. Give more say to members that were less wrong.
+        self._judge(errors * errors)
+        self.least, self.greatest = min(self.least, y), max(self.greatest, y)
         return self
+
+    def revise(
+        self,
+        x: dict[Any, float],
+        moment: Moment,
+        old: float | None,
+        new: float | None,
+        w: float = 1.0,
+        key: int | None = None,
+    ) -> bool:
+        """Replace the target of an example that was learned before; return whether it can have
+        been.
+
+        A Gaussian belief is a sum over examples, so one of them can be taken out of the sum again,
+        or be put into it (in the information form of the Kalman filter the precision is a sum of
+        x xᵀ / noise, and the mean times the precision a sum of x y / noise). That is exact where
+        nothing was forgotten since. What was forgotten of the example is estimated (see
+        `Beliefs.settle`), and what it did to the noise and the shares of the members stays.
+
+        Args:
+            moment: when it was learned.
+            old: the target that it had; None if it was taken back before.
+            new: the target that it has now; None takes it back.
+            w, key: as it was learned.
+        """
+        # 1. Find the weights. Features that were never met were not in the example.
+        slots, values = self.beliefs.slots(x), np.array(list(x.values()), dtype=float)
+        slots, values = slots[slots != UNMET], values[slots != UNMET]
+        if not len(slots):
+            return False
+        # 2. See how much of it is left: its noise is that of then, and greater by what was
+        # forgotten.
+        if moment.faded is None:
+            before = self.beliefs.faded_until(slots, values, moment.example, self.examples)
+        else:
+            before = np.array(moment.faded)
+        faded = np.maximum(0.0, self.beliefs.faded_of(slots, values) - before)
+        noise = self._noise(np.array(moment.errors), w, moment.example if key is None else key)
+        noise = noise * np.array([exp(min(MOST_FADED, one)) for one in faded.tolist()])
+        # 3. Take it out, put it in, or move its target.
+        reach = self.beliefs.reach(slots, values)
+        means = self.config.prior_mean + total(self.beliefs.means[:, slots] * values)
+        if old is None and new is not None:
+            self._step(reach, new - means, noise)
+        elif old is not None and new is None:
+            self._take_back(reach, old - means, means, noise, float(total(values * values)))
+        elif old is not None and new is not None:
+            # No step may exceed the difference: an example is at most all that is known.
+            self.beliefs.move(reach, (new - old) / np.maximum(noise, reach.variances))
+        if new is not None:
+            self.least, self.greatest = min(self.least, new), max(self.greatest, new)
+        return True
+
+    def moment(self, x: Features) -> Moment:
+        """Return what `revise` must know of an example that is learned next."""
+        slots, values = self.beliefs.slots(x), np.array(list(x.values()), dtype=float)
+        faded = self.beliefs.faded_of(slots, values)
+        return Moment(self.examples + 1, tuple(self.errors.tolist()), tuple(faded.tolist()))
+
+    def loosen(self, share: float) -> None:
+        """Move all variances towards the prior by a share in [0, 1], as after a change of the
+        world.
+        """
+        self.beliefs.fade_all(share, self.prior, self.energy)
 
     def heed(self) -> None:
         """Give each member a share by its evidence."""
         odds = [exp(odd) for odd in (self.evidence - np.max(self.evidence)).tolist()]
         self.shares = np.array(odds) / fsum(odds)
 
-    def loosen(self, share: float) -> None:
-        """Move all variances towards the prior by a share in [0, 1], as after a change of the
-        world.
+    def _noise(self, errors: Floats, w: float, key: int) -> Floats:
+        """Return the noise that each member expects of a reward, shape (E,)."""
+        noise: Floats = np.maximum(LEAST_NOISE, self.config.noise_share * errors) / w
+        if self.config.bootstrap:
+            noise = noise / np.maximum(_poisson(key, len(noise)), 1e-9)
+        return noise
+
+    def _step(self, reach: Reach, errors: Floats, noise: Floats) -> None:
+        """Take one step of a Kalman filter."""
+        spreads = noise + np.maximum(reach.variances, 0.0)
+        self.beliefs.move(reach, errors / spreads)
+        self.beliefs.narrow(reach, spreads)
+
+    def _take_back(
+        self, reach: Reach, errors: Floats, means: Floats, noise: Floats, energy: float
+    ) -> None:
+        """Undo a step of a Kalman filter.
+
+        Without the example, the prediction for it has the variance v / (1 - h), with the leverage
+        h = v / noise. Two limits hold where h is estimated too high: that variance stays below
+        the prior's, and the prediction within the range of all targets.
         """
-        self.variances[:, 1 : len(self.features)] += share * np.where(
-            self.home[1 : len(self.features)] == LOOSE,
-            self.prior - self.variances[:, 1 : len(self.features)],
-            0.0,
+        variances = np.maximum(reach.variances, TINY)
+        most = np.maximum(0.0, 1.0 - variances / (self.prior * max(energy, TINY)))
+        leverage = np.minimum(variances / noise, most)
+        wanted = means - errors * leverage / (1.0 - leverage)
+        without = np.clip(wanted, np.minimum(self.least, means), np.maximum(self.greatest, means))
+        self.beliefs.move(reach, (without - means) / variances)
+        # Where nothing may be undone, nothing is added.
+        spreads = variances * (1.0 - leverage) / np.maximum(leverage, TINY)
+        self.beliefs.narrow(reach, spreads, sign=-1.0)
+
+    def _judge(self, squared: Floats) -> None:
+        """Note the squared errors of the members, and give each a share by them."""
+        self.evidence = EVIDENCE_KEPT * self.evidence - squared / (
+            2.0 * max(float(self.errors[0]), LEAST_NOISE)
         )
-        for block in self.blocks.values():
-            diagonal = np.einsum("eii->ei", block.filled)
-            diagonal += share * np.maximum(self.prior - diagonal, 0.0)
-
-    def _gains(self, block: Block, places: Integers, values: Floats) -> Floats:
-        """Move a block's variances towards the prior; return covariance times features, shape (E,
-        width).
-        """
-        covariances = block.filled
-        diagonal = np.einsum("eii->ei", covariances)
-        # Only upwards: a matrix whose diagonal shrinks may be no covariance any more.
-        diagonal += self._forgets * np.maximum(self.prior - diagonal, 0.0)
-        gains: Floats = np.add.accumulate(covariances[:, places] * values[:, None], axis=1)[:, -1]
-        return gains
-
-    def _slots(self, x: Features) -> Integers:
-        """Return the slots of features.
-
-        A new feature gets a slot. Blocks whose features occur together are joined if they fit into
-        one.
-        """
-        slots = [self.slot_of.get(index, UNMET) for index in x]
-        if UNMET in slots:
-            homes = self._homes(slots)
-            new = [index for index in x if index not in self.slot_of]
-            for index in new:
-                self.slot_of[index] = len(self.features)
-                self.features.append(index)
-            self._make_room()
-            slots = [self.slot_of[index] for index in x]
-            first = self.slot_of[new[0]]
-            self._house(
-                range(first, first + len(new)),
-                homes[0] if homes else max(self.blocks, default=-1) + 1,
-            )
-        found = np.array(slots, dtype=np.int64)
-        homes = self._homes(slots)
-        for other in homes[1:]:
-            if self.blocks[homes[0]].width + self.blocks[other].width <= self.config.block:
-                self._into(homes[0], self.blocks[other].slots, self.blocks.pop(other).filled)
-        return found
-
-    def _homes(self, slots: Sequence[int]) -> list[int]:
-        """Return the blocks that these slots lie in, in the order they are met."""
-        return [home for home in dict.fromkeys(self.home[slots].tolist()) if home != LOOSE]
-
-    def _house(self, slots: Sequence[int], block_id: int) -> None:
-        """Put new weights into a block while there is room; the others keep a variance only."""
-        taken = self.blocks[block_id].width if block_id in self.blocks else 0
-        room = max(
-            0, min(self.config.block - taken, self.config.dense - self.in_blocks, len(slots))
-        )
-        self.variances[:, slots] = self.prior
-        if not room:
-            return
-        self.in_blocks += room
-        members = len(self.config.forgetting)
-        self._into(
-            block_id,
-            slots[:room],
-            np.broadcast_to(np.eye(room) * self.prior, (members, room, room)),
-        )
-
-    def _into(self, block_id: int, slots: Sequence[int] | Integers, covariances: Floats) -> None:
-        block = self.blocks.setdefault(block_id, Block(len(self.config.forgetting)))
-        self.home[slots] = block_id
-        self.place[slots] = np.arange(block.width, block.width + len(slots))
-        self.variances[:, slots] = 0.0
-        block.append(slots, covariances)
-
-    def _make_room(self) -> None:
-        """Double the arrays until each feature has its slot."""
-        while len(self.home) < len(self.features):
-            self.means = np.concatenate([self.means, np.zeros_like(self.means)], axis=1)
-            self.variances = np.concatenate([self.variances, np.zeros_like(self.variances)], axis=1)
-            self.home = np.concatenate([self.home, np.full_like(self.home, LOOSE)])
-            self.place = np.concatenate([self.place, np.zeros_like(self.place)])
-
-    def restore(self, features: Sequence[int], means: Floats, variances: Floats) -> None:
-        """Restore weights that are in no block yet; arrays of shape (E, n)."""
-        self.features += features
-        self.slot_of = {index: slot for slot, index in enumerate(self.features) if slot != UNMET}
-        self._make_room()
-        self.means[:, 1 : len(self.features)], self.variances[:, 1 : len(self.features)] = (
-            means,
-            variances,
-        )
-
-    def restore_block(self, block_id: int, slots: Sequence[int], covariances: Floats) -> None:
-        """Restore a block; covariances of shape (E, n, n)."""
-        self.in_blocks += len(slots)
-        self._into(block_id, slots, covariances)
+        self.errors += max(ERROR_RATE, 1.0 / (self.examples + 5)) * (squared - self.errors)
+        self.heed()
 
 
-def _poisson(example: int, members: int) -> Floats:
-    """Return how often an example counts for each member: Poisson(1), fixed for each example."""
+def _poisson(key: int, members: int) -> Floats:
+    """Return how often an example counts for each member: Poisson(1), fixed for each key."""
     counts = []
     for member in range(members):
-        digest = blake2b(example.to_bytes(8) + member.to_bytes(2), digest_size=8).digest()
+        digest = blake2b(key.to_bytes(8) + member.to_bytes(2), digest_size=8).digest()
         counts.append(bisect_right(_POISSON, int.from_bytes(digest) / 2**64))
     return np.array(counts, dtype=float)
 
@@ -387,14 +341,3 @@ def _mixed(shares: Floats, means: Floats) -> Floats:
     """Return the members' means weighted by their shares, added from first to last."""
     mixed: Floats = np.add.accumulate(shares[:, None] * means, axis=0)[-1]
     return mixed
-
-
-def _total(terms: Floats) -> Floats:
-    """Return the sum over the last axis, added from first to last.
-
-    NumPy's own sum changes the order with the array's size, which would change the last bits.
-    """
-    if not terms.shape[-1]:
-        return np.zeros(terms.shape[:-1])
-    total: Floats = np.add.accumulate(terms, axis=-1)[..., -1]
-    return total

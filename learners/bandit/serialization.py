@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.bandit.beliefs import BY_MEMBER
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
 from learners.bandit.vocabulary import Counts, Vocabulary
 
@@ -17,23 +18,26 @@ def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
 
     Covariances are symmetric, so the upper triangles are enough.
     """
-    met = len(regressor.features)
+    beliefs = regressor.beliefs
+    met = slice(1, len(beliefs.features))
     return {
         "config": asdict(regressor.config),
         "lessons": regressor.examples,
         "energy": regressor.energy,
         "errors": regressor.errors.tolist(),
         "evidence": regressor.evidence.tolist(),
-        "features": packed(regressor.features[1:], "<u4"),
-        "means": packed(regressor.means[:, 1:met], "<f8"),
-        "variances": packed(regressor.variances[:, 1:met], "<f8"),
+        "least": regressor.least,
+        "greatest": regressor.greatest,
+        "features": packed(beliefs.features[met], "<u4"),
+        "since": packed(beliefs.since[met], "<u4"),
+        **{name: packed(getattr(beliefs, name)[:, met], "<f8") for name in BY_MEMBER},
         "blocks": [
             {
                 "id": block_id,
                 "slots": packed(block.slots, "<u4"),
                 "covariances": packed(block.filled[:, *np.triu_indices(block.width)], "<f8"),
             }
-            for block_id, block in regressor.blocks.items()
+            for block_id, block in beliefs.blocks.items()
         ],
     }
 
@@ -57,18 +61,22 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
     regressor.heed()
     features = unpacked(document["features"], "<u4").tolist()
     shape = (members, len(features))
-    regressor.restore(
-        features,
-        finite(document["means"]).reshape(shape),
-        finite(document["variances"]).reshape(shape),
-    )
+    # Policies of an earlier version have means and variances alone. They only choose.
+    since = np.zeros(len(features), dtype=np.int64)
+    if "since" in document:
+        since = unpacked(document["since"], "<u4").astype(np.int64)
+        regressor.least, regressor.greatest = document["least"], document["greatest"]
+    by_member = {
+        name: finite(document[name]).reshape(shape) for name in BY_MEMBER if name in document
+    }
+    regressor.beliefs.restore(features, since, by_member)
     for block in document["blocks"]:
         slots = unpacked(block["slots"], "<u4").tolist()
         rows, columns = np.triu_indices(len(slots))
         covariances = np.zeros((members, len(slots), len(slots)))
         covariances[:, rows, columns] = finite(block["covariances"]).reshape(members, len(rows))
         covariances[:, columns, rows] = covariances[:, rows, columns]
-        regressor.restore_block(int(block["id"]), slots, covariances)
+        regressor.beliefs.restore_block(int(block["id"]), slots, covariances)
     return regressor
 
 

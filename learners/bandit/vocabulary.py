@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,10 @@ class Counts:
         """Return how often this was met, 0 if it was forgotten."""
         return self._counts.get(one, 0)
 
+    def scaled(self, share: float) -> "Counts":
+        """Return counts of a share in [0, 1] of what was met, rounded up."""
+        return Counts({one: ceil(share * often) for one, often in self._counts.items()})
+
     def copy(self) -> "Counts":
         """Return counts that go their own way."""
         return Counts(dict(self._counts))
@@ -83,6 +88,14 @@ class Vocabulary:
         met = np.array([self.words.of(word) for word in words], dtype=float)
         known: NDArray[np.float64] = (met + 1.0) / (met + 1.0 + HALF_MET)
         return known * np.maximum(1.0 - met / (self.contexts + 1.0), 0.0)
+
+    def before(self, contexts: int) -> "Vocabulary":
+        """Return an estimate of what the vocabulary was after the first `contexts` decisions.
+
+        Everything is taken to have been met evenly.
+        """
+        share = min(1.0, contexts / max(1, self.contexts))
+        return Vocabulary(contexts, self.words.scaled(share), self.candidates.scaled(share))
 
     def copy(self) -> "Vocabulary":
         """Return a vocabulary that goes its own way."""

@@ -93,10 +93,11 @@ class Learning(Processor[Learned[S]]):
         learned = state or Learned(self.learner.initial())
         if learned.includes(source):
             return Outcome(state=learned)
+        due = None
         for example in examples:
             learned.state = self.learner.fold(learned.state, example)
+            due = self.learner.checkpoint(learned.state) or due
         learned.extend(source)
-        due = self.learner.checkpoint(learned.state)
         if due is None or due.version == learned.parent:
             return Outcome(state=learned)
         announcement = self._announcement(due, learned, examples[-1], source)
@@ -121,6 +122,8 @@ class Learning(Processor[Learned[S]]):
                 ],
                 examples=due.examples,
                 parent=learned.parent,
+                corrections=getattr(self.learner, "corrections", "exact"),
+                uncorrected=due.uncorrected,
             ),
             metrics=due.metrics,
             reason=f"{due.examples} examples",

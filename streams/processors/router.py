@@ -1,23 +1,53 @@
 """The router: trajectories become examples, each addressed to what learns from it."""
 
-from datetime import timedelta
-from typing import ClassVar
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 
 from schemas.clock import from_milliseconds
 from schemas.envelope import AnyEvent
-from schemas.examples import ExampleEvent
+from schemas.examples import ExampleEvent, Replaced
 from schemas.topics import EXAMPLES, TRAJECTORIES, Topic
 from schemas.trajectories import TrajectoryEvent
 from streams.processing.processor import Outcome, Processor, output_id
 from streams.processors.adapter import AdapterConfig, examples_of
 from streams.storage.records import REWARD_REVISION_HEADER, Outgoing, Record
 
-Routed = dict[str, tuple[int, float | None]]
-"""Example, by target, head and source event, to how often it was routed, and the reward it was
-routed with last; None where that was retracted.
-"""
+
+class Sent(NamedTuple):
+    """An example as it was routed last.
+
+    Attributes:
+        times: how often it was routed.
+        reward: None where it was retracted.
+        worth: the reward it had before that; the same reward where it has one.
+        first: time of the event that routed it first, in RFC 3339; empty where a version routed it
+            that did not note it.
+    """
+
+    times: int
+    reward: float | None
+    worth: float = 0.0
+    criteria: dict[str, float] = {}
+    cost: float = 0.0
+    first: str = ""
+
+    def replaced(self) -> Replaced | None:
+        """Return what a correction of it replaces; None where that was not noted."""
+        if not self.first:
+            return None
+        return Replaced(
+            reward=self.worth,
+            criteria=self.criteria,
+            cost=self.cost,
+            retracted=self.reward is None,
+            first=datetime.fromisoformat(self.first),
+        )
+
+
+Routed = dict[str, Sent]
+"""Examples by target, head and source event."""
 
 
 class ExampleRouter(Processor[Routed]):
@@ -53,12 +83,24 @@ class ExampleRouter(Processor[Routed]):
         outputs = []
         for index, example in enumerate(examples_of(event, self.config)):
             key = f"{example.target} {example.body.head} {example.source_event_ids[-1]}"
-            times, before = routed.get(key, (0, None))
+            before = routed.get(key, Sent(0, None))
             reward = None if example.retracted else example.reward
-            if reward == before:
+            if reward == before.reward:
                 continue
-            routed[key] = (times + 1, reward)
-            sent = {"reward_revision": times + 1, "reward": before if reward is None else reward}
+            worth = before.worth if reward is None else reward
+            routed[key] = Sent(
+                before.times + 1,
+                reward,
+                worth,
+                example.criteria,
+                example.cost,
+                before.first if before.times else event.time.isoformat(),
+            )
+            sent = {
+                "reward_revision": before.times + 1,
+                "reward": worth,
+                "replaces": before.replaced(),
+            }
             payload = ExampleEvent(
                 event_id=output_id(self, source, event.time, index),
                 time=event.time,
@@ -72,8 +114,14 @@ class ExampleRouter(Processor[Routed]):
 
     def encode_state(self, state: Routed) -> bytes:
         """Return what was routed as JSON."""
-        return orjson.dumps(state, option=orjson.OPT_SORT_KEYS)
+        kept = {key: list(sent) for key, sent in state.items()}
+        return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
 
     def decode_state(self, value: bytes) -> Routed:
         """Return what was routed from JSON."""
-        return {key: (times, reward) for key, (times, reward) in orjson.loads(value).items()}
+        return {key: _sent(*fields) for key, fields in orjson.loads(value).items()}
+
+
+def _sent(times: int, reward: float | None, *more: Any) -> Sent:
+    # The first states had no more than these two.
+    return Sent(times, reward, *(more or (reward or 0.0,)))

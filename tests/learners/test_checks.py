@@ -10,23 +10,26 @@ import pytest
 
 from learners.bandit import BanditConfig, BanditLearner
 from learners.checks import CHECKS, check_learner, checks
-from learners.contract import NewCheckpoint
+from learners.contract import Corrections, NewCheckpoint
 from schemas.examples import BanditExample, ExampleEvent
 
 NAMES = [check.__name__ for check in CHECKS]
-CONFIGURATIONS = [
-    BanditConfig(),
-    BanditConfig(exploration="epsilon"),
-    BanditConfig(exploration="thompson"),
-    BanditConfig(update="importance"),
-    BanditConfig(update="doubly-robust", tenant_share=0.3),
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"exploration": "epsilon"},
+    {"exploration": "thompson"},
+    {"exploration": "bag"},
+    {"update": "importance"},
+    {"update": "doubly-robust", "tenant_share": 0.3},
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGURATIONS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_bandit_passes(name: str, config: BanditConfig) -> None:
-    dict(checks(lambda: BanditLearner("a-policy", config)))[name]()
+def test_the_bandit_passes(name: str, config: dict[str, Any]) -> None:
+    # It has reached its size when it remembers as many examples as it may.
+    learner = BanditLearner("a-policy", BanditConfig(remembered=512, **config))
+    dict(checks(lambda: learner))[name]()
 
 
 class MeanPolicy:
@@ -51,6 +54,7 @@ class Mean:
 
     identity, config_sha256, target = "mean@1", sha256(b"").hexdigest(), "a-policy"
     policy_type: Any = MeanPolicy
+    corrections: Corrections = "exact"
     remembered = 64
 
     def initial(self) -> Any:
@@ -106,6 +110,10 @@ def test_a_right_learner_passes() -> None:
     check_learner(Mean)
 
 
+def test_a_learner_that_says_it_takes_nothing_back_is_not_asked_to() -> None:
+    check_learner(Unchanging)
+
+
 COUNTER = itertools.count()
 
 
@@ -157,6 +165,16 @@ class Unforgiving(Mean):
         return state if event.payload.retracted else super().fold(state, event)
 
 
+class Vague(Unforgiving):
+    """Says that it takes back approximately, and does not."""
+
+    corrections: Corrections = "approximate"
+
+
+class Unchanging(Unforgiving):
+    corrections: Corrections = "none"
+
+
 class Hoarding(Mean):
     remembered = 1_000_000
 
@@ -205,6 +223,7 @@ class Narrow(Mean):
         (Cheating, "held_out_examples_change_nothing"),
         (Stubborn, "a_correction_undoes_the_old_reward"),
         (Unforgiving, "a_retraction_undoes_the_example"),
+        (Vague, "a_retraction_undoes_the_example"),
         (Hoarding, "the_state_is_bounded"),
         (Leaking, "the_state_is_bounded"),
         (Misnaming, "checkpoints_are_what_they_say"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from learners.announcements import AnnouncementConfig
 from learners.bandit import BanditConfig, BanditLearner, BanditState
 from schemas.checkpoints import CheckpointEvent, CheckpointState
 from schemas.examples import ExampleEvent
@@ -20,10 +21,11 @@ from streams.storage.records import NewRecord
 from tests import events
 
 TARGET = "supervisor-policy"
+ANNOUNCE = AnnouncementConfig(first=5, growth=1.0)
 
 
 def learning(folder: Path, target: str = TARGET, **config: object) -> Learning[object]:
-    learner = BanditLearner(target, BanditConfig.model_validate({"announce_every": 5} | config))
+    learner = BanditLearner(target, BanditConfig.model_validate({"announce": ANNOUNCE} | config))
     return Learning(learner, ArtifactStore(folder / "artifacts"))  # type: ignore[arg-type]
 
 
@@ -83,10 +85,11 @@ def test_a_poison_example_changes_no_weight(log: EmbeddedLog, tmp_path: Path) ->
                 raise ArithmeticError("overflow")
             return changed
 
-    clean, poisoned = examples(8), examples(8)
+    clean = examples(8)
+    poisoned = list(clean)
     poisoned.insert(4, events.new_record(events.example(["a", "b"], 0, 0.125), TARGET))
     store = ArtifactStore(tmp_path / "artifacts")
-    processor = Learning(Fragile(TARGET, BanditConfig(announce_every=5)), store)
+    processor = Learning(Fragile(TARGET, BanditConfig(announce=ANNOUNCE)), store)
     log.append(poisoned)
     runner = EmbeddedRunner(log, processor, "t")
     runner.run_once()

@@ -190,7 +190,7 @@ class Variant:
     ) -> None:
         found = _features(candidates)
         self._knowledge.learn(
-            Observation("", found[index], propensity, len(found), reward), self._config
+            Observation(found[index], propensity, len(found)), reward, self._config
         )
 
 
