@@ -98,7 +98,7 @@ bench-training: $(LEARN)/.synced
 	$(LEARN)/bin/pytest -o junit_family=xunit1 --junit-xml=bench-training.xml tests/training/test_methods.py
 
 bench-gateway: setup
-	$(RUN)/python -m tests.benchmarks --only gateway switches decisions --out bench-gateway.json
+	$(RUN)/python -m tests.benchmarks --only gateway switches decisions delays --out bench-gateway.json
 
 bench-evidence: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.evidence --out bench-evidence.json

@@ -7,6 +7,7 @@ Lines). They share the cost of a record. Compact JSON contains no line break.
 from collections.abc import Sequence
 from typing import TypeVar
 
+import orjson
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -22,6 +23,18 @@ class UndecodableError(ValueError):
 def encode(event: AnyEvent) -> bytes:
     """Return an event as compact JSON, with the fields that the model does not know."""
     return event.model_dump_json().encode()
+
+
+def encode_json(event: AnyEvent) -> bytes:
+    """Return what `encode` returns, for an event whose payload holds values of JSON documents.
+
+    No value is looked at twice, so it takes a fraction of the time where they are many.
+    """
+    document = {**dict(event), "payload": dict(event.payload)}
+    try:
+        return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+    except TypeError:  # an integer of more than 64 bits, a text that is not Unicode
+        return encode(event)
 
 
 def decode(model: type[E], value: bytes | None) -> E:

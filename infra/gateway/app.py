@@ -24,6 +24,7 @@ from infra.gateway.http import problems
 from infra.gateway.http.access import KeyRing
 from infra.gateway.http.guard import Shell
 from infra.gateway.http.limits import Limits
+from infra.gateway.http.threads import share_interpreter
 from infra.gateway.models.servers import Upstreams
 from infra.gateway.records.export import SpanExport
 from infra.gateway.records.publisher import Publisher
@@ -128,6 +129,7 @@ class _Parts:
     async def start(self) -> Services:
         """Start every part, and return what the routes share."""
         gateway = self._gateway
+        share_interpreter()
         # The publisher first: what follows may hand it events.
         self._publisher.start()
         self._follower.start()
@@ -151,6 +153,7 @@ class _Parts:
         self._tasks = [
             asyncio.create_task(end_conversations(services, look_every_s)),
             asyncio.create_task(_tell_usage(services)),
+            asyncio.create_task(services.heartbeat.run()),
         ]
         return services
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from schemas.clock import now
-from tests.benchmarks import decisions, gateway, kafka, replay, streams, switches
+from tests.benchmarks import decisions, delays, gateway, kafka, replay, streams, switches
 from tests.benchmarks.machine import machine
 
 BENCHMARKS = {
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "gateway": gateway.measured,
     "switches": switches.measured,
     "decisions": decisions.measured,
+    "delays": delays.measured,
 }
 
 

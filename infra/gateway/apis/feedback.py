@@ -137,7 +137,8 @@ async def decide(
     versions = {new.policy: pinned.version}
     assign(services, caller.tenant, new.rollout_id, call.trace_id, versions)
     split, _ = services.routing.split(key)
-    await services.record_durably(DECISIONS, event)
+    size = sum(len(candidate.text) for candidate in new.candidates)
+    await services.record_durably(DECISIONS, event, size=size)
     made = event.payload
     return JSONResponse(
         {

@@ -24,6 +24,17 @@ class GatewayCollector(Collector):
         yield from self._log_metrics()
         yield from self._call_metrics()
         yield from self._server_metrics()
+        heartbeat = self._services.heartbeat
+        yield GaugeMetricFamily(
+            "everloop_event_loop_delay_seconds",
+            "Longest time in the last minutes for which one piece of work kept all others waiting.",
+            heartbeat.longest_s,
+        )
+        yield CounterMetricFamily(
+            "everloop_event_loop_long_delays",
+            "Delays of the event loop of more than 5 ms.",
+            heartbeat.long,
+        )
         yield CounterMetricFamily(
             "everloop_switches",
             "Routes that changed what they serve.",

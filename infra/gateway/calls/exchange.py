@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
@@ -26,12 +27,14 @@ from infra.gateway.http.context import (
     CallContext,
 )
 from infra.gateway.http.problems import ProblemError
+from infra.gateway.http.threads import run_aside
 from infra.gateway.models.servers import Reply, UpstreamError
 from infra.gateway.routes.table import LoadedRoute, Target
+from infra.gateway.state.conversations import Transcript
 from infra.gateway.state.services import Services
+from schemas.clock import now_nanoseconds
 from schemas.rollouts import Fault
 from schemas.serialization import readable
-from schemas.topics import SPANS
 
 SENT_ON = ("accept", "openai-beta", "openai-organization", "openai-project", "x-request-id")
 """Headers of a request that a model server gets; above all not the caller's key."""
@@ -43,6 +46,9 @@ PASSED_BACK_PREFIXES = ("openai-", "x-ratelimit-")
 # A caller that hangs up costs a model server at most this much longer. Looking more often would
 # cost every call a task.
 LOOK_EVERY_S = 0.25
+
+PIECE_BYTES = 8 * 1024
+"""So much of a stream is read in less than a millisecond."""
 
 
 class Observer(Protocol):
@@ -86,14 +92,19 @@ async def serve(
     """
     with _refusal_noted(services, call):
         # 1. Refuse a malformed request, or one over a limit, before anything is kept of it.
+        size: int = getattr(request.state, "body_bytes", 0)
         try:
-            api.request.model_validate(body)
+            await run_aside(size, api.request.model_validate, body)
         except ValidationError as error:
             raise ProblemError(400, "Invalid request", readable(error)) from error
         services.limits.check(call.caller.key)
 
-        # 2. Find its rollout and the version that serves it.
-        placement = place_call(services, api, call, body, resolved)
+        # 2. Find its rollout and the version that serves it. From here to the first `try` of the
+        # call nothing may wait: a cancelled wait would leave the conversation busy for ever.
+        transcript = None
+        if call.rollout_id is None:
+            transcript = await run_aside(size, _transcript, api, call, body)
+        placement = place_call(services, api, call, body, resolved, transcript)
 
     # 3. Record the rollout, its versions and the choice first: the span refers to them.
     record_placement(services, call, placement)
@@ -102,7 +113,9 @@ async def serve(
     rollout_id, route = placement.rollout_id, placement.route
     key = call.key(rollout_id)
     group, (split, _) = services.routing.group(key), services.routing.split(key)
-    model_call = ModelCall(api, call, rollout_id, group, placement.body, placement.target, split)
+    model_call = ModelCall(
+        api, call, rollout_id, group, placement.body, placement.target, split, size
+    )
     if observer is not None:
         observer.on_begin(model_call)
     if route.shadows:
@@ -126,6 +139,11 @@ async def serve(
         raise ProblemError(
             502, "Invalid tool call", f"asked again, the model answered: {invalid}"
         ) from invalid
+
+
+def _transcript(api: Api, call: CallContext, body: dict[str, Any]) -> Transcript:
+    caller = call.caller
+    return Transcript(caller.tenant, caller.key_id, body, api.messages(body))
 
 
 @contextmanager
@@ -159,7 +177,11 @@ async def _call(
         sent = {name: value for name in SENT_ON if (value := request.headers.get(name)) is not None}
         headers = {**sent, "content-type": "application/json", "accept-encoding": "identity"}
         reply = await services.upstreams.ask(
-            (model_call.target, *route.fallbacks), model_call.api.path, model_call.body, headers
+            (model_call.target, *route.fallbacks),
+            model_call.api.path,
+            model_call.body,
+            headers,
+            model_call.size,
         )
     except UpstreamError as error:
         model_call.target, model_call.attempts = error.target, error.attempts
@@ -241,6 +263,8 @@ async def _pass_back(model_call: ModelCall, reply: Reply, finish: "_Finish") -> 
         return StreamingResponse(chunks, headers=headers, media_type=kind, background=given_up)
     try:
         content = await upstream.read()
+        model_call.size += len(content)
+        await run_aside(model_call.size, _read_answer, model_call, content)
     except (aiohttp.ClientError, TimeoutError, OSError) as failure:
         reason = f"{upstream.url.origin()}: the answer broke off ({type(failure).__name__})"
         finish(upstream.status, reason)
@@ -251,7 +275,6 @@ async def _pass_back(model_call: ModelCall, reply: Reply, finish: "_Finish") -> 
         raise
     finally:
         reply.close()
-    model_call.answer.read_body(content)
     error = None if upstream.ok else f"status {upstream.status}"
     if error is None and model_call.invalid_calls and not finish.lets_invalid_through:
         reason = "; ".join(model_call.invalid_calls.values())
@@ -265,6 +288,12 @@ async def _pass_back(model_call: ModelCall, reply: Reply, finish: "_Finish") -> 
     return Response(content, upstream.status, headers=headers, media_type=kind, background=recorded)
 
 
+def _read_answer(model_call: ModelCall, content: bytes) -> None:
+    """Read the answer, and look at its tool calls, which `invalid_calls` keeps."""
+    model_call.answer.read_body(content)
+    _ = model_call.invalid_calls
+
+
 async def _relay(model_call: ModelCall, reply: Reply, finish: "_Finish") -> AsyncIterator[bytes]:
     """Pass an event stream on as it comes.
 
@@ -275,7 +304,12 @@ async def _relay(model_call: ModelCall, reply: Reply, finish: "_Finish") -> Asyn
     try:
         async for chunk in reply.response.content.iter_any():
             model_call.mark_first_token()
-            model_call.answer.read_chunk(chunk)
+            model_call.size += len(chunk)
+            # A busy server's events come many at once. Others have a turn between the pieces.
+            for begin in range(0, len(chunk), PIECE_BYTES):
+                if begin > 0:
+                    await asyncio.sleep(0)
+                model_call.answer.read_chunk(chunk[begin : begin + PIECE_BYTES])
             yield chunk
         error = None if model_call.answer.ended else "the model server's stream broke off"
     except (aiohttp.ClientError, TimeoutError, OSError) as failure:
@@ -349,11 +383,13 @@ class _Finish:
         """
         self.finished = True
         services, model_call = self._services, self._model_call
-        span = model_call.span(status, error)
-        services.record(SPANS, span)
-        failed = span.payload.status == "error"
-        if failed and fault is None:
-            fault = fault_of_call(status, span.payload.status_message)
+        ended, wrong = now_nanoseconds(), error or model_call.answer.damaged
+        services.record_span(
+            model_call.key, model_call.size, partial(model_call.span, status, wrong, ended)
+        )
+        failed = wrong is not None
+        if wrong is not None and fault is None:
+            fault = fault_of_call(status, wrong)
         services.routing.note_fault(model_call.key, fault if failed else None)
         _count(services, model_call, _outcome(status, error, failed))
         conversation, transcript = self._placement.conversation, self._placement.transcript
@@ -362,7 +398,7 @@ class _Finish:
             said = transcript.after(answer.messages, answer.id)
             services.conversations.answered(conversation, said, failed)
         if self._observer is not None:
-            self._observer.on_end(model_call, status, span.payload.status_message or None)
+            self._observer.on_end(model_call, status, wrong)
 
 
 def _count(services: Services, model_call: ModelCall, outcome: str) -> None:

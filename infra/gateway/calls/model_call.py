@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from infra.gateway.calls.formats import Api
+from infra.gateway.calls.formats import Api, Messages
 from infra.gateway.calls.tool_calls import call_problems, repair_request
 from infra.gateway.http.context import CallContext
 from infra.gateway.routes.table import Target
@@ -27,6 +27,7 @@ class ModelCall:
     Attributes:
         answer: what has come back so far.
         target: the server that answered; until then the first one that is asked.
+        size: bytes of request and answer so far, about.
         attempts: number of tries.
     """
 
@@ -39,17 +40,18 @@ class ModelCall:
         body: dict[str, Any],
         target: Target,
         split: Split = "train",
+        size: int = 0,
     ) -> None:
         self.api = api
         self.call = call
         self.rollout_id = rollout_id
         self.body = body
-        self.messages = api.messages(body)
         self.target = target
         self.attempts = 1
         self.answer = api.answer()
         self.start = now_nanoseconds()
         self.split = split
+        self.size = size
         self._group = group
         self._first_token: int | None = None
 
@@ -74,6 +76,11 @@ class ModelCall:
         return (now_nanoseconds() - self.start) / 1e9
 
     @cached_property
+    def messages(self) -> Messages | None:
+        """The request's messages in OpenAI's chat format; None if the API has none."""
+        return self.api.messages(self.body)
+
+    @cached_property
     def invalid_calls(self) -> dict[str, str]:
         """What is wrong with the tool calls, by the id of each. Valid once the answer is there."""
         tools = self.body.get("tools")
@@ -84,19 +91,22 @@ class ModelCall:
         call = replace(self.call, span_id=new_span_id())
         body = repair_request(self.body, self.answer.messages, self.invalid_calls)
         return ModelCall(
-            self.api, call, self.rollout_id, self._group, body, self.target, self.split
+            self.api, call, self.rollout_id, self._group, body, self.target, self.split, self.size
         )
 
     def mark_first_token(self) -> None:
         """Keep the time of the first piece of the answer."""
         self._first_token = self._first_token or now_nanoseconds()
 
-    def span(self, status: int | None, error: str | None = None) -> SpanEvent:
+    def span(
+        self, status: int | None, error: str | None = None, ended: int | None = None
+    ) -> SpanEvent:
         """Return the finished span.
 
         Args:
             status: the model server's HTTP status; None if it gave none.
             error: what went wrong. A damaged answer is an error too.
+            ended: when, in nanoseconds since the unix epoch; None: now.
         """
         error = error or self.answer.damaged
         attributes = {
@@ -109,12 +119,13 @@ class ModelCall:
             rollout_id=self.rollout_id,
             trace_id=self.call.trace_id,
             span_id=self.call.span_id,
-            payload=Span(
+            # Its values come from a JSON document: to look at each again would take seconds.
+            payload=Span.model_construct(
                 name=f"{self.api.operation} {self.body['model']}",
                 kind="client",
                 parent_span_id=self.call.parent_span_id,
                 start_unix_nano=self.start,
-                end_unix_nano=now_nanoseconds(),
+                end_unix_nano=ended or now_nanoseconds(),
                 status="error" if error else "ok",
                 status_message=error or "",
                 attributes={

@@ -44,19 +44,21 @@ def place_call(
     call: CallContext,
     body: dict[str, Any],
     resolved: tuple[Target, LoadedRoute] | None,
+    transcript: Transcript | None,
 ) -> Placement:
     """Place a call. If the caller names no rollout, the call joins a conversation.
 
     Args:
         resolved: what serves the call. None: the routes say it.
+        transcript: what the caller says in the conversation; None if the caller names a rollout.
 
     Raises:
         ProblemError: there is no such model or policy.
     """
-    if call.rollout_id is not None:
+    if transcript is None:
+        assert call.rollout_id is not None  # noqa: S101 - see `transcript`
         return _served_by(services, api, call, body, resolved, call.rollout_id, None)
     caller = call.caller
-    transcript = Transcript(caller.tenant, caller.key_id, body, api.messages(body))
     trace_id = call.trace_id if call.traced else None
     conversation = services.conversations.join(caller.tenant, trace_id, transcript.continues)
     rollout_id = conversation.rollout_id

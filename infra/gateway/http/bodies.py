@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from infra.gateway.http.problems import ProblemError
+from infra.gateway.http.threads import run_aside
 
 # Deeper JSON makes recursive code that reads it later run out of stack.
 MOST_DEPTH = 100
@@ -63,7 +64,9 @@ async def read_object(request: Request) -> dict[str, Any]:
     Raises:
         ProblemError: 400, it is none; 413, it is too large.
     """
-    document = parse_json(await read_body(request))
+    content = await read_body(request)
+    request.state.body_bytes = len(content)
+    document = await run_aside(len(content), parse_json, content)
     if not isinstance(document, dict):
         raise ProblemError(
             400,
@@ -82,7 +85,8 @@ class _BoundedRequest(Request):
         return self._body
 
     async def json(self) -> Any:
-        return parse_json(await self.body())
+        content = await self.body()
+        return await run_aside(len(content), parse_json, content)
 
 
 class BoundedRoute(APIRoute):
@@ -99,12 +103,18 @@ class BoundedRoute(APIRoute):
 
 
 def _depth(body: bytes) -> int:
-    """Return how deep brackets are nested. Brackets within strings do not count."""
+    """Return how deep brackets are nested, or a number beyond `MOST_DEPTH`. Brackets within
+    strings do not count.
+    """
     depth = deepest = 0
     for token in _TOKENS.finditer(body):
         if token[0] in b"[{":
             depth += 1
             deepest = max(deepest, depth)
+            if depth > MOST_DEPTH:
+                break
+            if depth > MOST_DEPTH:
+                break
         elif token[0] in b"]}":
             depth -= 1
     return deepest

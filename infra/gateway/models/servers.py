@@ -23,6 +23,7 @@ import structlog
 
 from infra.gateway.http.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.http.problems import ProblemError
+from infra.gateway.http.threads import run_aside
 from infra.gateway.routes.table import Target
 from infra.gateway.settings import UpstreamSettings
 from schemas.clock import now
@@ -186,7 +187,12 @@ class Upstreams:
         return self.breakers.setdefault(base_url, Breaker())
 
     async def ask(
-        self, targets: Sequence[Target], path: str, body: dict[str, Any], headers: Mapping[str, str]
+        self,
+        targets: Sequence[Target],
+        path: str,
+        body: dict[str, Any],
+        headers: Mapping[str, str],
+        size: int = 0,
     ) -> Reply:
         """Ask the first target, then its fallbacks, until one answers.
 
@@ -194,6 +200,7 @@ class Upstreams:
             targets: what serves, then its fallbacks; at least one, each with an endpoint.
             path: below the base URL, such as `/chat/completions`.
             body: the request; each endpoint's own `model` is put in.
+            size: bytes of the body, about.
 
         Returns:
             The first final answer. If nothing is left to try, the last answer, even one of a status
@@ -209,7 +216,7 @@ class Upstreams:
         for place, target in enumerate(targets, start=1):
             endpoint = _endpoint(target)
             breaker = self.breaker(endpoint.base_url)
-            content = _content(body, endpoint)
+            content = await run_aside(size, _content, body, endpoint)
             for number in range(self.config.retries + 1):
                 # 1. Leave a server alone that failed too often. What failed before says more.
                 if not breaker.admit():

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from infra.gateway.http.access import KeyRing
 from infra.gateway.http.limits import Limits
+from infra.gateway.http.threads import LARGE_BYTES, run_aside
 from infra.gateway.models.servers import Upstreams
 from infra.gateway.records.export import SpanExport
 from infra.gateway.records.publisher import Publisher
@@ -18,10 +19,12 @@ from infra.gateway.records.redaction import Redactor
 from infra.gateway.routes.table import RoutingTable
 from infra.gateway.settings import GatewaySettings
 from infra.gateway.state.conversations import Conversations
+from infra.gateway.state.heartbeat import Heartbeat
 from infra.gateway.state.lightning import LightningState
 from schemas.envelope import AnyEvent
+from schemas.serialization import encode_json
 from schemas.spans import Attribute, SpanEvent
-from schemas.topics import Topic
+from schemas.topics import SPANS, Topic
 from streams.storage.embedded.database import BUSY_TIMEOUT_S, Durability
 from streams.storage.log import Log
 from streams.storage.records import MAX_RECORD_BYTES, Outgoing
@@ -77,19 +80,61 @@ class Services:
     lightning: LightningState
     export: SpanExport | None = None
     counts: Counts = field(default_factory=Counts)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
+    _large: set[asyncio.Task[None]] = field(default_factory=set)
 
     def record(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout without waiting for the disk."""
+        self._count(topic, events)
         self.publisher.publish(self._outgoing(topic, events), urgent=False)
 
-    async def record_durably(self, topic: Topic, *events: AnyEvent) -> None:
+    async def record_durably(self, topic: Topic, *events: AnyEvent, size: int = 0) -> None:
         """Hand over events of one rollout and return when they are durable.
+
+        Args:
+            size: bytes of the events, about.
 
         Raises:
             LogUnavailableError: they could be written neither to the log nor to the spool.
         """
-        await asyncio.wrap_future(self.publisher.publish(self._outgoing(topic, events)))
+        self._count(topic, events)
+        outgoing = await run_aside(size, self._outgoing, topic, events)
+        await asyncio.wrap_future(self.publisher.publish(outgoing))
+
+    def record_span(self, key: str, size: int, span: Callable[[], SpanEvent]) -> None:
+        """Hand over a span without waiting for the disk. A large one is made in a thread.
+
+        It counts as recorded at once: the end of its rollout may be told before it is written.
+
+        Args:
+            key: of its rollout.
+            size: bytes that it is made from, about.
+        """
+        self.routing.count(key, SPANS.name, 1)
+        if size < LARGE_BYTES:
+            self._publish_span(*self._encode_span(span))
+            return
+        task = asyncio.create_task(self._record_aside(size, span))
+        self._large.add(task)
+        task.add_done_callback(self._large.discard)
+
+    async def _record_aside(self, size: int, span: Callable[[], SpanEvent]) -> None:
+        self._publish_span(*await run_aside(size, self._encode_span, span))
+
+    def _encode_span(self, span: Callable[[], SpanEvent]) -> tuple[SpanEvent, Outgoing]:
+        """Return a span as it may be written, and encoded. Any thread may call it."""
+        written = self.redactor.event(span())
+        assert isinstance(written, SpanEvent)  # noqa: S101 - redaction changes no type
+        key, value = written.rollout_key, encode_json(written)
+        if len(value) > MAX_RECORD_BYTES:
+            value = encode_json(_without_content(written, len(value)))
+        return written, Outgoing(SPANS, key, written.event_id, value)
+
+    def _publish_span(self, span: SpanEvent, encoded: Outgoing) -> None:
+        if self.export is not None:
+            self.export.span(span)
+        self.publisher.publish([encoded], urgent=False)
 
     def hand_over(self, topic: Topic, key: str, event: AnyEvent) -> None:
         """Hand over an event that belongs to no rollout without waiting for the disk."""
@@ -116,18 +161,22 @@ class Services:
 
     async def close(self) -> None:
         """Stop what nobody waits for."""
+        await asyncio.gather(*self._large, return_exceptions=True)
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         if self.export is not None:
             self.export.close()
 
+    def _count(self, topic: Topic, events: Sequence[AnyEvent]) -> None:
+        for event in events:
+            self.routing.count(event.rollout_key, topic.name, 1)
+
     def _outgoing(self, topic: Topic, events: Sequence[AnyEvent]) -> list[Outgoing]:
         outgoing = []
         for event in events:
             written = self.redactor.event(event)
             key = event.rollout_key
-            self.routing.count(key, topic.name, 1)
             encoded = Outgoing.of(topic, key, written)
             if isinstance(written, SpanEvent):
                 if len(encoded.value) > MAX_RECORD_BYTES:
