@@ -80,6 +80,8 @@ class Verdict:
         difference: estimated mean reward of the candidate minus that of the champion.
         lower_bound: one-sided confidence bound of the difference, valid at every length of the log.
         value: estimated mean reward of the candidate.
+        likely: whether the estimated difference is above minus the tolerance. That is enough to
+            begin a trial.
         needed: held-out rollouts that a verdict is likely to take, by the power calculator at the
             estimated difference; None where it is not above the tolerance.
     """
@@ -90,6 +92,7 @@ class Verdict:
     difference: float = 0.0
     lower_bound: float = 0.0
     value: float = 0.0
+    likely: bool = False
     needed: int | None = None
 
     @property
@@ -145,5 +148,6 @@ def judge(
         found.difference,
         found.bound,
         found.value,
+        gain > 0,
         decisions_needed(gain, found.deviation, error) if gain > 0 < found.deviation else None,
     )

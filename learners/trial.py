@@ -146,6 +146,8 @@ class Comparison(BaseModel):
         level: probability of a wrong verdict: of a trial, that a worse version passes; of a watch,
             that a version is taken back that did not drop.
         worth, success, response: the three values, each with its tolerance.
+        worth_is_sure: whether held-out rollouts have shown already that the new version earns no
+            less, at half of `level`.
         arms: counts by version.
         began: when its first rollout of the new version began, in seconds since the epoch; None
             before.
@@ -157,6 +159,7 @@ class Comparison(BaseModel):
     worth: Paired
     success: Paired
     response: Paired
+    worth_is_sure: bool = False
     arms: dict[str, Arm]
     began: float | None = None
 
@@ -226,16 +229,20 @@ class Comparison(BaseModel):
         tolerances.
 
         It is wrong with probability at most `level`: whatever is worse, its own wager must be won.
+        Worth may be shown in two ways, off-policy and here, so each gets half.
         """
-        return all(
-            paired.no_worse.won(self.level) for paired in (self.worth, self.success, self.response)
-        )
+        return not self.unsure
 
     @property
-    def open(self) -> str:
-        """What is not sure yet, in words."""
-        names = {"worth": self.worth, "failures": self.success, "missing rewards": self.response}
-        return ", ".join(n for n, paired in names.items() if not paired.no_worse.won(self.level))
+    def unsure(self) -> dict[str, Paired]:
+        """The values in which the new version is not surely no worse yet, by what they are."""
+        sure = {
+            "worth": self.worth_is_sure or self.worth.no_worse.won(self.level / 2),
+            "failures": self.success.no_worse.won(self.level),
+            "missing rewards": self.response.no_worse.won(self.level),
+        }
+        values = {"worth": self.worth, "failures": self.success, "missing rewards": self.response}
+        return {name: values[name] for name, is_sure in sure.items() if not is_sure}
 
 
 @dataclass(frozen=True)
@@ -263,7 +270,7 @@ def trial_verdict(trial: Comparison, config: GateConfig) -> Decided | None:
         return Decided(
             False,
             f"the trial did not convince within {trial.pairs} pairs of rollouts: not sure are"
-            f" {trial.open} ({trial.words})",
+            f" {', '.join(trial.unsure)} ({trial.words})",
         )
     return None
 

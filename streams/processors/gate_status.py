@@ -56,13 +56,12 @@ def _waiting(name: str, state: PromotionState, config: GateConfig) -> GateStatus
 def _of_trial(
     name: str, state: PromotionState, trial: Comparison, config: GateConfig
 ) -> GateStatus:
-    parts = (trial.worth, trial.success, trial.response)
-    open_parts = [part for part in parts if not part.no_worse.won(trial.level)]
-    each = [part.needed(trial.level) for part in open_parts]
+    each = [value.needed(trial.level / 2) for value in trial.unsure.values()]
     known = [pairs for pairs in each if pairs is not None]
     needed = max(known) if known and len(known) == len(each) else None
     rate = _share(state.evidence.per_hour, config.share_beside(trial.old))
-    text = f"{trial.new} is on trial beside {trial.old}; not sure yet: {trial.open} ({trial.words})"
+    unsure = ", ".join(trial.unsure)
+    text = f"{trial.new} is on trial beside {trial.old}; not sure yet: {unsure} ({trial.words})"
     if needed is not None:
         text += _remaining(needed - trial.pairs, "pairs of rollouts", rate)
     return _compared(name, "trial", state, trial, needed, rate, text)

@@ -224,7 +224,10 @@ class Promotion(Processor[PromotionState]):
             change(state, ruling, candidate, CheckpointState.REJECTED, reason)
             return
         state.verdict, state.needed = verdict.reason, verdict.needed
-        if verdict.passed:
+        # Where a trial follows, a good chance is enough: the trial must be sure. Off-policy it takes
+        # very long to be sure of a version that differs much from what serves.
+        tries = self.config.canary_share > 0.0 and not state.held
+        if verdict.passed or (tries and verdict.likely):
             state.waiting = None
             self._let_through(state, ruling, candidate, verdict)
 
@@ -304,14 +307,33 @@ class Promotion(Processor[PromotionState]):
                 f"{candidate.name} serves nothing that {candidate.version} could be tried beside"
             )
         change(state, ruling, candidate, CheckpointState.CANARY, reason)
-        state.comparison = Comparison.of(
+        trial = Comparison.of(
             candidate.version,
             heaviest(state.stable),
             state.trials.begin(self.config.error),
             self.config.tolerance,
             self.config,
         )
+        trial.worth_is_sure = self._is_sure_off_policy(state, candidate, trial.level / 2)
+        state.comparison = trial
         self._write_route(state, ruling, reason)
+
+    def _is_sure_off_policy(
+        self, state: PromotionState, candidate: Checkpoint, error: float
+    ) -> bool:
+        """Return whether held-out rollouts show that a policy earns no less.
+
+        They do so only where each made one decision: the value of a rollout with several is the
+        effect of changing one of them, and not of changing all.
+        """
+        evidence = state.evidence.logged()
+        if candidate.kind != "policy" or len(evidence) != rollouts_of(evidence):
+            return False
+        try:
+            champion = self._policy(state.registry.promoted)
+            return judge(self._policy(candidate), champion, evidence, self.config, error).passed
+        except (ValueError, RejectedRecordError):
+            return False  # the champion is broken; its own rollouts are what is compared with
 
     def _promote(
         self, state: PromotionState, ruling: Ruling, candidate: Checkpoint, reason: str

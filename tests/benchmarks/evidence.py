@@ -135,7 +135,7 @@ def compared(world: Rollouts, tolerance: float, level: float, error: float) -> s
         return never if number is None else int(at[number - 1])
 
     passed = max(
-        when(worth, worth_at, -tolerance, level),
+        when(worth, worth_at, -tolerance, level / 2),
         when(success, success_at, -CONFIG.failure_tolerance, level),
         when(response, response_at, -CONFIG.missing_tolerance, level),
     )
@@ -171,7 +171,7 @@ def hundred(gain: float, seed: int) -> str:
         level = tests.begin(CONFIG.error)
         rollouts = World(gain=gain).rollouts(random, CONFIG.canary_share, ROLLOUTS // 6)
         differences, _ = pairs(rollouts.is_new, rollouts.worth)
-        if won_at(differences, -CONFIG.tolerance, level) is not None:
+        if won_at(differences, -CONFIG.tolerance, level / 2) is not None:
             return "passed"
     return "open"
 
