@@ -224,8 +224,8 @@ class Promotion(Processor[PromotionState]):
             change(state, ruling, candidate, CheckpointState.REJECTED, reason)
             return
         state.verdict, state.needed = verdict.reason, verdict.needed
-        # Where a trial follows, a good chance is enough: the trial must be sure. Off-policy it takes
-        # very long to be sure of a version that differs much from what serves.
+        # Where a trial follows, a good chance is enough: the trial must be sure. Off-policy it
+        # takes very long to be sure of a version that differs much from what serves.
         tries = self.config.canary_share > 0.0 and not state.held
         if verdict.passed or (tries and verdict.likely):
             state.waiting = None

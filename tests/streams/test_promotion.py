@@ -227,6 +227,44 @@ def test_on_trial_a_version_serves_its_share_until_it_is_surely_no_worse(
     assert controls(log) == [{}, {"uniform": 0.05}]
 
 
+def test_a_trial_begins_on_a_likely_gain_and_a_promotion_without_trial_does_not(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    few = [*held_out(14), *later(), candidate(store, "v1", policy(0.9))]
+    strict = AT_ONCE.model_copy(update={"tolerance": 0.0})
+    assert [state for _, state, _ in promoted(log, store, *few, config=strict)] == ["candidate"]
+    changes = promoted(log, store, candidate(store, "v2", policy(0.95)), config=ON_TRIAL)
+    assert [(version, state) for version, state, _ in changes][-1] == ("v2", "canary")
+
+
+@pytest.mark.parametrize(("decisions", "spared"), [(1, True), (2, False)])
+def test_held_out_rollouts_of_one_decision_spare_the_trial_the_proof_of_worth(
+    log: EmbeddedLog, tmp_path: Path, decisions: int, spared: bool
+) -> None:
+    """On trial both earn the same by turns, which shows nothing within two hundred pairs."""
+    store = ArtifactStore(tmp_path)
+    held = [
+        event.model_copy(
+            update={
+                "payload": event.payload.model_copy(
+                    update={"decisions": event.payload.decisions * decisions}
+                )
+            }
+        )
+        for event in held_out(200)
+    ]
+    begin = [*held, *later(), candidate(store, "v1", policy(0.9))]
+    trial = [
+        event
+        for number in range(200)
+        for version, value in (("v1", number % 2), ("uniform", (number + 1) % 2))
+        for event in rewarded(version, float(value), 1)
+    ]
+    changes = promoted(log, store, *begin, *trial, *later(), config=ON_TRIAL)
+    assert changes[-1][1] == ("promoted" if spared else "canary")
+
+
 def test_on_trial_a_worse_version_is_rolled_back_and_the_newest_that_waited_is_judged(
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
