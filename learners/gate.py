@@ -17,9 +17,10 @@ class GateConfig(BaseModel):
     Attributes:
         least_evidence: held-out rollouts needed for a verdict.
         most_evidence: most held-out rollouts that are kept; the newest are.
-        confidence: of verdicts, one-sided, in (0.5, 1): a stated error of 1 - confidence holds for
-            all promotions of a name together (`learners.online_error`), for all rollbacks after a
-            promotion together, and for each trial's verdict that a candidate is worse.
+        confidence: of verdicts, one-sided, in (0.5, 1). Of all promotions of a name, the expected
+            share of wrong ones is at most 1 - confidence (`learners.online_error`); so is that of
+            wrong rollbacks after promotions. Each trial finds a candidate worse that is not with at
+            most this probability.
         tolerance: a candidate passes if it is surely worse than the champion by no more than this,
             in units of reward.
         failure_tolerance: a candidate passes if its share of failed rollouts is surely greater by

@@ -149,8 +149,9 @@ class Comparison(BaseModel):
         worth_is_sure: whether held-out rollouts have shown already that the new version earns no
             less, at half of `level`.
         arms: counts by version.
-        began: when its first rollout of the new version began, in seconds since the epoch; None
-            before.
+        began: when the first rollout of the new version began that was heard of, in seconds since
+            the epoch; None before.
+        unmet: how often the old version was heard of before that.
     """
 
     new: str
@@ -162,6 +163,7 @@ class Comparison(BaseModel):
     worth_is_sure: bool = False
     arms: dict[str, Arm]
     began: float | None = None
+    unmet: int = 0
 
     @classmethod
     def of(
@@ -184,8 +186,9 @@ class Comparison(BaseModel):
 
     def see(self, version: str, begun: float) -> None:
         """Note a rollout. The comparison begins with the first one of the new version."""
-        if version == self.new and self.began is None:
-            self.began = begun
+        if self.began is None:
+            self.began = begun if version == self.new else None
+            self.unmet += version == self.old
 
     def includes(self, version: str, begun: float) -> bool:
         """Return whether a rollout takes part: it was assigned one of the versions, and began since
@@ -266,6 +269,8 @@ def trial_verdict(trial: Comparison, config: GateConfig) -> Decided | None:
             f"on trial surely no worse than {trial.old}, after {trial.pairs} pairs of rollouts"
             f" ({trial.words})",
         )
+    if trial.unmet >= config.canary_pairs:
+        return Decided(False, "no rollout was ever assigned to it; can a gateway load it?")
     if trial.pairs >= config.canary_pairs:
         return Decided(
             False,

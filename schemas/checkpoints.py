@@ -100,6 +100,7 @@ class Checkpoint(EventData):
         endpoint: where a model or an adapter is served already, so that a trial can use it.
         metrics: measured numbers, by name.
         reason: why the state changed.
+        by_hand: whether a person changed it. The route that the person wants comes with it.
     """
 
     name: Name
@@ -111,6 +112,7 @@ class Checkpoint(EventData):
     lineage: Lineage | None = None
     metrics: dict[str, float] = {}
     reason: str = ""
+    by_hand: bool = False
 
 
 class CheckpointEvent(Event[Checkpoint]):

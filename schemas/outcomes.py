@@ -31,6 +31,7 @@ class RolloutOutcome(EventData):
         reward: reward of the rollout as a whole; where only parts of it were rewarded, their mean;
             None while there is none.
         rewarded: when that reward was given.
+        corrected: whether another reward, or the same for another reason, was told before.
         criteria: the scores that the reward was made of.
         cost: of all model calls of the rollout, in the unit of the endpoints' prices.
         decisions: those that the policy of this name made, of a held-out rollout.
@@ -44,6 +45,7 @@ class RolloutOutcome(EventData):
     fault: Literal["agent", "endpoint", "limit", "caller"] | None = None
     reward: UnitInterval | None = None
     rewarded: datetime | None = None
+    corrected: bool = False
     criteria: dict[str, UnitInterval] = {}
     cost: float = Field(default=0.0, ge=0.0)
     decisions: list[Decision] = []

@@ -244,4 +244,5 @@ def _route(before: Route | None, name: str, targets: list[RouteTarget], held: bo
 
 
 def _in_state(checkpoint: Checkpoint, state: CheckpointState, reason: str) -> Checkpoint:
-    return checkpoint.model_copy(update={"state": state, "reason": reason, "metrics": {}})
+    said = {"state": state, "reason": reason, "metrics": {}, "by_hand": True}
+    return checkpoint.model_copy(update=said)

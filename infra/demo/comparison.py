@@ -32,7 +32,7 @@ from streams.storage.log import Log
 LEARNED, RANDOM = "learned", "random"
 DRAIN_TIMEOUT_S = 120.0
 PARALLEL = 4
-DEMO_GATE = GateConfig(confidence=0.75, tolerance=0.15, canary_share=0.0)
+DEMO_GATE = GateConfig(confidence=0.75, tolerance=0.2, canary_share=0.0, least_evidence=20)
 """A demonstration has some hundred rewards to go by; the gate's defaults want some hundred more to
 be sure.
 """

@@ -3,6 +3,7 @@ it counts.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from hashlib import blake2b
 from math import ceil
 
@@ -33,16 +34,28 @@ SETTLING_S = 5.0
 processes. So much later its last one is still waited for.
 """
 
+SETTLING_SHARE = 0.1
+"""The same, as a share of the age, where ages are long."""
+
 Worth = Callable[[RolloutOutcome], float]
 """What a rewarded rollout is compared by, in [0, 1]."""
 
 
+MOST_HELD_CHARACTERS = 4_000_000
+"""Text of all held-out decisions that are kept, for the same reason."""
+
+
 class HeldOut(BaseModel):
-    """A held-out rollout with its decisions."""
+    """A held-out rollout with its decisions.
+
+    Attributes:
+        size: characters of its decisions' texts.
+    """
 
     begun: float
     worth: float
     decisions: list[Decision]
+    size: int = 0
 
 
 class Young(BaseModel):
@@ -86,7 +99,7 @@ class Evidence(BaseModel):
         self.latest = max(self.latest, event.time.timestamp())
         if outcome.state is RolloutState.STARTED and outcome.reward is None:
             self.beginnings = [*self.beginnings, begun][-BEGINNINGS_REMEMBERED:]
-        if outcome.rewarded == event.time:  # told because of the reward
+        if outcome.rewarded == event.time and not outcome.corrected:  # told for its first reward
             delay = max(0.0, event.time.timestamp() - begun)
             self.delays = [*self.delays, delay][-DELAYS_REMEMBERED:]
         if outcome.split == "validation":
@@ -96,19 +109,33 @@ class Evidence(BaseModel):
         self, rollout: str, outcome: RolloutOutcome, worth: Worth, config: GateConfig
     ) -> None:
         value = worth_of(outcome, worth, config)
-        known = self.held_out.pop(rollout, None)
         if value is None or not outcome.decisions:
+            self.held_out.pop(rollout, None)
             return
-        self.heard += known is None
+        self.heard += rollout not in self.held_out
+        # A correction keeps its place: the order of a bet is fixed.
         self.held_out[rollout] = HeldOut(
-            begun=outcome.begun.timestamp(), worth=value, decisions=outcome.decisions
+            begun=outcome.begun.timestamp(),
+            worth=value,
+            decisions=outcome.decisions,
+            size=sum(
+                len(d.context) + sum(len(c.text) for c in d.candidates) for d in outcome.decisions
+            ),
         )
-        while len(self.held_out) > config.most_evidence:
-            del self.held_out[next(iter(self.held_out))]
+        size = sum(held.size for held in self.held_out.values())
+        while len(self.held_out) > config.most_evidence or (
+            size > MOST_HELD_CHARACTERS and len(self.held_out) > 1
+        ):
+            size -= self.held_out.pop(next(iter(self.held_out))).size
+
+    def knows_delays(self, config: GateConfig) -> bool:
+        """Return whether it is known how long rewards take."""
+        return config.maturity is not None or bool(self.delays)
 
     def learn_maturity(self, config: GateConfig) -> None:
         """Set the age at which rollouts count. It is done when a candidate is judged, and not while
-        one is on trial, so that nothing is tried at an age that its own rewards have chosen.
+        one is on trial, so that nothing is tried at an age that its own rewards have chosen. A
+        watch may go on meanwhile; its age changes for both versions alike.
         """
         if config.maturity is not None:
             self.maturity = config.maturity.total_seconds()
@@ -125,7 +152,10 @@ class Evidence(BaseModel):
         value = worth_of(outcome, worth, config)
         came = outcome.rewarded.timestamp() if outcome.rewarded is not None else begun
         if came - begun > self.maturity:
-            value = None  # it came at an age that the other version's rewards are not given
+            # It came later than counts. What was known at that age stays.
+            known = self.young.get(rollout)
+            at_end = config.failed_reward if failed(outcome) else None
+            value = known.worth if known is not None else at_end
         self.young[rollout] = Young(
             version=outcome.version, begun=begun, worth=value, failed=failed(outcome)
         )
@@ -138,7 +168,7 @@ class Evidence(BaseModel):
         """Return the rollouts that are old enough now, with when they began, and follow them no
         more.
         """
-        before = self.latest - self.maturity - SETTLING_S
+        before = self.latest - self.maturity - max(SETTLING_S, SETTLING_SHARE * self.maturity)
         old = sorted((y.begun, rollout) for rollout, y in self.young.items() if y.begun <= before)
         found = [(begun, self.young.pop(rollout)) for begun, rollout in old]
         self.counted = max([self.counted, *(begun for begun, _ in found)])
@@ -168,6 +198,24 @@ class Evidence(BaseModel):
             return None
         span = max(self.beginnings) - min(self.beginnings)
         return 3600.0 * (len(self.beginnings) - 1) / span if span > 0 else None
+
+
+def dated(event: OutcomeEvent, arrived: datetime) -> OutcomeEvent:
+    """Return an outcome in which nothing lies in the future.
+
+    A gateway's clock may be wrong, and the newest outcome says what time it is. One from next year
+    would make everything after it too old to count.
+
+    Args:
+        arrived: when it was written to the log.
+    """
+    outcome = event.payload
+    if event.time <= arrived and outcome.begun <= event.time:
+        return event
+    time = min(event.time, arrived)
+    rewarded = None if outcome.rewarded is None else min(outcome.rewarded, time)
+    dates = {"begun": min(outcome.begun, time), "rewarded": rewarded}
+    return event.model_copy(update={"time": time, "payload": outcome.model_copy(update=dates)})
 
 
 def failed(outcome: RolloutOutcome) -> bool:

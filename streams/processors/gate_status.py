@@ -56,7 +56,10 @@ def _waiting(name: str, state: PromotionState, config: GateConfig) -> GateStatus
 def _of_trial(
     name: str, state: PromotionState, trial: Comparison, config: GateConfig
 ) -> GateStatus:
-    each = [value.needed(trial.level / 2) for value in trial.unsure.values()]
+    each = [
+        value.needed(trial.level / 2 if value is trial.worth else trial.level)
+        for value in trial.unsure.values()
+    ]
     known = [pairs for pairs in each if pairs is not None]
     needed = max(known) if known and len(known) == len(each) else None
     rate = _share(state.evidence.per_hour, config.share_beside(trial.old))

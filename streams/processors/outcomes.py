@@ -14,6 +14,9 @@ from schemas.spans import Attribute, SpanEvent
 from schemas.topics import OUTCOMES
 from streams.storage.records import Outgoing
 
+MOST_COST = 1e6
+"""A call that is said to have cost more is taken to have cost nothing."""
+
 Told = dict[str, str]
 """What was told of a rollout last, by logical name."""
 
@@ -41,10 +44,12 @@ def new_outcomes(
         mine = _decisions_of(name, decisions) if payload.split == "validation" else []
         # The cost and the decisions of an open rollout grow with each call. They are told with the
         # next change of what matters.
-        sign = f"{payload.state} {payload.split} {reward}"
+        why = about.event_id if about is not None else None
+        sign = f"{reward} {why} {payload.state} {payload.fault} {payload.split}"
         if payload.state in TERMINAL:
-            sign += f" {len(mine)}"
-        if told.get(name) == sign:
+            sign += f" {len(mine)} {cost!r}"
+        before = told.get(name, "None")
+        if before == sign:
             continue
         told[name] = sign
         outcome = RolloutOutcome(
@@ -56,6 +61,7 @@ def new_outcomes(
             fault=payload.fault,
             reward=reward,
             rewarded=about.time if about is not None else None,
+            corrected=not before.startswith("None"),
             criteria=about.payload.criteria if about is not None else {},
             cost=cost,
             decisions=mine,
@@ -93,4 +99,7 @@ def _decisions_of(name: str, decisions: Sequence[bytes]) -> list[Decision]:
 def cost_of(span: SpanEvent) -> float:
     """Return what a span says that its call cost."""
     cost = span.payload.attributes.get(Attribute.COST)
-    return float(cost) if isinstance(cost, int | float) else 0.0
+    # Any caller may send spans, with anything in them.
+    if isinstance(cost, bool) or not isinstance(cost, int | float):
+        return 0.0
+    return float(cost) if 0.0 <= cost < MOST_COST else 0.0

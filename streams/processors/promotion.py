@@ -8,16 +8,17 @@ from typing import ClassVar
 from learners.contract import Policy
 from learners.evaluation import rollouts_of
 from learners.gate import GateConfig, Verdict, judge
-from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
+from learners.policies import BUILT_IN, UNIFORM_VERSION, PolicyLoader, UniformPolicy
 from learners.trial import Comparison, Decided, trial_verdict, watch_verdict
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
+from schemas.clock import from_milliseconds
 from schemas.envelope import AnyEvent
 from schemas.gates import GateEvent
 from schemas.outcomes import OutcomeEvent, RolloutOutcome
 from schemas.routes import Route, RouteEvent
 from schemas.topics import CHECKPOINTS, GATES, OUTCOMES, ROUTES, Topic
 from streams.processing.processor import Outcome, Processor, output_id
-from streams.processors.evidence import Worth
+from streams.processors.evidence import Worth, dated
 from streams.processors.gate_status import status_of
 from streams.processors.promotion_state import (
     PromotionState,
@@ -48,8 +49,9 @@ class Promotion(Processor[PromotionState]):
     """Lets through what is surely no worse: judged on held-out rollouts, then on trial, then
     watched.
 
-    1. The newest candidate waits until the gate is sure of it off-policy (`learners.gate.judge`).
-       It is judged again as evidence grows. A newer one takes its place.
+    1. The newest candidate waits until it is likely, by held-out rollouts, that it is no worse than
+       what serves (`learners.gate.judge`); where there are no trials, until that is sure. It is
+       judged again as evidence grows. A newer one takes its place.
     2. What passes goes on trial: it serves a share of new rollouts, until it is surely no worse
        than the champion in reward, failures and missing rewards, or surely worse
        (`learners.trial`).
@@ -94,7 +96,7 @@ class Promotion(Processor[PromotionState]):
         if event.event_id in state.own:
             state.own.remove(event.event_id)
         elif isinstance(event, OutcomeEvent):
-            self._observe(state, ruling, event)
+            self._observe(state, ruling, dated(event, from_milliseconds(source.timestamp_ms)))
         elif isinstance(event, RouteEvent):
             self._follow_route(state, ruling, event.payload)
         else:
@@ -138,13 +140,16 @@ class Promotion(Processor[PromotionState]):
     def _observe(self, state: PromotionState, ruling: Ruling, event: OutcomeEvent) -> None:
         """Take in what a rollout came to. A trial or a watch may end by it, or a candidate pass."""
         evidence, outcome = state.evidence, event.payload
+        if outcome.split == "test":
+            return
+        self._end_orphans(state, ruling)
         evidence.take(event, self._worth, self.config)
         comparisons = [c for c in (state.comparison, state.watched) if c is not None]
         begun = outcome.begun.timestamp()
         for comparison in comparisons:
             comparison.see(outcome.version, begun)
         # Only what began since both versions serve is compared, so that both are of the same time.
-        if outcome.split != "test" and any(c.includes(outcome.version, begun) for c in comparisons):
+        if any(c.includes(outcome.version, begun) for c in comparisons):
             evidence.follow(event, self._worth, self.config)
         for began, result in evidence.matured():
             for comparison in comparisons:
@@ -166,16 +171,47 @@ class Promotion(Processor[PromotionState]):
             if decided is not None:
                 self._end_trial(state, ruling, state.comparison, decided)
 
+    def _end_orphans(self, state: PromotionState, ruling: Ruling) -> None:
+        """Roll back what serves a share and is on nobody's trial: a person released its route, or
+        an earlier release of Everloop began the trial.
+        """
+        if state.comparison is not None or state.held or state.stable is None:
+            return
+        for checkpoint in list(state.checkpoints.values()):
+            if checkpoint.state is CheckpointState.CANARY:
+                self._stop_trial(state, ruling, checkpoint.version, "nobody tries it any more")
+                self._write_route(state, ruling, f"without {checkpoint.version}")
+
+    def _stop_trial(self, state: PromotionState, ruling: Ruling, version: str, reason: str) -> None:
+        """Roll back a version on trial, and leave it out of what is served from now on."""
+        assert state.stable is not None  # noqa: S101 - nothing is tried before that is known
+        state.comparison = None
+        tried = state.checkpoints.get(version)
+        if tried is not None and tried.state is CheckpointState.CANARY:
+            change(state, ruling, tried, CheckpointState.ROLLED_BACK, reason)
+        others = [target for target in state.stable.targets if target.version != version]
+        if others:
+            state.stable = state.stable.model_copy(update={"targets": others})
+
     def _follow_route(self, state: PromotionState, ruling: Ruling, route: Route) -> None:
-        """Note what somebody else serves. What was compared there is compared no more."""
+        """Note what somebody else serves.
+
+        A trial goes on where both of its versions do. Else nothing is compared any more.
+        """
         state.held, trial = route.held, state.comparison
-        candidate = state.checkpoints.get(trial.new) if trial is not None else None
-        if candidate is not None and candidate.version not in route.served.versions:
-            reason = "a person took over the route"
-            change(state, ruling, candidate, CheckpointState.ROLLED_BACK, reason)
-        state.stable = route.model_copy(update={"control": None})
         state.current = route.succeeding(state.current)
-        state.comparison = state.watched = None
+        state.stable = route.model_copy(update={"control": None})
+        state.watched = state.replaced = None
+        versions = route.served.versions
+        if trial is not None and (route.held or not {trial.new, trial.old} <= versions):
+            if not route.held or trial.new not in versions:
+                self._stop_trial(state, ruling, trial.new, "a person took over the route")
+            state.comparison = None
+            if not route.held and trial.new in versions:
+                self._write_route(state, ruling, f"without {trial.new}")
+        elif trial is not None:
+            others = [target for target in route.targets if target.version != trial.new]
+            state.stable = state.stable.model_copy(update={"targets": others})
         self._judge_waiting(state, ruling)
 
     def _register(self, state: PromotionState, ruling: Ruling, told: Checkpoint) -> None:
@@ -187,9 +223,13 @@ class Promotion(Processor[PromotionState]):
             state.checkpoints[told.version] = told  # promoted by a person, and forgotten here
         else:
             apply(state.registry, told)
+        if told.version == state.waiting and told.state is not CheckpointState.CANDIDATE:
+            state.waiting = None  # a person has judged it
         if told.kind == "policy" and state.stable is None:
             state.stable = state.current = baseline_route(told.name)
-        if told.state in (CheckpointState.REJECTED, CheckpointState.ROLLED_BACK):
+        withdrawn = told.state in (CheckpointState.REJECTED, CheckpointState.ROLLED_BACK)
+        # What a person does to checkpoints comes with the route that the person wants.
+        if withdrawn and not told.by_hand:
             self._drop(state, ruling, told)
         if told.state is CheckpointState.CANDIDATE and (
             told.kind == "policy" or self._can_be_tried(state, told)
@@ -212,7 +252,15 @@ class Promotion(Processor[PromotionState]):
         candidate = state.checkpoints.get(state.waiting or "")
         if candidate is None or state.comparison is not None:
             return
-        if state.verdict and state.evidence.usable < JUDGED_AGAIN * state.judged:
+        if state.stable is not None and candidate.version in state.stable.served.versions:
+            state.waiting = None
+            change(state, ruling, candidate, CheckpointState.EVALUATED, "a person serves it")
+            return
+        is_policy = candidate.kind == "policy"
+        if is_policy and state.verdict and state.evidence.usable < JUDGED_AGAIN * state.judged:
+            return
+        if not is_policy and not state.evidence.knows_delays(self.config):
+            state.verdict = "no reward has come yet, so nobody knows how long to wait for one"
             return
         state.evidence.learn_maturity(self.config)
         state.judged = max(1, state.evidence.usable)
@@ -247,34 +295,44 @@ class Promotion(Processor[PromotionState]):
             self._promote(state, ruling, candidate, verdict.reason)
 
     def _drop(self, state: PromotionState, ruling: Ruling, fallen: Checkpoint) -> None:
-        """Serve what was served before, where who keeps a version served has given it up."""
+        """Serve what was served before, when the server of a version has gone."""
         if state.waiting == fallen.version:
             state.waiting = None
         if state.stable is None:
             return
-        if state.comparison is not None and state.comparison.new == fallen.version:
+        trial = state.comparison
+        if trial is not None and trial.new == fallen.version:
             state.comparison = None
-            self._serve(state, ruling, state.stable, fallen.reason)
+            self._write_route(state, ruling, fallen.reason)
             self._judge_waiting(state, ruling)
         elif (
             heaviest(state.stable) == fallen.version
             and state.replaced is not None
             and not state.held
         ):
+            if trial is not None:
+                reason = f"{fallen.version}, which it was compared with, is gone"
+                self._stop_trial(state, ruling, trial.new, reason)
             self._serve_replaced(state, ruling, f"served again: {fallen.version} {fallen.reason}")
+            self._judge_waiting(state, ruling)
 
     def _can_be_tried(self, state: PromotionState, candidate: Checkpoint) -> bool:
         known = state.stable is not None and state.stable.kind == "model"
         return known and candidate.endpoint is not None and self.config.canary_share > 0.0
 
     def _verdict(self, state: PromotionState, candidate: Checkpoint) -> Verdict:
+        # nothing is judged before it is known what is served
+        assert state.stable is not None  # noqa: S101
+        if sum(target.weight for target in state.stable.targets) <= 0.0:
+            raise RejectedRecordError("nothing is served that it could be tried beside")
         if candidate.kind != "policy":
             return Verdict(True, "nothing tells beforehand how good it is, so it is tried", 0)
-        # Where a trial follows, the trial keeps the error that is stated for all candidates. Where
-        # none does, the gate must.
+        # Without a trial the gate alone must keep the stated error. With one, half of it is kept
+        # for what held-out rollouts may prove, and half for the trial.
         evidence, error = state.evidence.logged(), None
-        if self.config.canary_share == 0.0 and rollouts_of(evidence) >= self.config.least_evidence:
-            error = self._level(state, candidate)
+        if rollouts_of(evidence) >= self.config.least_evidence:
+            level = self._level(state, candidate)
+            error = level if self.config.canary_share == 0.0 else None
         policy, promoted = self._policy(candidate), state.registry.promoted
         try:
             return judge(policy, self._policy(promoted), evidence, self.config, error)
@@ -291,9 +349,16 @@ class Promotion(Processor[PromotionState]):
             return replace(verdict, reason=reason)
 
     def _level(self, state: PromotionState, candidate: Checkpoint) -> float:
-        """Return how likely the gate may be wrong about a candidate that is not tried."""
-        if candidate.version != state.leveled:
-            state.leveled, state.level = candidate.version, state.trials.begin(self.config.error)
+        """Return how likely held-out rollouts may be wrong about a candidate.
+
+        Evidence beyond `most_evidence` drives out the oldest, and then a bet begins anew.
+        """
+        bet = f"{candidate.version} {state.evidence.heard // self.config.most_evidence}"
+        if bet != state.leveled:
+            alone = self.config.canary_share == 0.0
+            error = self.config.error if alone else self.config.error / 2
+            state.leveled = bet
+            state.level = (state.trials if alone else state.screens).begin(error)
         return state.level
 
     def _try(
@@ -302,10 +367,6 @@ class Promotion(Processor[PromotionState]):
         """Give a candidate its share of new rollouts beside what is served."""
         # nothing is judged before it is known what is served
         assert state.stable is not None  # noqa: S101
-        if sum(target.weight for target in state.stable.targets) <= 0.0:
-            raise RejectedRecordError(
-                f"{candidate.name} serves nothing that {candidate.version} could be tried beside"
-            )
         change(state, ruling, candidate, CheckpointState.CANARY, reason)
         trial = Comparison.of(
             candidate.version,
@@ -314,24 +375,29 @@ class Promotion(Processor[PromotionState]):
             self.config.tolerance,
             self.config,
         )
-        trial.worth_is_sure = self._is_sure_off_policy(state, candidate, trial.level / 2)
+        trial.worth_is_sure = self._is_sure_off_policy(state, candidate, trial.old)
+        if trial.worth_is_sure:
+            state.screens.win()
         state.comparison = trial
+        state.evidence.thinning = 0
         self._write_route(state, ruling, reason)
 
     def _is_sure_off_policy(
-        self, state: PromotionState, candidate: Checkpoint, error: float
+        self, state: PromotionState, candidate: Checkpoint, champion: str
     ) -> bool:
-        """Return whether held-out rollouts show that a policy earns no less.
+        """Return whether held-out rollouts show that a policy earns no less than a version.
 
         They do so only where each made one decision: the value of a rollout with several is the
         effect of changing one of them, and not of changing all.
         """
-        evidence = state.evidence.logged()
+        evidence, promoted = state.evidence.logged(), state.registry.promoted
         if candidate.kind != "policy" or len(evidence) != rollouts_of(evidence):
             return False
+        if champion != (promoted.version if promoted is not None else UNIFORM_VERSION):
+            return False
         try:
-            champion = self._policy(state.registry.promoted)
-            return judge(self._policy(candidate), champion, evidence, self.config, error).passed
+            policy, other = self._policy(candidate), self._policy(promoted)
+            return judge(policy, other, evidence, self.config, state.level).passed
         except (ValueError, RejectedRecordError):
             return False  # the champion is broken; its own rollouts are what is compared with
 
@@ -385,11 +451,9 @@ class Promotion(Processor[PromotionState]):
             self._write_route(state, ruling, f"watched: {decided.reason}")
             return
         state.watches.win()
-        trial, state.comparison = state.comparison, None
-        if trial is not None:
-            tried = state.checkpoints[trial.new]
+        if state.comparison is not None:
             reason = f"{watch.new}, which it was compared with, was taken back"
-            change(state, ruling, tried, CheckpointState.ROLLED_BACK, reason)
+            self._stop_trial(state, ruling, state.comparison.new, reason)
         dropped = state.checkpoints[watch.new]
         change(state, ruling, dropped, CheckpointState.ROLLED_BACK, decided.reason)
         self._serve_replaced(state, ruling, f"served again: {watch.new}: {decided.reason}")

@@ -24,13 +24,13 @@ class PromotionState(BaseModel):
         checkpoints: by version, in the order announced.
         evidence: the rollouts that used the name.
         comparison: the trial that is under way.
-        trials, watches: how many there were, which decides how sure each must be.
+        trials, watches, screens: how many there were, which decides how sure each must be; a screen
+            is the off-policy judgement before a trial.
         waiting: version of the newest candidate that has not passed the gate.
         verdict: the gate's last one on it, in words; empty before the first.
         needed: held-out rollouts that a verdict on it is likely to take.
         judged: how much evidence there was at that verdict.
-        leveled, level: the version that the gate alone decides about, and how likely it may be
-            wrong about it.
+        leveled, level: the bet on held-out rollouts under way, and how likely it may be wrong.
         watched: the comparison of what was promoted last with what it replaced.
         current: the newest route, with its history.
         stable: what is served, or beside a trial was served before it; None where no route is
@@ -46,6 +46,7 @@ class PromotionState(BaseModel):
     comparison: Comparison | None = None
     trials: OnlineError = Field(default_factory=OnlineError)
     watches: OnlineError = Field(default_factory=OnlineError)
+    screens: OnlineError = Field(default_factory=OnlineError)
     waiting: str | None = None
     verdict: str = ""
     needed: int | None = None

@@ -189,7 +189,8 @@ class TrajectoryJoin(Processor[JoinState]):
                 _emitted(state, output_id(self, source, events[-1].time), events[-1].time)
             )
         # Spans and decisions of an open rollout change no outcome, and they are the most.
-        if state.closed or any(isinstance(event, RolloutEvent | RewardEvent) for event in new):
+        tells = state.closed or any(isinstance(e, RolloutEvent | RewardEvent) for e in new)
+        if tells and not state.awaits_stragglers:
             outputs += _outcomes(state, events[-1].time)
         return Outcome(
             tuple(outputs), state, self._deadline(state, from_milliseconds(source.timestamp_ms))
@@ -275,7 +276,7 @@ class TrajectoryJoin(Processor[JoinState]):
                 about: (event_id, value) for about, (event_id, value) in header["counted"].items()
             },
             reward_revision=header["reward_revision"],
-            begun=_time(header.get("begun")),
+            begun=_time(header.get("begun") or (header["rollout"] or {}).get("time")),
             assumed=header.get("assumed", False),
             cost=header.get("cost", 0.0),
             told=header.get("told", {}),

@@ -22,7 +22,7 @@ from schemas.outcomes import OutcomeEvent
 from schemas.routes import Route, RouteEvent, RouteTarget
 from schemas.serialization import decode
 from schemas.topics import CHECKPOINTS, DEAD_LETTERS, GATES, ROUTES
-from streams.processors.evidence import MOST_YOUNG, Evidence, failed, worth_of
+from streams.processors.evidence import MOST_YOUNG, Evidence, dated, failed, worth_of
 from streams.processors.promotion import Promotion
 from streams.processors.promotion_state import baseline_route
 from streams.runners.embedded.runner import EmbeddedRunner
@@ -593,6 +593,112 @@ def test_where_a_promoted_model_cannot_be_served_any_more_its_parent_is(
     changes = promoted(log, store, given_up(adapter(store, "a2")), config=ON_TRIAL)
     assert changes[-1] == ("a1", "promoted", "served again: a2 its server died")
     assert list(models(log)[-1]) == ["a1"]
+
+
+def by_hand(store: ArtifactStore, version: str, state: CheckpointState) -> CheckpointEvent:
+    """Return what a person makes of a policy's checkpoint."""
+    event = candidate(store, version, policy(0.9))
+    said = {"state": state, "reason": "a person", "by_hand": True}
+    return event.model_copy(update={"payload": event.payload.model_copy(update=said)})
+
+
+def test_a_waiting_candidate_that_a_person_promotes_blocks_no_later_one(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    changes = promoted(
+        log,
+        store,
+        candidate(store, "v1", policy(0.9)),
+        by_hand(store, "v1", CheckpointState.EVALUATED),
+        by_hand(store, "v1", CheckpointState.PROMOTED),
+        candidate(store, "v2", policy(0.95)),
+        candidate(store, "v3", policy(0.96)),
+    )
+    assert [(version, state) for version, state, _ in changes][3:] == [
+        ("v2", "candidate"),
+        ("v3", "candidate"),
+        ("v2", "rejected"),
+    ]
+
+
+def test_what_a_person_serves_during_a_trial_is_not_overwritten(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    """The checkpoints that a person changes come before the route that the person wants."""
+    store = ArtifactStore(tmp_path)
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    back = by_hand(store, "v1", CheckpointState.ROLLED_BACK)
+    held = RouteEvent(payload=baseline_route(TARGET).model_copy(update={"held": True}))
+    promoted(log, store, *begin, back, held, config=ON_TRIAL)
+    routes = [decode(RouteEvent, record.value).payload for record in read_all(log, ROUTES.name)]
+    assert routes[-1].held
+    assert [target.version for target in routes[-1].targets] == ["uniform"]
+
+
+def test_a_trial_beside_a_model_whose_server_goes_ends(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    first: list[AnyEvent] = [RouteEvent(payload=BASE), adapter(store, "a1")]
+    promoted(
+        log,
+        store,
+        *first,
+        *side_by_side(200, **{"a1": 0.9, "configured:base": 0.5}),
+        config=ON_TRIAL,
+    )
+    tried: list[AnyEvent] = [adapter(store, "a2"), given_up(adapter(store, "a1"))]
+    changes = promoted(log, store, *tried, adapter(store, "a3"), config=ON_TRIAL)
+    assert [(version, state) for version, state, _ in changes if version in ("a2", "a3")] == [
+        ("a2", "candidate"),
+        ("a2", "evaluated"),
+        ("a2", "canary"),
+        ("a2", "rolled-back"),
+        ("a3", "candidate"),
+        ("a3", "evaluated"),
+        ("a3", "canary"),
+    ]
+    assert list(models(log)[-1]) == ["configured:base", "a3"]
+
+
+def test_an_outcome_from_the_future_ends_no_trials(tmp_path: Path) -> None:
+    (event,) = rewarded("v1", 1.0, 1)
+    assert isinstance(event, OutcomeEvent)
+    skewed = dated(event, events.START)
+    assert skewed.time == skewed.payload.begun == skewed.payload.rewarded == events.START
+    assert dated(event, event.time) is event
+
+
+def test_a_trial_goes_on_where_a_route_still_serves_both_versions(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    promoted(log, store, *begin, config=ON_TRIAL)
+    *_, last = read_all(log, ROUTES.name)
+    again = decode(RouteEvent, last.value).model_copy(update={"event_id": new_event_id()})
+    changes = promoted(log, store, again, *side_by_side(140, v1=0.9, uniform=0.5), config=ON_TRIAL)
+    assert changes[-1][1] == "promoted"
+    assert list(weights(log)[-1]) == ["v1"]
+
+
+def test_a_waiting_candidate_that_a_person_serves_is_not_tried_beside_itself(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    mine = baseline_route(TARGET).model_copy(update={"targets": [RouteTarget(version="v1")]})
+    waits: list[AnyEvent] = [*held_out(40), candidate(store, "v1", policy(0.1))]
+    route = RouteEvent(payload=mine)
+    changes = promoted(log, store, *waits, route, *later(), config=ON_TRIAL)
+    assert changes[-1] == ("v1", "evaluated", "a person serves it")
+
+
+def test_a_trial_to_which_no_rollout_comes_ends(log: EmbeddedLog, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    config = ON_TRIAL.model_copy(update={"canary_pairs": 20})
+    begin = [*held_out(40), *later(), candidate(store, "v1", policy(0.9))]
+    changes = promoted(log, store, *begin, *rewarded("uniform", 0.5, 25), config=config)
+    assert changes[-1][1] == "rolled-back"
+    assert "no rollout was ever assigned" in changes[-1][2]
 
 
 def test_other_kinds_wait_for_a_person(log: EmbeddedLog, tmp_path: Path) -> None:

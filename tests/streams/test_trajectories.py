@@ -13,10 +13,12 @@ from schemas.outcomes import OutcomeEvent
 from schemas.rewards import RewardSource
 from schemas.rollouts import Recorded, RolloutState
 from schemas.serialization import decode
+from schemas.spans import Attribute
 from schemas.topics import DEAD_LETTERS, SPANS, TRAJECTORIES
 from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.processing.dead_letters import dead_letters
 from streams.processing.processor import process
+from streams.processors.outcomes import cost_of
 from streams.processors.trajectories import (
     JoinConfig,
     JoinState,
@@ -381,3 +383,25 @@ def test_a_record_with_several_spans_changes_the_trajectory_once() -> None:
     assert trajectory.spans == spans
     assert trajectory.revision == 2
     assert process(TrajectoryJoin(), outcome.state, source).records == ()
+
+
+@pytest.mark.parametrize("cost", [-1.0, True, "much", 1e300, float("inf")])
+def test_a_cost_that_is_none_counts_nothing(cost: object) -> None:
+    span = events.model_span("r", "writer", "an answer")
+    span.payload.attributes[Attribute.COST.value] = cost  # type: ignore[assignment]  # on purpose
+    assert cost_of(span) == 0.0
+
+
+def test_an_outcome_is_told_with_the_cost_of_spans_that_come_after_the_end() -> None:
+    processor, state, told = TrajectoryJoin(), None, []
+    began = events.rollout("r", RolloutState.STARTED, assigned={"writer": "v2"})
+    ended = events.succeeded("r", recorded=Recorded(spans=1))
+    span = events.model_span("r", "writer", "an answer")
+    span.payload.attributes[Attribute.COST.value] = 0.4
+    sequence: list[AnyEvent] = [began, events.reward("r", 1.0), ended, span]
+    for number, event in enumerate(sequence):
+        outcome = processor.handle(state, event, events.record(event, number))
+        state = outcome.state
+        told += [r.event.payload for r in outcome.records if isinstance(r.event, OutcomeEvent)]
+    assert [(o.state, o.cost) for o in told][-1] == (RolloutState.SUCCEEDED, 0.4)
+    assert [o.corrected for o in told] == [False, False, True]

@@ -225,7 +225,7 @@ def judged(folder: Path, gate: str = "") -> tuple[Promotion, Any, ArtifactStore]
             split="validation",
             decisions=[events.decision_of(["a", "b"], number % 2)],
         )
-        record = events.record(held_out, number, "supervisor-policy")
+        record = events.record(held_out, number, "supervisor-policy", held_out.time)
         state = promotion.handle(state, held_out, record).state
     return promotion, state, store
 
