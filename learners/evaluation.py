@@ -24,7 +24,7 @@ from learners.bandit.features import Features, features
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
 from learners.betting import FRACTIONS
 from learners.contract import Policy, distribution
-from learners.policies import UNIFORM_VERSION
+from learners.policies import UNIFORM_VERSION, UniformPolicy
 from schemas.decisions import Decision
 
 Floats = NDArray[np.float64]
@@ -176,12 +176,12 @@ def compare(
     new, old = new / _propensities(log), old / _propensities(log)
     model = _ModelledRewards(log)
     modelled = model.values(new_all) - model.values(old_all)
-    tail = (1.0 - confidence) / 2
+    tail, spread = (1.0 - confidence) / 2, _spread(policy, against, log)
     return Comparison(
         float(_Rollouts(log).means(modelled + (new - old) * (rewards - model.chosen)).mean()),
         Interval(
-            lower_bound(*_bets(new, old, log), tail),
-            -lower_bound(*_bets(old, new, log), tail),
+            lower_bound(*_bets(new, old, spread, log), tail),
+            -lower_bound(*_bets(old, new, (-spread[1], -spread[0]), log), tail),
         ),
     )
 
@@ -262,7 +262,7 @@ def compare_on(policy: Policy, against: Policy, log: Sequence[Logged], error: fl
     rollouts, rewards = _Rollouts(log), _rewards(log)
     new, old = weights_of(policy, log), weights_of(against, log)
     above = rewards - rollouts.means(rewards).mean()
-    values, least = _bets(new, old, log)
+    values, least = _bets(new, old, _spread(policy, against, log), log)
     return Gain(
         float(rollouts.means((new - old) * above).mean()),
         lower_bound(values, least, error),
@@ -279,25 +279,12 @@ def gain_is_sure(
     The answer is wrong with probability at most `error`, however often it is asked as the log
     grows.
     """
-    return (
-        difference_bound(weights_of(policy, log), weights_of(against, log), log, error) > -tolerance
-    )
+    return compare_on(policy, against, log, error).bound > -tolerance
 
 
 def weights_of(policy: Policy, log: Sequence[Logged]) -> Floats:
     """Return the policy's probability of each logged choice over its propensity, shape (n,)."""
     return _chances(policy, log)[0] / _propensities(log)
-
-
-def difference_bound(new: Floats, old: Floats, log: Sequence[Logged], error: float) -> float:
-    """Return a lower bound of the mean reward of the new policy minus that of the old one.
-
-    With probability at least 1 - error the bound holds at every length of the log.
-
-    Args:
-        new, old: weights of the two policies on the log, shape (n,).
-    """
-    return lower_bound(*_bets(new, old, log), error)
 
 
 def lower_bound(values: Floats, least: Floats | float, error: float) -> float:
@@ -363,7 +350,7 @@ def decisions_needed(
 def difference_deviation(policy: Policy, against: Policy, log: Sequence[Logged]) -> float:
     """Return the deviation of one decision's estimate of the difference of two policies."""
     new, old = weights_of(policy, log), weights_of(against, log)
-    return float(_bets(new, old, log)[0].std())
+    return float(_bets(new, old, _spread(policy, against, log), log)[0].std())
 
 
 def rollouts_of(log: Sequence[Logged]) -> int:
@@ -387,28 +374,47 @@ class _Rollouts:
         return means
 
 
-def _bets(new: Floats, old: Floats, log: Sequence[Logged]) -> tuple[Floats, Floats]:
+def _spread(policy: Policy, against: Policy, log: Sequence[Logged]) -> tuple[float, float]:
+    """Return the least and the greatest possible difference of two policies' weights, where the
+    uniform baseline chose among at most K candidates.
+
+    A weight lies in [0, K]. That of the baseline itself is 1.
+    """
+    most = float(max((len(item.decision.candidates) for item in log), default=1))
+    (new_least, new_most), (old_least, old_most) = (
+        (1.0, 1.0) if isinstance(one, UniformPolicy) else (0.0, most) for one in (policy, against)
+    )
+    return new_least - old_most, new_most - old_least
+
+
+def _bets(
+    new: Floats, old: Floats, spread: tuple[float, float], log: Sequence[Logged]
+) -> tuple[Floats, Floats]:
     """Return each rollout's estimate of the difference of two policies, and its least possible
     value; both of shape (rollouts,).
 
     Every estimate has the difference as its mean. With weights w and v and reward r it is w r + v
-    (1 - r) - 1, which is at least -1 for all weights. If the uniform baseline chose among at most K
-    candidates, the weights are at most K. Then the estimate is (w - v) (r - m), where m is the mean
-    of the earlier rollouts' rewards; it varies far less.
+    (1 - r) - 1, which is at least -1 for all weights. If the uniform baseline chose, the weights
+    are bounded. Then the estimate is (w - v) (r - m), where m is the mean of the earlier rollouts'
+    rewards; it varies far less. The greater its least possible value, the more may be bet.
+
+    Args:
+        spread: least and greatest w - v where the uniform baseline chose.
     """
     rewards, rollouts = _rewards(log), _Rollouts(log)
     earned = rollouts.means(rewards)
     before = (0.5 + np.concatenate([[0.0], np.cumsum(earned)[:-1]])) / np.arange(1, len(earned) + 1)
     by_uniform = np.array([item.decision.policy_version == UNIFORM_VERSION for item in log])
     uniform = rollouts.means(by_uniform.astype(float)) == 1.0
-    most = max((len(item.decision.candidates) for item in log), default=1)
     values = np.where(
         uniform[rollouts.of],
         (new - old) * (rewards - before[rollouts.of]),
         new * rewards + old * (1.0 - rewards) - 1.0,
     )
-    least = np.where(uniform, -most * np.maximum(before, 1.0 - before), -1.0)
-    return rollouts.means(values), np.minimum(least, -1.0)
+    low, high = spread
+    # r - m lies in [-m, 1 - m], and a product is least at a corner.
+    least = np.where(uniform, np.minimum(low * (1.0 - before), -high * before), -1.0)
+    return rollouts.means(values), least
 
 
 def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float) -> bool:

@@ -55,13 +55,34 @@ def test_a_better_policy_passes_and_a_worse_does_not() -> None:
 
 
 def test_a_policy_is_surely_no_worse_than_itself_once_there_is_evidence() -> None:
-    few, many = (
-        judge(UniformPolicy(), UniformPolicy(), evidence(n, 1), GateConfig()) for n in (50, 1000)
-    )
+    policy = Prefers(0, 0.6)
+    few, many = (judge(policy, policy, evidence(n, 1), GateConfig()) for n in (50, 1000))
     assert few.difference == many.difference == 0.0
     assert not few.passed
     assert many.passed
     assert many.lower_bound < 0.0
+
+
+def several(count: int, seed: int, gain: float) -> list[Logged]:
+    """Return rollouts of six uniform decisions among two, each of which moves the one reward."""
+    random = Random(seed)
+    items = []
+    for rollout in range(count):
+        choices = [random.randrange(2) for _ in range(6)]
+        solved = [random.random() < 0.5 + gain * (choice == 0) for choice in choices]
+        items += [
+            Logged(events.decision_of(["a", "b"], choice), sum(solved) / 6, str(rollout))
+            for choice in choices
+        ]
+    return items
+
+
+def test_beside_the_baseline_a_hundred_rollouts_of_six_decisions_show_the_better_policy() -> None:
+    better, worse = Prefers(0, 0.985), Prefers(1, 0.985)
+    for seed in range(5):
+        log = several(100, seed, gain=0.45)
+        assert judge(better, UniformPolicy(), log, GateConfig()).passed
+        assert not judge(worse, UniformPolicy(), log, GateConfig()).passed
 
 
 def test_little_evidence_is_no_verdict() -> None:
