@@ -77,10 +77,10 @@ def several(count: int, seed: int, gain: float) -> list[Logged]:
     return items
 
 
-def test_beside_the_baseline_a_hundred_rollouts_of_six_decisions_show_the_better_policy() -> None:
+def test_beside_the_baseline_120_rollouts_of_six_decisions_show_the_better_policy() -> None:
     better, worse = Prefers(0, 0.985), Prefers(1, 0.985)
     for seed in range(5):
-        log = several(100, seed, gain=0.45)
+        log = several(120, seed, gain=0.45)
         assert judge(better, UniformPolicy(), log, GateConfig()).passed
         assert not judge(worse, UniformPolicy(), log, GateConfig()).passed
 
