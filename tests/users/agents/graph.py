@@ -49,7 +49,7 @@ def main() -> None:
         done = talk.invoke({"messages": [HumanMessage(ticket["question"])]})
         answers = [message for message in done["messages"] if isinstance(message, AIMessage)]
         (rollout,) = {a.response_metadata["headers"]["x-everloop-rollout-id"] for a in answers}
-        helped = [answer.content.startswith("Certainly") for answer in answers]
+        helped = ["Certainly" in answer.text for answer in answers]
         reward = {"rollout_id": rollout, "value": sum(helped) / TURNS, "source": "human"}
         everloop.post("/rewards", json=reward).raise_for_status()
         used = [answer.response_metadata["model_name"] for answer in answers]
