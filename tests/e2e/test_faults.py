@@ -242,7 +242,7 @@ def checked(log: KafkaLog, settings: Settings, acknowledged: Acknowledged) -> di
         "examples": len(examples),
         "examples_written_twice": records - len(examples),
         "examples_learned_twice": learned.state.examples
-        - len(examples)
+        - sum(example.payload.split == "train" for example in examples.values())
         + sum(times - 1 for times in taught.values()),
         "rollouts_without_example": len(
             acknowledged.complete - {rollout_id for rollout_id, _ in taught}
