@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from infra.gateway.calls.choices import decided
+from infra.gateway.calls.choices import decided_aside
 from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.access import Agent, Caller, Feedback
 from infra.gateway.http.bodies import BoundedRoute
@@ -130,7 +130,9 @@ async def decide(
     context: asked again, the same policy chooses the same.
     """
     call = call_context(request, caller)
-    event = decided(services, call, new.rollout_id, new.policy, new.context, new.candidates)
+    event = await decided_aside(
+        services, call, new.rollout_id, new.policy, new.context, new.candidates
+    )
     # The version that the rollout is pinned to. If that policy broke, the baseline decided.
     key = call.key(new.rollout_id)
     pinned, _ = services.routing.resolve(new.policy, "policy", key)

@@ -2,20 +2,30 @@
 other.
 """
 
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar, cast
 
 import pytest
 
 from infra.config.settings import Settings, load_settings
+from infra.gateway.calls.choices import decided, decided_aside
+from infra.gateway.http.access import Caller
+from infra.gateway.http.context import CallContext
+from infra.gateway.records.redaction import RedactionConfig, Redactor
+from infra.gateway.routes.table import RoutingTable
 from infra.gateway.settings import ModelSettings
+from infra.gateway.state.services import Services
 from infra.installation.routes import publish_initial_routes
 from infra.runtime.errors import ConfigError
 from learners.bandit import MEDIA_TYPE, BanditPolicy
 from learners.bandit.features import features
 from learners.bandit.policy import Weights
 from learners.bandit.regressor import BlockBayesianRegressor
+from learners.policies import PolicyLoader
 from schemas.decisions import Candidate, DecisionEvent
 from schemas.routes import Choice, Option, Route, RouteTarget
 from schemas.spans import Attribute, SpanEvent
@@ -248,3 +258,39 @@ def test_a_choice_that_leads_nowhere_is_refused_at_the_start(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=says):
         load_settings()
+
+
+class Where:
+    """A policy that notes in which threads it was asked."""
+
+    media_type = "application/vnd.where"
+    feature_version = 0
+    threads: ClassVar[list[int]] = []
+
+    @classmethod
+    def load(cls, content: bytes) -> "Where":
+        return cls()
+
+    def probabilities(
+        self, context: str, candidates: Sequence[Candidate], tenant: str = ""
+    ) -> list[float]:
+        self.threads.append(threading.get_ident())
+        return [1 / len(candidates)] * len(candidates)
+
+
+async def test_a_large_decision_is_made_outside_of_the_event_loop(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    table = RoutingTable(store, PolicyLoader([Where]))
+    target = RouteTarget(version="v1", artifact=store.put(b"", Where.media_type))
+    table.apply(Route(name="p", kind="policy", targets=[target]))
+    services = cast(Services, SimpleNamespace(routing=table, redactor=Redactor(RedactionConfig())))
+    call = CallContext(Caller(), "r", None, "0" * 32, None, False, "0" * 16)
+    small = [Candidate(text="a few words"), Candidate(text="others")]
+    large = [Candidate(text="many words " * 2_000), *small]
+    for slate in (small, large):
+        event = await decided_aside(services, call, "r", "p", "which?", slate)
+        assert event == decided(services, call, "r", "p", "which?", slate).model_copy(
+            update={"event_id": event.event_id, "time": event.time}
+        )
+    here = threading.get_ident()
+    assert [thread == here for thread in Where.threads] == [True, True, False, True]
