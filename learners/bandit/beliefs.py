@@ -20,6 +20,8 @@ FIRST_ROOM = 64
 TINY = 1e-300
 BY_MEMBER = ("means", "variances", "spreads", "faded", "dropped")
 """Arrays of `Beliefs` of shape (E, room)."""
+BY_WEIGHT = ("since", "priors")
+"""Arrays of `Beliefs` of shape (room,)."""
 
 
 class Block:
@@ -96,6 +98,8 @@ class Beliefs:
         features: the feature of each slot; slot 0 stands for all that were never met.
         slot_of: the slot of each feature.
         since: shape (room,); number of the example that a weight was first met in.
+        priors: shape (room,); variance that a weight was given then, and fades back to. That of new
+            weights falls while the features' norm grows: with it, older ones would never fade.
         means, variances: shape (E, room); variances of weights in no block.
         spreads: shape (E, room); variance of the predictions that a weight takes part in.
         faded: shape (E, room); how much of what is known of those predictions was forgotten since
@@ -109,6 +113,7 @@ class Beliefs:
         self.features: list[int] = [-1]
         self.slot_of: dict[int, int] = {}
         self.since: Integers = np.zeros(FIRST_ROOM, dtype=np.int64)
+        self.priors: Floats = np.zeros(FIRST_ROOM)
         self.means: Floats = np.zeros((members, FIRST_ROOM))
         self.variances: Floats = np.zeros((members, FIRST_ROOM))
         self.spreads: Floats = np.zeros((members, FIRST_ROOM))
@@ -142,6 +147,7 @@ class Beliefs:
             self._append(new)
             fresh = range(first, first + len(new))
             self.since[fresh] = example
+            self.priors[fresh] = prior
             self.spreads[:, fresh] = prior * energy
             self._house(fresh, homes[0] if homes else max(self.blocks, default=-1) + 1, prior)
             slots = [self.slot_of[index] for index in x]
@@ -188,33 +194,31 @@ class Beliefs:
             covariances = self.blocks[block_id].filled
             covariances -= sign * (scaled[:, :, None] * scaled[:, None, :])
 
-    def fade(self, slots: Integers, shares: Floats, prior: float, energy: float) -> None:
-        """Move the variances of an example's weights towards the prior, so that older examples
+    def fade(self, slots: Integers, shares: Floats, energy: float) -> None:
+        """Move the variances of an example's weights towards their priors, so that older examples
         count less; all weights of a block together.
 
         Args:
             shares: by which they move, shape (E, 1).
-            prior: variance of a weight that was never met.
             energy: mean squared norm of the features.
         """
         homes = self.home[slots]
-        loose = slots[homes == LOOSE]
-        added = shares * (prior - self.variances[:, loose])
-        self.variances[:, loose] += added
-        self._note_fading(loose, added, energy)
+        self._fade_loose(slots[homes == LOOSE], shares, energy)
         for block_id in dict.fromkeys(homes.tolist()):
             if block_id != LOOSE:
-                self._fade_block(self.blocks[block_id], shares, prior, energy)
+                self._fade_block(self.blocks[block_id], shares, energy)
 
-    def fade_all(self, share: float, prior: float, energy: float) -> None:
-        """Move all variances towards the prior by a share in [0, 1]."""
+    def fade_all(self, share: float, energy: float) -> None:
+        """Move all variances towards their priors by a share in [0, 1]."""
+        shares = np.full((self._members, 1), share)
         met = np.arange(1, len(self.features))
-        loose = met[self.home[met] == LOOSE]
-        added = share * (prior - self.variances[:, loose])
-        self.variances[:, loose] += added
-        self._note_fading(loose, added, energy)
+        self._fade_loose(met[self.home[met] == LOOSE], shares, energy)
         for block in self.blocks.values():
-            self._fade_block(block, np.full((self._members, 1), share), prior, energy)
+            self._fade_block(block, shares, energy)
+
+    def prior_of(self, slots: Integers, values: Floats) -> float:
+        """Return the variance of a prediction when nothing is known of its weights."""
+        return float(total(self.priors[slots] * values * values))
 
     def settle(self, slots: Integers, reach: Reach, noise: Floats) -> None:
         """Note what is known of a prediction after an example with that noise.
@@ -247,10 +251,15 @@ class Beliefs:
         then = 1.0 - np.minimum(1.0, age / span)
         return _forgotten(self.faded[:, slots] * then, self.dropped[:, slots] * then, values)
 
-    def _fade_block(self, block: Block, shares: Floats, prior: float, energy: float) -> None:
+    def _fade_loose(self, slots: Integers, shares: Floats, energy: float) -> None:
+        added = shares * (self.priors[slots] - self.variances[:, slots])
+        self.variances[:, slots] += added
+        self._note_fading(slots, added, energy)
+
+    def _fade_block(self, block: Block, shares: Floats, energy: float) -> None:
         diagonal = block.diagonal
         # Only upwards: a matrix whose diagonal shrinks may be no covariance any more.
-        added = shares * np.maximum(prior - diagonal, 0.0)
+        added = shares * np.maximum(self.priors[block.slots] - diagonal, 0.0)
         diagonal += added
         self._note_fading(block.slots, added, energy)
 
@@ -302,22 +311,29 @@ class Beliefs:
             for name in BY_MEMBER:
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros_like(old)], axis=1))
-            self.since = np.concatenate([self.since, np.zeros_like(self.since)])
+            for name in BY_WEIGHT:
+                old = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
             self.home = np.concatenate([self.home, np.full_like(self.home, LOOSE)])
             self.place = np.concatenate([self.place, np.zeros_like(self.place)])
 
     def restore(
-        self, features: Sequence[int], since: Integers, by_member: Mapping[str, Floats]
+        self,
+        features: Sequence[int],
+        since: Integers,
+        priors: Floats,
+        by_member: Mapping[str, Floats],
     ) -> None:
         """Restore weights that are in no block yet.
 
         Args:
-            since: shape (n,).
+            since, priors: shape (n,).
             by_member: arrays of shape (E, n), named as in `BY_MEMBER`.
         """
         self._append(features)
         met = slice(1, len(self.features))
         self.since[met] = since
+        self.priors[met] = priors
         for name, values in by_member.items():
             getattr(self, name)[:, met] = values
 

@@ -74,7 +74,7 @@ class BanditLearner:
         target: logical name of the policy.
     """
 
-    identity = f"bandit@3.{FEATURE_VERSION}"
+    identity = f"bandit@4.{FEATURE_VERSION}"
     policy_type = BanditPolicy
     corrections: Corrections = "approximate"
 

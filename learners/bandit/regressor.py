@@ -82,11 +82,11 @@ class BlockBayesianRegressor(base.Regressor):
 
     Each example is one step of a Kalman filter (Bishop, Pattern Recognition and Machine Learning,
     3.3), with a full covariance within blocks of features that occur together and none between
-    them; what finds no room in a block has a variance only. Variances creep back to the prior, so
-    that old examples count less and no weight is ever settled for good. Members that do so at
-    different rates are averaged by how well each has predicted lately (dynamic model averaging;
-    Raftery, Kárný & Ettler, Technometrics 2010): the regression follows a change without being told
-    of it.
+    them; what finds no room in a block has a variance only. Variances creep back to what they were
+    at first, so that old examples count less and no weight is ever settled for good. Members that
+    do so at different rates are averaged by how well each has predicted lately (dynamic model
+    averaging; Raftery, Kárný & Ettler, Technometrics 2010): the regression follows a change without
+    being told of it.
 
     Examples are taken in with plain IEEE arithmetic in a fixed order, without BLAS, so the same
     examples give the same weights bit for bit. Only deviations are computed with it: they matter
@@ -202,7 +202,7 @@ class BlockBayesianRegressor(base.Regressor):
         self.energy += (max(1e-9, energy) - self.energy) / self.examples
         slots = self.beliefs.admit(x, self.prior, self.energy, self.examples)
         # 3. Forget a little, so that a change of the world can be followed.
-        self.beliefs.fade(slots, self._forgets, self.prior, self.energy)
+        self.beliefs.fade(slots, self._forgets, self.energy)
         # 4. Predict, and see by how much each member is wrong.
         reach = self.beliefs.reach(slots, values)
         errors = y - self.config.prior_mean - total(self.beliefs.means[:, slots] * values)
@@ -259,7 +259,8 @@ class BlockBayesianRegressor(base.Regressor):
         if old is None and new is not None:
             self._step(reach, new - means, noise)
         elif old is not None and new is None:
-            self._take_back(reach, old - means, means, noise, float(total(values * values)))
+            prior = self.beliefs.prior_of(slots, values)
+            self._take_back(reach, old - means, means, noise, prior)
         elif old is not None and new is not None:
             # No step may exceed the difference: an example is at most all that is known.
             self.beliefs.move(reach, (new - old) / np.maximum(noise, reach.variances))
@@ -274,10 +275,10 @@ class BlockBayesianRegressor(base.Regressor):
         return Moment(self.examples + 1, tuple(self.errors.tolist()), tuple(faded.tolist()))
 
     def loosen(self, share: float) -> None:
-        """Move all variances towards the prior by a share in [0, 1], as after a change of the
-        world.
+        """Move all variances towards their priors by a share in [0, 1], as after a change of
+        the world.
         """
-        self.beliefs.fade_all(share, self.prior, self.energy)
+        self.beliefs.fade_all(share, self.energy)
 
     def heed(self) -> None:
         """Give each member a share by its evidence."""
@@ -298,16 +299,16 @@ class BlockBayesianRegressor(base.Regressor):
         self.beliefs.narrow(reach, spreads)
 
     def _take_back(
-        self, reach: Reach, errors: Floats, means: Floats, noise: Floats, energy: float
+        self, reach: Reach, errors: Floats, means: Floats, noise: Floats, prior: float
     ) -> None:
         """Undo a step of a Kalman filter.
 
         Without the example, the prediction for it has the variance v / (1 - h), with the leverage
         h = v / noise. Two limits hold where h is estimated too high: that variance stays below
-        the prior's, and the prediction within the range of all targets.
+        `prior`, and the prediction within the range of all targets.
         """
         variances = np.maximum(reach.variances, TINY)
-        most = np.maximum(0.0, 1.0 - variances / (self.prior * max(energy, TINY)))
+        most = np.maximum(0.0, 1.0 - variances / max(prior, TINY))
         leverage = np.minimum(variances / noise, most)
         wanted = means - errors * leverage / (1.0 - leverage)
         without = np.clip(wanted, np.minimum(self.least, means), np.maximum(self.greatest, means))

@@ -30,6 +30,7 @@ def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
         "greatest": regressor.greatest,
         "features": packed(beliefs.features[met], "<u4"),
         "since": packed(beliefs.since[met], "<u4"),
+        "priors": packed(beliefs.priors[met], "<f8"),
         **{name: packed(getattr(beliefs, name)[:, met], "<f8") for name in BY_MEMBER},
         "blocks": [
             {
@@ -66,10 +67,14 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
     if "since" in document:
         since = unpacked(document["since"], "<u4").astype(np.int64)
         regressor.least, regressor.greatest = document["least"], document["greatest"]
+    # What was written without priors faded towards that of a new weight.
+    priors = np.full(len(features), regressor.prior)
+    if "priors" in document:
+        priors = finite(document["priors"])
     by_member = {
         name: finite(document[name]).reshape(shape) for name in BY_MEMBER if name in document
     }
-    regressor.beliefs.restore(features, since, by_member)
+    regressor.beliefs.restore(features, since, priors, by_member)
     for block in document["blocks"]:
         slots = unpacked(block["slots"], "<u4").tolist()
         rows, columns = np.triu_indices(len(slots))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +44,12 @@ class Counts:
         """Return how often this was met, 0 if it was forgotten."""
         return self._counts.get(one, 0)
 
-    def scaled(self, share: float) -> "Counts":
-        """Return counts of a share in [0, 1] of what was met, rounded up."""
-        return Counts({one: ceil(share * often) for one, often in self._counts.items()})
+    def scaled(self, part: int, whole: int) -> "Counts":
+        """Return counts of the share part / whole of what was met, rounded up.
+
+        In whole numbers: a share such as 121 / 180 times 180, rounded up, may become 122.
+        """
+        return Counts({one: -(-often * part // whole) for one, often in self._counts.items()})
 
     def copy(self) -> "Counts":
         """Return counts that go their own way."""
@@ -94,8 +96,11 @@ class Vocabulary:
 
         Everything is taken to have been met evenly.
         """
-        share = min(1.0, contexts / max(1, self.contexts))
-        return Vocabulary(contexts, self.words.scaled(share), self.candidates.scaled(share))
+        whole = max(1, self.contexts)
+        part = min(contexts, whole)
+        return Vocabulary(
+            contexts, self.words.scaled(part, whole), self.candidates.scaled(part, whole)
+        )
 
     def copy(self) -> "Vocabulary":
         """Return a vocabulary that goes its own way."""

@@ -11,6 +11,7 @@ from learners.bandit import BanditConfig, BanditLearner, BanditState
 from learners.bandit.features import features
 from learners.bandit.history import MOST_MARKS, History
 from learners.bandit.regressor import BlockBayesianRegressor, Moment, RegressorConfig
+from learners.bandit.vocabulary import Counts, Vocabulary
 from schemas.examples import ExampleEvent, Replaced
 from tests import events
 
@@ -109,7 +110,7 @@ def test_without_forgetting_it_is_exact_within_a_block(
 
 @pytest.mark.parametrize("retract", [False, True])
 @pytest.mark.parametrize("remembered", [4096, 64])
-@pytest.mark.parametrize(("context", "most"), [(0, 0.2), (8, 0.95)])
+@pytest.mark.parametrize(("context", "most"), [(0, 0.35), (8, 0.95)])
 def test_a_fifth_of_the_rewards_is_undone_nearly_as_if_they_had_been_right(
     retract: bool, remembered: int, context: int, most: float
 ) -> None:
@@ -178,6 +179,12 @@ def test_a_correction_costs_as_much_work_however_many_examples_came_since() -> N
     assert sizes[1] - sizes[0] < 300 * 64
 
 
+def test_what_stood_in_all_contexts_stood_in_all_before_too() -> None:
+    """A share in floating point, rounded up, made 122 of 121: its weight became 0."""
+    whole = Vocabulary(180, Counts({7: 180}), Counts({9: 180}))
+    assert whole.before(121) == Vocabulary(121, Counts({7: 121}), Counts({9: 121}))
+
+
 def test_a_history_finds_examples_of_any_age_in_bounded_memory() -> None:
     history = History(remembered=8)
     for number in range(1, 20_001):
@@ -217,7 +224,7 @@ def test_an_arm_whose_poison_is_retracted_is_as_good_as_it_was() -> None:
         poison.append(event.model_copy(update={"time": events.at(200 + number)}))
     before = believed(folded(learner, taught), poison[:1])[0]
     state = folded(learner, [*taught, *poison])
-    assert believed(state, poison[:1])[0] < before - 0.05
+    assert believed(state, poison[:1])[0] < 0.3
     for event in poison:
         state = learner.fold(state, correction(event, None))
-    assert believed(state, poison[:1])[0] > before - 0.06
+    assert believed(state, poison[:1])[0] > before - 0.05
