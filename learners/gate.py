@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from learners.contract import Policy
 from learners.evaluation import Logged, compare_on, decisions_needed, rollouts_of
-from learners.policies import UNIFORM_VERSION
+from learners.policies import UNIFORM_VERSION, UniformPolicy
 
 
 class GateConfig(BaseModel):
@@ -81,7 +81,7 @@ class Verdict:
         difference: estimated mean reward of the candidate minus that of the champion.
         lower_bound: one-sided confidence bound of the difference, valid at every length of the log.
         value: estimated mean reward of the candidate.
-        likely: whether the estimated difference is above minus the tolerance. That is enough to
+        likely: whether the estimated difference is above minus the tolerance, and says enough to
             begin a trial.
         needed: held-out rollouts that a verdict is likely to take, by the power calculator at the
             estimated difference; None where it is not above the tolerance.
@@ -142,6 +142,10 @@ def judge(
     relation = "above" if passed else "not above"
     numbers = f"difference {found.difference:+.3f}, {1 - error:.1%} lower bound {found.bound:+.3f}"
     gain = found.difference + config.tolerance
+    # One of several decisions moves the reward so little that any candidate is likely to be within
+    # the tolerance. A poor one on trial would hold up better ones for hundreds of rollouts. Beside
+    # the baseline it takes few held-out rollouts to be sure instead; beside others, very many.
+    several_beside_baseline = isinstance(champion, UniformPolicy) and len(evidence) > count
     return Verdict(
         passed,
         f"{numbers} {relation} -{config.tolerance}, from {count} held-out rollouts",
@@ -149,6 +153,6 @@ def judge(
         found.difference,
         found.bound,
         found.value,
-        gain > 0,
+        gain > 0 and not several_beside_baseline,
         decisions_needed(gain, found.deviation, error) if gain > 0 < found.deviation else None,
     )

@@ -130,3 +130,16 @@ def test_a_wager_is_won_on_what_is_true_and_seldom_on_what_is_not() -> None:
 
     assert all(won(0.7, seed) for seed in range(20))
     assert sum(won(0.5, seed) for seed in range(200)) <= 10
+
+
+def test_a_likely_gain_is_enough_for_a_trial_unless_several_decisions_share_it() -> None:
+    preferred, config = Prefers(0, 0.985), GateConfig(least_evidence=4)
+    one, six = evidence(8, 1), several(8, 3, gain=0.45)
+    alone = judge(preferred, UniformPolicy(), one, config)
+    shared = judge(preferred, UniformPolicy(), six, config)
+    beside_another = judge(preferred, Prefers(0, 0.6), six, config)
+    assert alone.difference > 0 < shared.difference
+    assert not any(verdict.passed for verdict in (alone, shared, beside_another))
+    assert alone.likely
+    assert beside_another.likely
+    assert not shared.likely

@@ -232,9 +232,10 @@ def test_a_trial_begins_on_a_likely_gain_and_a_promotion_without_trial_does_not(
 ) -> None:
     store = ArtifactStore(tmp_path)
     few = [*held_out(14), *later(), candidate(store, "v1", policy(0.9))]
-    strict = AT_ONCE.model_copy(update={"tolerance": 0.0})
-    assert [state for _, state, _ in promoted(log, store, *few, config=strict)] == ["candidate"]
-    changes = promoted(log, store, candidate(store, "v2", policy(0.95)), config=ON_TRIAL)
+    strict = {"tolerance": 0.0, "confidence": 0.9999}
+    at_once, on_trial = (config.model_copy(update=strict) for config in (AT_ONCE, ON_TRIAL))
+    assert [state for _, state, _ in promoted(log, store, *few, config=at_once)] == ["candidate"]
+    changes = promoted(log, store, candidate(store, "v2", policy(0.95)), config=on_trial)
     assert [(version, state) for version, state, _ in changes][-1] == ("v2", "canary")
 
 
