@@ -51,6 +51,8 @@ examples = 100
 [gate]
 canary_share = 0.3
 tolerance = 0.1
+failure_tolerance = 0.2
+missing_tolerance = 0.2
 [training.serving]
 start_timeout_s = 120
 drain_s = 0.5

@@ -38,6 +38,8 @@ examples = 100000
 confidence = 0.75
 tolerance = 0.2
 canary_share = 0.5
+failure_tolerance = 0.2
+missing_tolerance = 0.2
 [training.check]
 most_latency = 1e6  # what serves first is a script
 [training.serving]
