@@ -21,7 +21,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Python 3.12 and later count lines themselves, at no cost; tracing them takes a third more time.
 COUNTED = COVERAGE_CORE=$(shell $(RUN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')")
 
-.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-training bench-gateway bench-evidence soak faults schemas clean
+.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-training bench-gateway bench-evidence users soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench-training  what SFT, DPO, GRPO and PPO earn over their parents, on served answers, three seeds each"
 	@echo "make bench-gateway  the gateway beside its peers, each in an environment of its own"
 	@echo "make bench-evidence  how often gates, trials and watches are wrong in a thousand worlds each; half an hour"
+	@echo "make users   six users' programs, until the better option serves them; five minutes"
 	@echo "make soak    half an hour of everything at once at the gateway, with its memory curve"
 	@echo "make faults  kill 120 processes under load, stop Kafka for two minutes; takes a quarter of an hour"
 	@echo "make format  let ruff rewrite the sources"
@@ -62,15 +63,15 @@ demo: setup
 
 # Tests on Kafka run after the others, alone: brokers and workers wait for what must not starve.
 test: setup
-	$(COUNTED) $(RUN)/pytest --ignore tests/training $(PARALLEL) -m "not kafka and not slow" \
+	$(COUNTED) $(RUN)/pytest --ignore tests/training --ignore tests/users $(PARALLEL) -m "not kafka and not slow" \
 		--cov --cov-report= --cov-fail-under=0
-	$(COUNTED) $(RUN)/pytest --ignore tests/training -m "kafka and not slow" --cov --cov-append --cov-report=term \
+	$(COUNTED) $(RUN)/pytest --ignore tests/training --ignore tests/users -m "kafka and not slow" --cov --cov-append --cov-report=term \
 		--cov-fail-under=$(LEAST_COVERAGE)
 
 test-all: setup $(LEARN)/.synced
-	$(COUNTED) $(RUN)/pytest --ignore tests/training $(PARALLEL) -m "not kafka" \
+	$(COUNTED) $(RUN)/pytest --ignore tests/training --ignore tests/users $(PARALLEL) -m "not kafka" \
 		--cov --cov-report= --cov-fail-under=0
-	$(COUNTED) $(RUN)/pytest --ignore tests/training -m kafka --cov --cov-append --cov-report= --cov-fail-under=0
+	$(COUNTED) $(RUN)/pytest --ignore tests/training --ignore tests/users -m kafka --cov --cov-append --cov-report= --cov-fail-under=0
 	$(COUNTED) $(LEARN)/bin/pytest tests/training $(PARALLEL) --cov --cov-append --cov-report=term
 
 # A run keeps its results in mutants/ and goes on where it ended, so that it begins without them.
@@ -102,6 +103,10 @@ bench-gateway: setup
 
 bench-evidence: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.evidence --out bench-evidence.json
+
+# Not among the tests: at ten rollouts a second it takes minutes, and how many rollouts it takes is chance.
+users: setup
+	$(RUN)/pytest -s tests/users
 
 soak: setup
 	$(RUN)/python -m tests.benchmarks.soak
