@@ -96,7 +96,7 @@ def test_the_guide_leads_to_a_promoted_version_and_an_identical_replay(tmp_path:
         (promoted, *_) = eventually(lambda: state_of("promoted"), "a promoted version")
         served = [decided(url, f"afterwards-{number}") for number in range(40)]
         by_it = [d for d in served if d["policy_version"] == promoted["version"]]
-        assert len(by_it) > 30, "all but a control of a twentieth"
+        assert len(by_it) > 20, "all but a control, and the share of the next version on trial"
         assert by_it[0]["probabilities"][0] > 0.9, "it prefers what earned more"
         printed = {arguments[0]: everloop(*arguments) for arguments in afterwards}
         assert promoted["version"][:6] in printed["checkpoints"]
