@@ -27,6 +27,8 @@ class RolloutOutcome(EventData):
         split: use of the rollout.
         begun: when the rollout began.
         state: of the rollout.
+        replaced: whether another version answered a call in this one's place, since its server did
+            not. It counts as a failure of this version, whatever the other made of it.
         fault: whose failure it was; None where it did not fail, or where nobody knows.
         reward: reward of the rollout as a whole; where only parts of it were rewarded, their mean;
             None while there is none.
@@ -42,6 +44,7 @@ class RolloutOutcome(EventData):
     split: Split = "train"
     begun: datetime
     state: RolloutState
+    replaced: bool = False
     fault: Literal["agent", "endpoint", "limit", "caller"] | None = None
     reward: UnitInterval | None = None
     rewarded: datetime | None = None

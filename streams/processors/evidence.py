@@ -221,8 +221,11 @@ def dated(event: OutcomeEvent, arrived: datetime) -> OutcomeEvent:
 def failed(outcome: RolloutOutcome) -> bool:
     """Return whether a rollout failed by its own fault or by that of what served it.
 
-    A limit that was reached and a caller who hung up say nothing of the version.
+    A limit that was reached and a caller who hung up say nothing of the version. A fallback that
+    answers in its place does.
     """
+    if outcome.replaced:
+        return True
     return outcome.state is RolloutState.FAILED and outcome.fault not in ("limit", "caller")
 
 

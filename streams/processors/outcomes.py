@@ -17,6 +17,9 @@ from streams.storage.records import Outgoing
 MOST_COST = 1e6
 """A call that is said to have cost more is taken to have cost nothing."""
 
+Answered = dict[str, list[str]]
+"""Versions that answered the model calls of a rollout, by the model that was asked for."""
+
 Told = dict[str, str]
 """What was told of a rollout last, by logical name."""
 
@@ -27,6 +30,7 @@ def new_outcomes(
     counted: Sequence[RewardEvent],
     decisions: Sequence[bytes],
     cost: float,
+    answered: Answered,
     told: Told,
     time: datetime,
 ) -> Iterator[Outgoing]:
@@ -36,6 +40,7 @@ def new_outcomes(
         counted: the rewards that count, of the rollout and of its spans.
         decisions: encoded events, of the policies that decided in it.
         cost: of all its model calls.
+        answered: which versions answered them.
         time: of the event that changed something.
     """
     payload = rollout.payload
@@ -45,7 +50,10 @@ def new_outcomes(
         # The cost and the decisions of an open rollout grow with each call. They are told with the
         # next change of what matters.
         why = about.event_id if about is not None else None
-        sign = f"{reward} {why} {payload.state} {payload.fault} {payload.split}"
+        # A tenant's own version of a model, NAME@TENANT, is asked for as NAME.
+        by = answered.get(name.partition("@")[0], [])
+        replaced = any(other != version for other in by)
+        sign = f"{reward} {why} {payload.state} {payload.fault} {payload.split} {replaced}"
         if payload.state in TERMINAL:
             sign += f" {len(mine)} {cost!r}"
         before = told.get(name, "None")
@@ -58,6 +66,7 @@ def new_outcomes(
             split=payload.split,
             begun=begun,
             state=payload.state,
+            replaced=replaced,
             fault=payload.fault,
             reward=reward,
             rewarded=about.time if about is not None else None,
@@ -103,3 +112,13 @@ def cost_of(span: SpanEvent) -> float:
     if isinstance(cost, bool) or not isinstance(cost, int | float):
         return 0.0
     return float(cost) if 0.0 <= cost < MOST_COST else 0.0
+
+
+def note_answer(answered: Answered, span: SpanEvent) -> None:
+    """Note which version answered a model call."""
+    model, version = (
+        span.payload.text(Attribute.REQUEST_MODEL),
+        span.payload.text(Attribute.CHECKPOINT),
+    )
+    if model and version and version not in answered.setdefault(model, []):
+        answered[model].append(version)

@@ -23,7 +23,7 @@ from schemas.serialization import decode_all, encode
 from schemas.spans import SpanEvent
 from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS, TOPICS, TRAJECTORIES, Topic
 from streams.processing.processor import Outcome, Processor, dead_letter, output_id
-from streams.processors.outcomes import Told, cost_of, new_outcomes
+from streams.processors.outcomes import Answered, Told, cost_of, new_outcomes, note_answer
 from streams.storage.errors import RejectedRecordError
 from streams.storage.records import MAX_RECORD_BYTES, REWARD_REVISION_HEADER, Outgoing, Record
 
@@ -74,6 +74,7 @@ class JoinState:
         waiting: records that came before the rollout did.
         size: bytes of the records taken.
         cost: of the model calls.
+        answered: which versions answered them.
         told: the outcomes that were told last (`streams.processors.outcomes`).
     """
 
@@ -90,6 +91,7 @@ class JoinState:
     counted: Counted = field(default_factory=dict)
     reward_revision: int = 0
     cost: float = 0.0
+    answered: Answered = field(default_factory=dict)
     told: Told = field(default_factory=dict)
 
     @property
@@ -128,6 +130,7 @@ class JoinState:
             case SpanEvent():
                 self.spans.append(encode(event))
                 self.cost += cost_of(event)
+                note_answer(self.answered, event)
             case DecisionEvent():
                 self.decisions.append(encode(event))
             case RewardEvent():
@@ -245,6 +248,7 @@ class TrajectoryJoin(Processor[JoinState]):
             "begun": state.begun,
             "assumed": state.assumed,
             "cost": state.cost,
+            "answered": state.answered,
             "told": state.told,
             "spans": len(state.spans),
             "waiting": [_without_value(record) for record in state.waiting],
@@ -279,6 +283,7 @@ class TrajectoryJoin(Processor[JoinState]):
             begun=_time(header.get("begun") or (header["rollout"] or {}).get("time")),
             assumed=header.get("assumed", False),
             cost=header.get("cost", 0.0),
+            answered=header.get("answered", {}),
             told=header.get("told", {}),
         )
 
@@ -303,7 +308,14 @@ def _outcomes(state: JoinState, time: datetime) -> Iterator[Outgoing]:
     assert state.begun is not None  # noqa: S101 - noted with the announcement
     counted = list(counting_rewards(state.rewards).values())
     yield from new_outcomes(
-        state.rollout, state.begun, counted, state.decisions, state.cost, state.told, time
+        state.rollout,
+        state.begun,
+        counted,
+        state.decisions,
+        state.cost,
+        state.answered,
+        state.told,
+        time,
     )
 
 

@@ -64,7 +64,7 @@ def test_a_rollout_has_its_calls_its_choice_its_reward_and_its_output(
     (end,) = [state for state in states if state.state == "succeeded"]
     assert states[0].task is not None
     assert (states[0].task.id, states[0].task.expected) == ("refunds", "refund")
-    assert (states[0].agent, states[0].split, states[0].group) == ("desk", "train", "default")
+    assert (states[0].agent, states[0].split_chosen, states[0].group) == ("desk", False, "default")
     assert (end.output, end.turns) == ({"done": True}, 2)
     assert [span.rollout_id for span in gateway.soon(SPANS, SpanEvent, 2)] == [rollout.id] * 2
     (decision,) = gateway.events(DECISIONS, DecisionEvent)

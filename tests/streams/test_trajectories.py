@@ -18,6 +18,7 @@ from schemas.topics import DEAD_LETTERS, SPANS, TRAJECTORIES
 from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.processing.dead_letters import dead_letters
 from streams.processing.processor import process
+from streams.processors.evidence import failed
 from streams.processors.outcomes import cost_of
 from streams.processors.trajectories import (
     JoinConfig,
@@ -405,3 +406,18 @@ def test_an_outcome_is_told_with_the_cost_of_spans_that_come_after_the_end() -> 
         told += [r.event.payload for r in outcome.records if isinstance(r.event, OutcomeEvent)]
     assert [(o.state, o.cost) for o in told][-1] == (RolloutState.SUCCEEDED, 0.4)
     assert [o.corrected for o in told] == [False, False, True]
+
+
+def test_an_answer_by_another_version_is_a_failure_of_the_assigned_one() -> None:
+    processor, state, told = TrajectoryJoin(), None, []
+    began = events.rollout("r", RolloutState.STARTED, assigned={"writer": "v2"})
+    span = events.model_span("r", "writer", "an answer")
+    span.payload.attributes[Attribute.REQUEST_MODEL.value] = "writer"
+    span.payload.attributes[Attribute.CHECKPOINT.value] = "v1"
+    sequence: list[AnyEvent] = [began, span, events.reward("r", 1.0), events.succeeded("r")]
+    for number, event in enumerate(sequence):
+        outcome = processor.handle(state, event, events.record(event, number))
+        state = outcome.state and processor.decode_state(processor.encode_state(outcome.state))
+        told += [r.event.payload for r in outcome.records if isinstance(r.event, OutcomeEvent)]
+    assert [(o.replaced, failed(o)) for o in told] == [(False, False), (True, True), (True, True)]
+    assert told[-1].reward == 1.0, "what the fallback earned stays"
