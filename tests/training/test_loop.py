@@ -53,6 +53,7 @@ canary_share = 0.3
 tolerance = 0.1
 failure_tolerance = 0.2
 missing_tolerance = 0.2
+control_share = 0.0  # the untrained model would answer a twentieth of what is counted here
 [training.serving]
 start_timeout_s = 120
 drain_s = 0.5
