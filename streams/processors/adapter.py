@@ -13,8 +13,8 @@ from schemas.genai import to_openai
 from schemas.routes import STAND_IN
 from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import Trajectory, TrajectoryEvent
+from streams.processors.counted_rewards import rewards_that_count
 from streams.processors.model_calls import ModelCall, asks_model, model_calls
-from streams.processors.trajectories import rewards_that_count
 
 Body = SftExample | RlExample | BanditExample
 

@@ -1,6 +1,4 @@
-"""What promotion knows of one logical name, and the changes that it makes of it."""
-
-from dataclasses import dataclass, field
+"""What promotion knows of one logical name."""
 
 from pydantic import BaseModel, Field
 
@@ -9,7 +7,6 @@ from learners.policies import UNIFORM_VERSION
 from learners.registry import IllegalTransitionError, Registry
 from learners.trial import Comparison
 from schemas.checkpoints import Checkpoint, CheckpointState
-from schemas.gates import GateStatus
 from schemas.routes import Route, RouteTarget
 from streams.processors.evidence import Evidence
 from streams.storage.errors import RejectedRecordError
@@ -69,21 +66,6 @@ class PromotionState(BaseModel):
         return Registry(self.checkpoints)
 
 
-@dataclass
-class Ruling:
-    """What follows from an event.
-
-    Attributes:
-        changes: of checkpoints' states, in order; already applied.
-        routes: what is served from now on.
-        statuses: what the gate waits for.
-    """
-
-    changes: list[Checkpoint] = field(default_factory=list)
-    routes: list[Route] = field(default_factory=list)
-    statuses: list[GateStatus] = field(default_factory=list)
-
-
 def baseline_route(name: str) -> Route:
     """Return the route of a policy before anything was promoted: the uniform baseline."""
     return Route(
@@ -120,29 +102,6 @@ def target_of(checkpoint: Checkpoint) -> RouteTarget:
     """Return how a checkpoint is served."""
     artifact = checkpoint.artifact if checkpoint.kind == "policy" else None
     return RouteTarget(version=checkpoint.version, artifact=artifact, endpoint=checkpoint.endpoint)
-
-
-def change(
-    state: PromotionState,
-    ruling: Ruling,
-    checkpoint: Checkpoint,
-    to: CheckpointState,
-    reason: str,
-    metrics: dict[str, float] | None = None,
-) -> None:
-    """Change a checkpoint's state."""
-    changed = Checkpoint(
-        name=checkpoint.name,
-        version=checkpoint.version,
-        kind=checkpoint.kind,
-        state=to,
-        artifact=checkpoint.artifact,
-        endpoint=checkpoint.endpoint,
-        metrics=metrics or {},
-        reason=reason,
-    )
-    apply(state.registry, changed)
-    ruling.changes.append(changed)
 
 
 def apply(registry: Registry, change: Checkpoint) -> None:

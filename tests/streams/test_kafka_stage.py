@@ -13,10 +13,11 @@ from schemas.rollouts import RolloutState
 from schemas.topics import DEAD_LETTERS, REWARDS, TRAJECTORIES
 from streams.processing.processor import Processor
 from streams.processors.adapter import AdapterConfig
+from streams.processors.join_state import JoinState
 from streams.processors.learner import Learning
 from streams.processors.promotion import Promotion
 from streams.processors.router import ExampleRouter
-from streams.processors.trajectories import JoinConfig, JoinState, TrajectoryJoin
+from streams.processors.trajectories import JoinConfig, TrajectoryJoin
 from streams.runners.kafka.faust_app import Gaps, create_app
 from streams.runners.kafka.stage import KafkaStage
 from streams.runners.kafka.states import POSITIONS_KEY, OutdatedError, Positions

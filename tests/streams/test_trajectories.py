@@ -18,14 +18,11 @@ from schemas.topics import DEAD_LETTERS, SPANS, TRAJECTORIES
 from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.processing.dead_letters import dead_letters
 from streams.processing.processor import process
+from streams.processors.counted_rewards import rewards_that_count
 from streams.processors.evidence import failed
+from streams.processors.join_state import JoinState
 from streams.processors.outcomes import cost_of
-from streams.processors.trajectories import (
-    JoinConfig,
-    JoinState,
-    TrajectoryJoin,
-    rewards_that_count,
-)
+from streams.processors.trajectories import JoinConfig, TrajectoryJoin
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.errors import RejectedRecordError

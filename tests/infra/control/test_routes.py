@@ -34,7 +34,7 @@ from streams.storage.log import Log, read_all
 from streams.storage.records import NewRecord, Outgoing
 from tests import events
 from tests.infra.conftest import Gateway, model_route, publish
-from tests.streams.test_promotion import candidate, held_out, policy, promoted
+from tests.streams.promotions import candidate, held_out, policy, promoted
 from tests.waiting import eventually
 
 NAME = "supervisor-policy"
