@@ -6,8 +6,10 @@ from datetime import timedelta
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from learners.bounds import decisions_needed
 from learners.contract import Policy
-from learners.evaluation import Logged, compare_on, decisions_needed, rollouts_of
+from learners.gains import compare_on
+from learners.logged import Logged, rollouts_of
 from learners.policies import UNIFORM_VERSION, UniformPolicy
 
 
@@ -120,7 +122,7 @@ def judge(
     that ten decisions of a rollout with one reward are no ten pieces of evidence. The value is the
     effect of one decision; what several changed decisions do together shows on trial.
 
-    The bound is by betting (`learners.evaluation`). The estimate is by inverse propensity:
+    The bound is by betting (`learners.bounds`). The estimate is by inverse propensity:
     (w_candidate - w_champion) * (reward - mean reward), where w is the policy's probability of the
     logged choice divided by its logged propensity. The difference of the weights has mean zero, so
     a constant may be subtracted from the reward.

@@ -13,7 +13,7 @@ from math import sqrt
 from pydantic import BaseModel, Field
 
 from learners.betting import Wager
-from learners.evaluation import decisions_needed
+from learners.bounds import decisions_needed
 from learners.gate import GateConfig
 
 

@@ -14,7 +14,7 @@ from random import Random
 from learners.bandit import BanditConfig, BanditLearner, BanditPolicy
 from learners.bandit.worth import earned
 from learners.contract import Policy, distribution
-from learners.evaluation import Logged
+from learners.logged import Logged
 from learners.policies import UNIFORM_VERSION
 from schemas.examples import BanditExample, Example, ExampleEvent
 

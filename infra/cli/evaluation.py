@@ -26,7 +26,7 @@ from streams.views.checkpoints import Checkpoints
 from streams.views.follower import read_views
 
 if TYPE_CHECKING:
-    from learners.evaluation import Logged
+    from learners.logged import Logged
 
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
@@ -58,7 +58,9 @@ def ope(
     """Estimate what a policy would have earned, off-policy, and whether it is better than
     another.
     """
-    from learners.evaluation import compare, decisions_needed, difference_deviation, evaluate
+    from learners.bounds import decisions_needed
+    from learners.evaluation import compare, evaluate
+    from learners.gains import difference_deviation
 
     settings = load_settings()
     splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
@@ -128,7 +130,7 @@ def logged_decisions(
     """Yield the decisions of a policy with what they earned by their newest rewards, in the order
     first rewarded.
     """
-    from learners.evaluation import Logged
+    from learners.logged import Logged
 
     newest: dict[str, Logged] = {}
     config = settings.bandit.learner_config()

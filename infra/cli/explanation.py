@@ -22,7 +22,7 @@ from streams.storage.artifacts import ArtifactStore
 from streams.storage.log import Log, read_events
 
 if TYPE_CHECKING:
-    from learners.evaluation import Logged
+    from learners.logged import Logged
 
 explain_app = typer.Typer(
     no_args_is_help=True, help="Say why: of one decision, or of a policy over time."
@@ -119,7 +119,8 @@ def explain_policy(
     was missed.
     """
     from learners.bandit.explanation import importance
-    from learners.evaluation import arms, regrets
+    from learners.evaluation import candidate_values
+    from learners.modelled_rewards import regrets
 
     settings = load_settings()
     with existing_log(settings) as log:
@@ -142,7 +143,7 @@ def explain_policy(
             version: dict(list(importance(policy, sample).items())[:top])
             for version, policy in stages
         },
-        "candidates": _value_curves(rewarded, arms),
+        "candidates": _value_curves(rewarded, candidate_values),
         "regret": [float(part.mean()) for part in _parts(regrets(rewarded))],
     }
     if as_json:
@@ -181,18 +182,18 @@ def _print_policy(document: dict[str, Any]) -> None:
     )
 
 
-def _value_curves(rewarded: "Sequence[Logged]", arms: Any) -> dict[str, Any]:
+def _value_curves(rewarded: "Sequence[Logged]", values_of: Any) -> dict[str, Any]:
     """Return for each candidate how often it was offered and chosen, and its value by quarters of
     time.
     """
-    whole, quarters = arms(rewarded), [arms(part) for part in _parts(rewarded)]
+    whole, quarters = values_of(rewarded), [values_of(part) for part in _parts(rewarded)]
     return {
         name: {
-            "offered": arm.offered,
-            "chosen": arm.chosen,
+            "offered": value.offered,
+            "chosen": value.chosen,
             "values": [quarter[name].value if name in quarter else None for quarter in quarters],
         }
-        for name, arm in whole.items()
+        for name, value in whole.items()
     }
 
 

@@ -9,8 +9,8 @@ from math import ceil
 
 from pydantic import BaseModel, Field
 
-from learners.evaluation import Logged
 from learners.gate import GateConfig
+from learners.logged import Logged
 from learners.trial import Result
 from schemas.decisions import Decision
 from schemas.outcomes import OutcomeEvent, RolloutOutcome

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from learners.contract import Policy
-from learners.evaluation import rollouts_of
 from learners.gate import GateConfig, Verdict, judge
+from learners.logged import rollouts_of
 from learners.policies import UNIFORM_VERSION, PolicyLoader, UniformPolicy
 from schemas.checkpoints import Checkpoint
 from streams.processors.promotion_state import PromotionState

@@ -19,8 +19,8 @@ import typer
 from numpy.typing import NDArray
 
 from learners.betting import FRACTIONS
-from learners.evaluation import Logged
 from learners.gate import GateConfig, judge
+from learners.logged import Logged
 from learners.online_error import OnlineError
 from learners.policies import UNIFORM_VERSION, UniformPolicy
 from schemas.decisions import Candidate, Decision

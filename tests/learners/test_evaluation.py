@@ -13,15 +13,10 @@ from estimators.bandits import snips as vw_snips
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.evaluation import (
-    Logged,
-    compare,
-    decisions_needed,
-    difference_deviation,
-    evaluate,
-    gain_is_sure,
-    lower_bound,
-)
+from learners.bounds import decisions_needed, lower_bound
+from learners.evaluation import compare, evaluate
+from learners.gains import compare_on, difference_deviation
+from learners.logged import Logged
 from learners.policies import UniformPolicy
 from schemas.decisions import Candidate, Decision
 
@@ -123,6 +118,12 @@ def test_looking_all_the_time_does_not_make_it_wrong() -> None:
         )
         wrong += lower_bound(values, -1.0, 0.05) > 0  # the bound remembers every time before
     assert wrong <= 24  # 15 expected at most
+
+
+def gain_is_sure(
+    policy: Fixed, against: Fixed, log: Sequence[Logged], error: float, tolerance: float = 0.0
+) -> bool:
+    return compare_on(policy, against, log, error).bound > -tolerance
 
 
 def test_a_better_policy_is_found_and_an_equal_one_is_not() -> None:

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from learners.betting import Wager
-from learners.evaluation import Logged
 from learners.gate import GateConfig, judge
+from learners.logged import Logged
 from learners.policies import UniformPolicy
 from schemas.decisions import Candidate
 from tests import events

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from learners.bandit import BanditConfig, BanditLearner
-from learners.evaluation import Logged, arms, regrets
+from learners.evaluation import candidate_values
+from learners.logged import Logged
+from learners.modelled_rewards import regrets
 from learners.what_if import (
     RewardFunctionError,
     held_out,
@@ -105,12 +107,12 @@ def logged(count: int) -> list[Logged]:
 
 
 def test_each_candidate_has_a_value_where_it_was_offered() -> None:
-    found = arms(logged(300))
+    found = candidate_values(logged(300))
     assert set(found) == {"junior-0", "junior-1", "junior-2"}
     assert found["junior-1"].offered == 300
-    assert sum(arm.chosen for arm in found.values()) == 300
+    assert sum(value.chosen for value in found.values()) == 300
     assert found["junior-1"].value == pytest.approx(0.8, abs=0.03)
-    never = arms([item for item in logged(300) if item.decision.choice != 2])
+    never = candidate_values([item for item in logged(300) if item.decision.choice != 2])
     assert never["junior-2"].value is None
 
 

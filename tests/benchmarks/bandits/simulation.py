@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.evaluation import Logged, decisions_needed, difference_deviation, evaluate
+from learners.bounds import decisions_needed
+from learners.evaluation import evaluate
+from learners.gains import difference_deviation
 from learners.gate import GateConfig, judge
+from learners.logged import Logged
 from learners.policies import UNIFORM_VERSION
 from learners.trial import Comparison, Result, trial_verdict, watch_verdict
 from schemas.decisions import Candidate, Decision
