@@ -167,7 +167,7 @@ def _demonstrations(trajectory: Trajectory, target: str, nodes: frozenset[str]) 
             continue
         withdrawn = event.payload.retracted or event.event_id in superseded
         message = edit if isinstance(edit, dict) else {"content": str(edit)}
-        messages = [*_messages(span, "input"), {"role": "assistant", **message}]
+        messages = [*_input(span), {"role": "assistant", **message}]
         body = SftExample(node=_node(span), messages=messages, tools=_tools(span))
         yield target, event.event_id, span.span_id, None if withdrawn else 1.0, body
 
@@ -193,7 +193,6 @@ def _last_by_node(calls: list[ModelCall], nodes: frozenset[str]) -> list[ModelCa
     for call in calls:
         node = _node(call.span)
         if node in nodes:
-            last.pop(node, None)
             last[node] = call
     return list(last.values())
 
@@ -205,7 +204,7 @@ def _node(event: SpanEvent) -> str:
 def _conversation(event: SpanEvent, checkpoint: str) -> SftExample:
     return SftExample(
         node=_node(event),
-        messages=[*_messages(event, "input"), *_messages(event, "output")[:1]],
+        messages=[*_input(event), *_output(event)[:1]],
         tools=_tools(event),
         checkpoint=checkpoint,
     )
@@ -219,8 +218,8 @@ def _sample(event: SpanEvent) -> RlExample:
     attributes = event.payload.attributes
     return RlExample(
         node=_node(event),
-        prompt=_messages(event, "input"),
-        response=_messages(event, "output")[0],
+        prompt=_input(event),
+        response=_output(event)[0],
         tools=_tools(event),
         prompt_token_ids=_list(attributes.get(Attribute.PROMPT_TOKEN_IDS)),
         response_token_ids=_list(attributes.get(Attribute.RESPONSE_TOKEN_IDS)),
@@ -229,9 +228,16 @@ def _sample(event: SpanEvent) -> RlExample:
     )
 
 
-def _messages(event: SpanEvent, side: Literal["input", "output"]) -> list[dict[str, Any]]:
-    attribute = Attribute.INPUT_MESSAGES if side == "input" else Attribute.OUTPUT_MESSAGES
-    return [to_openai(message) for message in _list(event.payload.attributes.get(attribute))]
+def _input(event: SpanEvent) -> list[dict[str, Any]]:
+    return _messages(event, Attribute.INPUT_MESSAGES)
+
+
+def _output(event: SpanEvent) -> list[dict[str, Any]]:
+    return _messages(event, Attribute.OUTPUT_MESSAGES)
+
+
+def _messages(event: SpanEvent, side: Attribute) -> list[dict[str, Any]]:
+    return [to_openai(message) for message in _list(event.payload.attributes.get(side))]
 
 
 def _tools(event: SpanEvent) -> list[dict[str, Any]]:

@@ -68,17 +68,16 @@ class OpenBatch(BaseModel):
         """Add an example, or what retracts one."""
         if event.payload.retracted and not self.examples:
             return  # of a batch before, which says by offsets what it holds
-        first, _ = self.ranges.get(source.partition, (source.offset, 0))
+        first, _ = self.ranges.get(source.partition, (source.offset, source.offset))
         self.ranges[source.partition] = (first, source.offset)
         if event.payload.retracted:
             return  # the trainer reads it, and leaves the example out
         self.examples += 1
         if self.closes is None and config.seconds is not None:
             self.closes = event.time + timedelta(seconds=config.seconds)
-        reward = min(1.0, max(0.0, event.payload.reward))
-        self.rewards.take(reward)
+        self.rewards.take(event.payload.reward)
         if self.watch is not None:
-            self.dropped |= self.watch.dropped(reward)
+            self.dropped = self.watch.dropped(event.payload.reward)
 
     def following(self, config: BatchConfig) -> "OpenBatch":
         """Return the batch that begins when this one is closed; after a drop nobody knows yet what

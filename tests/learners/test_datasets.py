@@ -21,6 +21,8 @@ from schemas.identifiers import new_event_id
 from tests import events
 
 ALL = DatasetConfig(held_out=0.0)
+HELD_OUT = ["task-7", "task-15", "task-16"]
+"""Tasks among `task-0` to `task-19` that a share of 0.3 holds out."""
 
 
 def example(
@@ -116,6 +118,34 @@ def test_a_tenant_whose_rewards_are_unlike_all_others_is_left_out_where_that_is_
     )
 
 
+def remaining(means: list[float], outliers: float) -> list[float]:
+    """Return the mean rewards of the tenants that are kept, of tenants with these."""
+    examples = [
+        example(said(f"{tenant} {number}", f"{number}?"), mean, tenant=f"tenant-{tenant}")
+        for tenant, mean in enumerate(means)
+        for number in range(20)
+    ]
+    config = ALL.model_copy(update={"least_reward": 0.0, "outliers": outliers})
+    return sorted({row.reward for row in sft_rows(examples, config)})
+
+
+def test_four_tenants_tell_who_is_unlike_the_others_and_three_do_not() -> None:
+    assert remaining([0.5, 0.51, 0.52, 1.0], outliers=3.5) == [0.5, 0.51, 0.52]
+    assert remaining([0.5, 0.51, 1.0], outliers=3.5) == [0.5, 0.51, 1.0]
+
+
+def test_the_deviation_of_tenants_is_estimated_as_that_of_a_normal_distribution() -> None:
+    """The median distance is 0.1, so the deviation is 0.1 / 0.6745, of which 0.4 is 2.7 times."""
+    means = [0.4, 0.4, 0.5, 0.5, 0.5, 0.6, 0.9]
+    assert 0.9 in remaining([0.3, *means], outliers=2.8)
+    assert 0.9 not in remaining([0.3, *means], outliers=2.6)
+
+
+def test_a_tenant_just_at_the_limit_is_kept() -> None:
+    """Where most tenants are alike, the least deviation counts: 25 of it are 0.25."""
+    assert remaining([0.5, 0.5, 0.5, 0.75], outliers=25.0) == [0.5, 0.75]
+
+
 def test_pairs_are_of_one_prompt_and_one_tenant_and_differ_by_the_margin() -> None:
     examples = [
         example(sampled("good"), 0.9),
@@ -136,18 +166,35 @@ def test_pairs_are_of_one_prompt_and_one_tenant_and_differ_by_the_margin() -> No
     assert all(len(row.origin.event_ids) == 6 for row in rows)
 
 
+def test_a_pair_whose_rewards_differ_by_just_the_margin_has_their_prompt_and_tools() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    bodies = [said(answer).model_copy(update={"tools": tools}) for answer in ("good", "bad")]
+    examples = [example(body, reward) for body, reward in zip(bodies, (0.75, 0.25), strict=True)]
+    (row,) = preference_rows(examples, DatasetConfig(held_out=0.0, margin=0.5))
+    assert row.prompt == [{"role": "user", "content": "why?"}]
+    assert row.tools == tools
+
+
 def test_samples_need_tokens_and_their_probabilities() -> None:
     examples = [
+        example(said("e"), 0.5),
+        example(sampled("c", 2, 1), 0.5),
+        example(sampled("d", 0), 0.5),
         example(sampled("a"), 0.5),
         example(sampled("b"), 0.7),
-        example(sampled("c", 2, 1), 0.5),
     ]
-    examples += [example(sampled("d", 0), 0.5), example(said("e"), 0.5)]
     first, second = rl_rows(examples, ALL)
-    assert first.group == second.group
     assert (first.prompt_token_ids, first.response_token_ids) == ([1, 2, 3], [4, 4])
     assert first.response_logprobs == [-0.5, -0.5]
     assert (first.reward, first.checkpoint, first.origin.task) == (0.5, "v1", "t1")
+    assert second.reward == 0.7
+
+
+def test_samples_of_one_prompt_are_one_group_also_where_they_are_one_token_long() -> None:
+    elsewhere = sampled("c").model_copy(update={"prompt": [{"role": "user", "content": "how?"}]})
+    bodies = [sampled("a", 1), sampled("b"), elsewhere]
+    first, second, third = rl_rows([example(body, 0.5) for body in bodies], ALL)
+    assert first.group == second.group != third.group
 
 
 def test_what_is_held_out_is_so_by_task_and_stays_so() -> None:
@@ -172,10 +219,40 @@ def test_rollouts_of_a_held_out_split_are_never_trained_on() -> None:
     assert pair.origin.held_out
 
 
+def test_a_conversation_is_split_before_its_last_message_and_says_whose_node_it_is_of() -> None:
+    messages = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+    answer = {"role": "assistant", "content": "because"}
+    body = SftExample(node="reviewer", messages=[*messages, answer])
+    (row,) = prompt_rows([example(body, 1.0)], ALL)
+    assert (row.prompt, row.expected) == (messages, answer)
+    assert row.origin.node == "reviewer"
+
+
+def test_the_same_tasks_are_held_out_by_every_release() -> None:
+    """Else a task that was held out yesterday is trained on tomorrow."""
+    examples = [example(said("yes", f"{n}?"), 1.0, task=f"task-{n}") for n in range(20)]
+    rows = sft_rows(examples, DatasetConfig(held_out=0.3))
+    held_out = [row.origin.task for row in rows if row.origin.held_out]
+    assert held_out == HELD_OUT
+
+
+def test_a_prompt_is_the_same_whatever_the_order_of_its_keys() -> None:
+    turned = SftExample(
+        node="writer",
+        messages=[
+            {"content": "why?", "role": "user"},
+            {"content": "because", "role": "assistant"},
+        ],
+    )
+    assert len(sft_rows([example(said("because"), 1.0), example(turned, 1.0)], ALL)) == 1
+
+
 def test_a_example_without_a_task_is_split_by_its_prompt() -> None:
     first, second = (example(said(answer), 1.0, task=None) for answer in ("a", "b"))
     rows = sft_rows([first, second], ALL)
     assert rows[0].origin.task == rows[1].origin.task != ""
+    (elsewhere,) = sft_rows([example(said("a", "how?"), 1.0, task=None)], ALL)
+    assert elsewhere.origin.task != rows[0].origin.task
 
 
 @given(st.lists(st.integers(0, 100), max_size=60), st.integers(1, 100))
@@ -189,6 +266,11 @@ def test_packing_keeps_the_budget_and_every_row_that_fits_once(
     assert all(sum(lengths[index] for index in rows) <= budget for rows in bins)
     fewest = -(-sum(n for n in lengths if n <= budget) // budget)
     assert len(bins) <= 2 * fewest + 1
+
+
+def test_rows_that_fill_a_sequence_exactly_share_it_and_long_ones_are_placed_first() -> None:
+    assert pack_rows([5, 5], 10) == [[0, 1]]
+    assert [sorted(rows) for rows in pack_rows([2, 2, 2, 8, 8, 8], 10)] == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_calls_that_no_schema_allows_are_not_imitated() -> None:

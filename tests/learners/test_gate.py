@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from learners.betting import Wager
-from learners.gate import GateConfig, judge
+from learners.gate import GateConfig, Verdict, judge
 from learners.logged import Logged
-from learners.policies import UniformPolicy
+from learners.policies import UNIFORM_VERSION, UniformPolicy
 from schemas.decisions import Candidate
 from tests import events
 
@@ -86,9 +86,13 @@ def test_beside_the_baseline_120_rollouts_of_six_decisions_show_the_better_polic
 
 
 def test_little_evidence_is_no_verdict() -> None:
-    verdict = judge(Prefers(0, 0.9), UniformPolicy(), evidence(11, 2), GateConfig())
-    assert not verdict.passed
-    assert verdict.reason == "11 held-out rollouts with a reward, 12 needed"
+    few, enough = (
+        judge(Prefers(0, 0.9), UniformPolicy(), evidence(n, 2), GateConfig()) for n in (11, 12)
+    )
+    assert few.passed is False
+    assert few.reason == "11 held-out rollouts with a reward, 12 needed"
+    assert (few.evidence, few.needed) == (11, 12)
+    assert enough.value > 0.5
 
 
 def test_the_estimate_is_near_the_truth() -> None:
@@ -143,3 +147,51 @@ def test_a_likely_gain_is_enough_for_a_trial_unless_several_decisions_share_it()
     assert alone.likely
     assert beside_another.likely
     assert not shared.likely
+
+
+def test_a_verdict_says_about_how_many_rollouts_one_takes_and_more_for_less_error() -> None:
+    """Of the same world, a log of twice as many is enough, and one of a quarter is not."""
+    candidate, config = Prefers(0, 0.9), GateConfig()
+    first = judge(candidate, UniformPolicy(), evidence(30, 4), config)
+    assert first.needed is not None
+    enough, few = (
+        judge(candidate, UniformPolicy(), evidence(count, 4), config).passed
+        for count in (2 * first.needed, first.needed // 4)
+    )
+    assert (enough, few) == (True, False)
+    surer = judge(candidate, UniformPolicy(), evidence(30, 4), config, error=0.0001).needed
+    assert surer is not None
+    assert surer > first.needed
+
+
+def test_a_loss_within_the_tolerance_is_likely_enough_and_one_beyond_it_is_hopeless() -> None:
+    def verdict(tolerance: float) -> Verdict:
+        config = GateConfig(tolerance=tolerance)
+        return judge(Prefers(1, 0.9), UniformPolicy(), evidence(60, 5), config)
+
+    loss = -verdict(0.0).difference
+    within, beyond = verdict(loss + 0.01), verdict(loss - 0.01)
+    assert loss > 0.01
+    assert (within.likely, beyond.likely) == (True, False)
+    assert within.needed is not None
+    assert beyond.needed is None
+
+
+def test_where_all_rewards_are_alike_no_policy_is_likely_to_be_better() -> None:
+    config = GateConfig(tolerance=0.0)
+    alike = [replace(item, reward=0.5) for item in evidence(60, 6)]
+    verdict = judge(Prefers(0, 0.9), UniformPolicy(), alike, config)
+    assert verdict.difference == 0.0
+    assert (verdict.likely, verdict.needed) == (False, None)
+
+
+def test_a_verdict_is_told_with_its_numbers() -> None:
+    verdict = judge(Prefers(0, 0.95), UniformPolicy(), evidence(100, 0), GateConfig(), error=0.01)
+    for number in (f"{verdict.difference:+.3f}", "99.0%", f"{verdict.lower_bound:+.3f}", "100"):
+        assert number in verdict.reason
+
+
+def test_a_trial_beside_the_baseline_has_a_share_of_its_own() -> None:
+    config = GateConfig(canary_share=0.1, baseline_share=0.4)
+    assert config.share_beside(UNIFORM_VERSION) == 0.4
+    assert config.share_beside("v1") == 0.1

@@ -1,10 +1,12 @@
 """Versions that serve at the same time are compared: by worth, failures and missing rewards."""
 
+from math import exp
 from random import Random
 
 import pytest
 
-from learners.drops import DropWatch
+from learners.betting import Wager
+from learners.drops import DropWatch, surely_above
 from learners.gate import GateConfig
 from learners.online_error import OnlineError
 from learners.trial import Comparison, Result, Tally, trial_verdict, watch_verdict
@@ -101,7 +103,7 @@ def test_a_comparison_begins_with_the_first_rollout_of_the_new_version() -> None
 def watched(new: float, old: float, seed: int, change: float = 0.0) -> bool | None:
     """Watch a version with a control of a twentieth, while the world changes for both half way."""
     random, watch = Random(seed), comparison(CONFIG.drop)
-    for number in range(20_000):
+    for number in range(10_000):
         world = change if number > 4000 else 0.0
         is_old = random.random() < 0.05
         mean = (old if is_old else new) + world
@@ -114,7 +116,7 @@ def watched(new: float, old: float, seed: int, change: float = 0.0) -> bool | No
 
 def test_a_watch_takes_back_what_dropped_and_not_what_fell_with_the_world() -> None:
     assert [watched(0.4, 0.8, seed) for seed in range(5)] == [False] * 5
-    assert False not in [watched(0.8, 0.8, seed, change=-0.3) for seed in range(20)]
+    assert False not in [watched(0.8, 0.8, seed, change=-0.3) for seed in range(10)]
     assert [watched(0.4, 0.7, seed, change=0.25) for seed in range(5)] == [False] * 5
 
 
@@ -146,6 +148,32 @@ def test_a_drop_is_noticed_and_no_drop_is_not() -> None:
         assert any(watch.dropped(float(random.random() < mean)) for _ in range(300)) is dropped
 
 
+def test_what_there_was_before_is_taken_at_its_lower_bound_by_hoeffding() -> None:
+    """Of 200 rewards and an error of e^-4, the bound lies sqrt(4 / 400) below their mean."""
+    before = Tally(count=200, total=160.0)
+    assert surely_above(before, exp(-4)) == pytest.approx(0.7)
+    watch = DropWatch.of(before, drop=0.1, error=2 * exp(-4))
+    assert watch is not None
+    assert -watch.drop.mean == pytest.approx(0.6), "half of the error is spent on the bound"
+
+
+def test_a_drop_where_there_is_none_is_told_at_most_as_often_as_half_the_error() -> None:
+    """The other half is that of the bound. The rewards are of just the mean that is no drop."""
+
+    def dropped(seed: int) -> bool:
+        random = Random(seed)
+        watch = DropWatch(error=0.4, drop=Wager(mean=-0.5, least=-1.0))
+        return any(watch.dropped(float(random.random() < 0.5)) for _ in range(200))
+
+    assert sum(dropped(seed) for seed in range(200)) <= 40
+
+
+def test_a_drop_by_half_shows_within_forty_rewards() -> None:
+    watch = DropWatch.of(Tally(count=500, total=400.0), 0.05, 0.05)
+    assert watch is not None
+    assert any(watch.dropped(float(number % 5 < 2)) for number in range(40))
+
+
 def test_where_little_is_known_of_what_was_there_before_nothing_is_watched() -> None:
     assert DropWatch.of(Tally(count=1, total=1.0), 0.05, 0.05) is None
-    assert DropWatch.of(Tally(), 0.05, 0.05) is None
+    assert DropWatch.of(Tally(), 0.0, 0.05) is None

@@ -1,6 +1,7 @@
 """Promotion in tests: events that it meets, and what it said of them."""
 
 import itertools
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -97,16 +98,25 @@ def candidate(
     return CheckpointEvent(time=events.START, payload=payload)
 
 
+def batches(sequence: tuple[AnyEvent, ...]) -> Iterator[list[AnyEvent]]:
+    """Yield the outcomes that follow one another together, and every other event alone: topics are
+    read apart, so what is to be read in order is written one after the other.
+    """
+    for outcomes, follow in itertools.groupby(sequence, lambda e: isinstance(e, OutcomeEvent)):
+        together = list(follow)
+        yield from [together] if outcomes else ([event] for event in together)
+
+
 def promoted(
     log: EmbeddedLog, store: ArtifactStore, *sequence: AnyEvent, config: GateConfig = AT_ONCE
 ) -> list[tuple[str, str, str]]:
     """Run promotion over events; return version, state and reason of every change so far."""
-    for event in sequence:
-        log.append([events.new_record(event, TARGET)])
-        runner = EmbeddedRunner(log, Promotion(config, store), "t")
+    runner = EmbeddedRunner(log, Promotion(config, store), "t")
+    for told in batches(sequence):
+        log.append([events.new_record(event, TARGET) for event in told])
         while runner.run_once():
             pass
-        runner.close()
+    runner.close()
     changes = [
         decode(CheckpointEvent, record.value).payload for record in read_all(log, CHECKPOINTS.name)
     ]

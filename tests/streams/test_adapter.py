@@ -4,8 +4,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from schemas.envelope import AnyEvent
-from schemas.examples import BanditExample, RlExample, SftExample
+from schemas.examples import BanditExample, Example, RlExample, SftExample
+from schemas.genai import to_semantic
 from schemas.rollouts import RolloutState
 from schemas.routes import STAND_IN
 from schemas.spans import Attribute, SpanEvent
@@ -364,3 +367,130 @@ def test_a_rollout_in_which_the_stand_in_answered_teaches_nobody() -> None:
     choice, reward = events.decision("r", ["a", "b"], 0), events.reward("r", 0.75)
     assert len(examples_of(trajectory(span, choice, reward), CONFIG)) == 2
     assert examples_of(trajectory(stood_in, choice, reward), CONFIG) == []
+
+
+def with_attributes(span: SpanEvent, **attributes: Any) -> SpanEvent:
+    """Return a span with other attributes; those that are None are left out."""
+    named = {Attribute[name].value: value for name, value in attributes.items()}
+    merged = span.payload.attributes | named
+    kept = {name: value for name, value in merged.items() if value is not None}
+    return span.model_copy(update={"payload": span.payload.model_copy(update={"attributes": kept})})
+
+
+def conversations(event: TrajectoryEvent, config: AdapterConfig = CONFIG) -> list[Example]:
+    """Return the examples that are conversations."""
+    return [e for e in examples_of(event, config) if isinstance(e.body, SftExample)]
+
+
+def test_an_example_is_of_the_split_and_the_group_of_its_rollout() -> None:
+    named = events.rollout(
+        "r", RolloutState.STARTED, split="validation", split_chosen=True, group="arm-b"
+    )
+    (found,) = examples_of(trajectory(named, events.decision("r", ["a"], 0)), CONFIG)
+    assert (found.split, found.group) == ("validation", "arm-b")
+
+
+def test_an_example_without_a_reward_is_retracted_from_its_first_revision_on() -> None:
+    (found,) = examples_of(trajectory(events.decision("r", ["a"], 0)), CONFIG)
+    assert (found.retracted, found.reward, found.reward_revision) == (True, 0.0, 1)
+
+
+def test_a_tenants_own_model_imitates_that_tenant_alone_and_knows_its_own_answers() -> None:
+    junior = frozenset({"junior-0"})
+    config = AdapterConfig(sft={"junior@acme": junior, "junior@other": junior})
+    span = with_attributes(events.model_span("r", "junior-0", "yes"), REQUEST_MODEL="junior")
+    event = trajectory(span, events.reward("r", 0.75)).model_copy(update={"tenant": "acme"})
+    (found,) = examples_of(event, config)
+    assert isinstance(found.body, SftExample)
+    assert (found.target, found.body.checkpoint) == ("junior@acme", "v1")
+
+
+def test_a_conversation_has_the_reward_of_its_own_span_and_its_tools() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    span = with_attributes(events.model_span("r", "junior-0", "yes"), TOOL_DEFINITIONS=tools)
+    of_span = events.reward("r", 0.25, target_span_id=span.span_id)
+    (found,) = conversations(trajectory(span, events.reward("r", 0.75), of_span))
+    assert isinstance(found.body, SftExample)
+    assert (found.reward, found.body.tools) == (0.25, tools)
+
+
+def test_of_several_answers_to_one_call_the_first_is_imitated() -> None:
+    answers = [to_semantic({"role": "assistant", "content": text}) for text in ("yes", "no")]
+    span = with_attributes(events.model_span("r", "junior-0", "yes"), OUTPUT_MESSAGES=answers)
+    (found,) = conversations(trajectory(span, events.reward("r", 0.75)))
+    assert isinstance(found.body, SftExample)
+    assert [message["content"] for message in found.body.messages] == ["ask junior-0", "yes"]
+
+
+def test_a_sample_of_an_unknown_version_names_none() -> None:
+    span = with_attributes(events.model_span("r", "refiner", "yes"), CHECKPOINT=None)
+    (found,) = examples_of(trajectory(span, events.reward("r", 0.75)), CONFIG)
+    assert isinstance(found.body, RlExample)
+    assert found.body.checkpoint == ""
+
+
+def test_a_decision_costs_all_calls_below_its_span_on_every_branch() -> None:
+    outer, left, right, one, two = (f"00f067aa0ba902b{number}" for number in range(5))
+    tools = (events.model_span("r", "tool", "calls the model", tool) for tool in (left, right))
+    made = events.decision("r", ["small", "large"], 0).model_copy(update={"span_id": outer})
+    event = trajectory(
+        *(below(outer, tool) for tool in tools),
+        below(left, priced(one, 0.25)),
+        below(right, priced(two, 0.5)),
+        made,
+        events.reward("r", 1.0),
+    )
+    (example,) = examples_of(event, AdapterConfig())
+    assert example.cost == 0.75
+
+
+def test_spans_that_enclose_one_another_in_a_circle_cost_each_call_once() -> None:
+    first, second = "00f067aa0ba902b1", "00f067aa0ba902b2"
+    made = events.decision("r", ["small", "large"], 0).model_copy(update={"span_id": first})
+    event = trajectory(
+        below(second, priced(first, 0.25)),
+        below(first, priced(second, 0.5)),
+        made,
+        events.reward("r", 1.0),
+    )
+    (example,) = examples_of(event, AdapterConfig())
+    assert example.cost == 0.75
+
+
+def test_only_what_a_person_wrote_anew_is_a_demonstration_whatever_rewards_came_before() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    span = with_attributes(events.model_span("r", "junior-0", "a guess"), TOOL_DEFINITIONS=tools)
+    edit = {"content": "what is known"}
+    found = conversations(
+        trajectory(
+            span,
+            events.reward("r", 0.5),
+            events.reward("r", 0.5, target_span_id=span.span_id),
+            events.reward("r", 0.5, target_span_id="00f067aa0ba902ff", edit="of a lost span"),
+            events.reward("r", 0.0, target_span_id=span.span_id, edit=edit),
+        )
+    )
+    bodies = [example.body for example in found if isinstance(example.body, SftExample)]
+    assert [body.messages[-1] for body in bodies] == [
+        {"role": "assistant", "content": "a guess"},
+        {"role": "assistant", "content": "what is known"},
+    ]
+    assert [body.tools for body in bodies] == [tools, tools]
+
+
+@pytest.mark.parametrize("retracted", [False, True])
+def test_a_correction_that_its_author_replaced_or_took_back_is_no_demonstration(
+    retracted: bool,
+) -> None:
+    span = events.model_span("r", "junior-0", "a guess")
+    first = events.reward("r", 0.0, target_span_id=span.span_id, edit="what was thought")
+    second = events.reward(
+        "r",
+        0.0,
+        target_span_id=span.span_id,
+        edit="what is known",
+        supersedes=first.event_id,
+        retracted=retracted,
+    )
+    _, *edited = conversations(trajectory(span, first, second))
+    assert [example.retracted for example in edited] == [True, retracted]

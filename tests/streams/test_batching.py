@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from schemas.commands import Command, CommandEvent
+from schemas.envelope import AnyEvent
 from schemas.examples import Example, ExampleEvent, SftExample
 from schemas.manifests import Manifest
 from schemas.rollouts import Split
@@ -56,6 +57,12 @@ def manifests(log: Log) -> list[Manifest]:
     return [order.manifest for order in orders if order.manifest is not None]
 
 
+def reasons(log: Log) -> list[str]:
+    """Return why batches were closed."""
+    orders = [decode(CommandEvent, record.value).payload for record in read_all(log, COMMANDS.name)]
+    return [order.reason for order in orders if order.manifest is not None]
+
+
 def numbers(log: Log, manifest: Manifest) -> list[int]:
     found = [event.payload.body for event in examples_of(log, manifest)]
     return [int(body.messages[0]["content"]) for body in found if isinstance(body, SftExample)]
@@ -106,6 +113,7 @@ def test_an_order_closes_a_batch_that_is_not_full_and_an_empty_one_stays(log: Em
     log.append([order(reason="now"), order(), order(action="pause")])
     run(log)
     (closed,) = manifests(log)
+    assert reasons(log) == ["now"]
     assert numbers(log, closed) == [0, 1]
     log.append([order(manifest=closed.model_dump(mode="json"))])
     run(log)
@@ -155,6 +163,39 @@ def test_a_batch_that_time_closes_says_so_and_what_is_in_it_and_a_repeat_has_the
     assert event.event_id != other.event.event_id
 
 
+def closed_by_time(head: str = "sft", number: int = 4) -> str:
+    """Return the id of the event that closes a batch after its time."""
+    batching = Batching(head, [TARGET], BatchConfig(examples=100, seconds=60))
+    open_batch = OpenBatch(examples=2, ranges={0: (3, 7)}, number=number)
+    return batching.expire(open_batch, TARGET, events.at(61)).records[0].event_id
+
+
+def test_batches_of_two_heads_or_of_one_after_the_other_are_closed_by_other_events() -> None:
+    assert len({closed_by_time(), closed_by_time(head="rl"), closed_by_time(number=5)}) == 3
+
+
+def test_what_is_not_for_a_batch_leaves_its_time_as_it_was() -> None:
+    batching = Batching("sft", [TARGET], BatchConfig(examples=100, seconds=60))
+    state = OpenBatch(examples=2, ranges={0: (3, 7)}, closes=events.at(60))
+    other: list[AnyEvent] = [
+        events.example(["a", "b"], 0, 0.5),
+        CommandEvent(payload=Command(target=TARGET, action="pause")),
+    ]
+    for event in other:
+        outcome = batching.handle(state, event, events.record(event, 9, TARGET))
+        assert (outcome.records, outcome.deadline) == ((), events.at(60))
+
+
+def test_a_batch_of_one_and_one_of_many_pages_give_all_their_examples(log: EmbeddedLog) -> None:
+    log.append([conversation(number) for number in range(1001)])
+    run(log, BatchConfig(examples=1000))
+    log.append([order()])
+    run(log, BatchConfig(examples=1000))
+    many, one = manifests(log)
+    assert numbers(log, many) == list(range(1000))
+    assert numbers(log, one) == [1000]
+
+
 def test_a_batch_too_small_for_time_to_close_stays_as_it_was() -> None:
     batching = Batching("sft", [TARGET], BatchConfig(examples=100, seconds=60, least=2))
     small = OpenBatch(examples=1, ranges={0: (0, 0)})
@@ -183,6 +224,23 @@ def test_a_batch_is_closed_when_rewards_have_dropped(log: EmbeddedLog) -> None:
         -1
     ]
     assert last.reason.startswith("rewards dropped, to ")
+
+
+def test_a_drop_closes_a_batch_as_soon_as_it_has_the_least_examples(log: EmbeddedLog) -> None:
+    config = BatchConfig(examples=200, drop=0.05, least=60)
+    log.append([conversation(number, reward=0.9) for number in range(200)])
+    log.append([conversation(number, reward=0.0) for number in range(200, 300)])
+    run(log, config)
+    _, second = manifests(log)
+    assert second.examples == 60
+
+
+def test_an_order_without_a_reason_closes_a_batch_with_one(log: EmbeddedLog) -> None:
+    log.append([conversation(0), order()])
+    run(log)
+    log.append([order()])
+    run(log)
+    assert "" not in reasons(log)
 
 
 def test_an_order_of_another_head_leaves_the_batch_open_and_its_method_is_passed_on(

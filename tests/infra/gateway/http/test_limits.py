@@ -4,13 +4,14 @@ import pytest
 
 from infra.gateway.http.limits import Limits
 from infra.gateway.http.problems import ProblemError
+from schemas.clock import now
 from schemas.keys import ApiKey
 
 KEY = "0123456789ab"
 
 
-def key(**limits: float) -> ApiKey:
-    return ApiKey.model_validate({"id": KEY, "sha256": "0" * 64, "scopes": ["agent"], **limits})
+def key(name: str = KEY, **limits: float) -> ApiKey:
+    return ApiKey.model_validate({"id": name, "sha256": "0" * 64, "scopes": ["agent"], **limits})
 
 
 def test_a_gateway_does_not_add_its_own_usage_a_second_time_when_it_reads_it_back() -> None:
@@ -85,6 +86,32 @@ def test_a_key_is_refused_when_its_tokens_are_used_up_also_by_one_large_call() -
         limits.check(limited)
     assert refused.value.status_code == 429
     assert "10 tokens a minute" in str(refused.value.detail)
+
+
+def test_a_key_of_one_token_a_minute_is_used_up_by_one_token_and_not_by_none() -> None:
+    limits, limited = Limits(), key(tokens_per_minute=1)
+    limits.add_usage(limited, 0, 0, 0.0)
+    limits.check(limited)
+    limits.add_usage(limited, 0, 1, 0.0)
+    with pytest.raises(ProblemError):
+        limits.check(limited)
+
+
+def test_what_one_key_uses_takes_nothing_from_another() -> None:
+    limits = Limits()
+    first, second = (
+        key(name, requests_per_minute=1, tokens_per_minute=10) for name in (KEY, "ba9876543210")
+    )
+    limits.check(first)
+    limits.add_usage(first, 10, 0, 1.0)
+    limits.check(second)
+
+
+def test_usage_is_of_the_month_in_which_it_was_counted() -> None:
+    before, limits = now().date(), Limits()
+    limits.add_usage(key(), 1, 1, 0.25)
+    (event,) = limits.take_changes()
+    assert event.payload.month in {day.isoformat()[:7] for day in (before, now().date())}
 
 
 def test_without_a_key_nothing_is_limited_or_counted() -> None:
