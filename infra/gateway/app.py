@@ -24,6 +24,7 @@ from infra.gateway.http import problems
 from infra.gateway.http.access import KeyRing
 from infra.gateway.http.guard import Shell
 from infra.gateway.http.limits import Limits
+from infra.gateway.http.readers import Readers
 from infra.gateway.http.threads import share_interpreter
 from infra.gateway.models.servers import Upstreams
 from infra.gateway.records.export import SpanExport
@@ -123,6 +124,7 @@ class _Parts:
         self._follower = GatewayFollower(
             table, self._keys, self._limits, self._conversations, self._lightning, open_log
         )
+        self._readers = Readers()
         self._upstreams = Upstreams(gateway.upstream, gateway.upstream_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -146,6 +148,7 @@ class _Parts:
             self._upstreams,
             Redactor(gateway.redaction),
             self._lightning,
+            self._readers,
             export,
         )
         # Four looks in each idle time, so that a conversation ends at most a quarter too late.
@@ -164,6 +167,7 @@ class _Parts:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await services.close()
         await self._upstreams.close()
+        self._readers.close()
         self._follower.close()
         _hand_over_usage(services)
         self._publisher.close()

@@ -19,10 +19,12 @@ from infra.gateway.calls.formats import CHAT, COMPLETIONS
 from infra.gateway.calls.model_call import ModelCall
 from infra.gateway.calls.rollouts import drawn_split, fault_at_end
 from infra.gateway.http.access import Admin, Agent, Caller
-from infra.gateway.http.bodies import BoundedRoute, read_object
+from infra.gateway.http.bodies import BoundedRoute, parse_object, read_body
 from infra.gateway.http.context import call_context
+from infra.gateway.http.documents import Here
 from infra.gateway.http.egress import EndpointRefusedError, check_address
 from infra.gateway.http.problems import ProblemError
+from infra.gateway.http.threads import run_aside
 from infra.gateway.routes.table import LoadedRoute, Target
 from infra.gateway.state.lightning import (
     MODEL_REQUEST,
@@ -334,7 +336,9 @@ async def proxy_call(
         services.routing.note_fault(rollout_key(caller.tenant, rollout_id), "limit")
         return JSONResponse(said, 429, headers=headers)
     target, route = _server_for(services, store, caller, rollout_id)
-    body: dict[str, Any] = await read_object(request)
+    content = await read_body(request)
+    # The trainer's store keeps requests and answers in memory, so they are read here in any case.
+    body = await run_aside(len(content), parse_object, content)
     body |= {
         "model": route.name,
         "temperature": _temperature(services, mode),
@@ -345,7 +349,8 @@ async def proxy_call(
     api = CHAT if path == "chat/completions" else COMPLETIONS
     call = call_context(request, caller, rollout_id)
     observer = _Attempt(services, store, caller, rollout_id, attempt_id)
-    return await serve(services, api, request, call, body, observer, (target, route))
+    document = Here(body, len(content))
+    return await serve(services, api, request, call, document, observer, (target, route))
 
 
 class _Attempt:

@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse, Response
 from infra.gateway.calls.exchange import serve
 from infra.gateway.calls.formats import APIS, CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Api
 from infra.gateway.http.access import Agent, Caller
-from infra.gateway.http.bodies import BoundedRoute, read_object
+from infra.gateway.http.bodies import BoundedRoute, read_body
 from infra.gateway.http.context import call_context
+from infra.gateway.http.documents import document_of
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.state.services import Shared
 from schemas.routes import STAND_IN
@@ -105,7 +106,8 @@ async def _serve(
 ) -> Response:
     call = call_context(request, caller, rollout_id)
     request.state.trace_id = call.trace_id
-    return await serve(services, api, request, call, await read_object(request))
+    document = document_of(await read_body(request), services.readers)
+    return await serve(services, api, request, call, document)
 
 
 def _model(name: str) -> dict[str, Any]:

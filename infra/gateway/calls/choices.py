@@ -5,12 +5,12 @@ call.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
 from infra.gateway.calls.formats import Api
 from infra.gateway.http.context import CallContext
+from infra.gateway.http.documents import Body
 from infra.gateway.records.redaction import Redactor
 from infra.gateway.routes.table import Target, unit_draw
 from infra.gateway.state.services import Services
@@ -114,26 +114,19 @@ def _decision(
 
 @dataclass(frozen=True)
 class Chosen:
-    """An option that a model call takes.
-
-    Attributes:
-        body: the request as that option sends it on.
-    """
+    """An option that a model call takes."""
 
     option: Option
     decision: DecisionEvent
-    body: dict[str, Any]
 
 
-def chosen(
-    services: Services,
-    api: Api,
-    call: CallContext,
-    rollout_id: str,
-    choice: Choice,
-    body: dict[str, Any],
+async def chosen(
+    services: Services, call: CallContext, rollout_id: str, choice: Choice, context: str
 ) -> Chosen:
-    """Choose how a model call is answered, by what its last user said.
+    """Choose how a model call is answered.
+
+    Args:
+        context: what its last user said.
 
     Raises:
         ProblemError: 404, there is no such policy.
@@ -147,25 +140,27 @@ def chosen(
         )
         for option in choice.options
     ]
-    context = _last_said(api, body)[:CONTEXT_CHARACTERS]
-    decision = decided(services, call, rollout_id, choice.policy, context, candidates)
+    decision = await decided_aside(services, call, rollout_id, choice.policy, context, candidates)
     decision = decision.model_copy(
         update={"span_id": call.span_id}
     )  # whose reward and cost are the decision's
-    option = choice.options[decision.payload.choice]
+    return Chosen(choice.options[decision.payload.choice], decision)
+
+
+def with_option(body: Body, api: Api, option: Option) -> Body:
+    """Return a request as an option sends it on."""
     sent = {**body, "model": option.model}
-    if option.instructions is not None:
-        sent = api.instruct(sent, option.instructions)
-    return Chosen(option, decision, sent)
+    return sent if option.instructions is None else api.instruct(sent, option.instructions)
 
 
-def _last_said(api: Api, body: dict[str, Any]) -> str:
+def last_said(body: Body, api: Api) -> str:
+    """Return the beginning of what the last user of a request said."""
     said = [m.get("content") for m in api.messages(body) or () if m.get("role") == "user"]
     content = said[-1] if said else ""
     if isinstance(content, list):
         texts = [part.get("text") for part in content if isinstance(part, dict)]
         content = " ".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
+    return content[:CONTEXT_CHARACTERS] if isinstance(content, str) else ""
 
 
 def _drawn(probabilities: list[float], draw: float) -> int:

@@ -3,20 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 import orjson
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import ValidationError
 from starlette.background import BackgroundTask
 
 from infra.gateway.calls.faults import fault_of_call, fault_of_refusal
 from infra.gateway.calls.formats import CHAT, Api
-from infra.gateway.calls.model_call import ModelCall
+from infra.gateway.calls.model_call import Ending, ModelCall
 from infra.gateway.calls.placement import Placement, place_call, record_placement
+from infra.gateway.calls.requests import read_request
 from infra.gateway.calls.shadows import send_shadows
 from infra.gateway.calls.tool_calls import InvalidToolCallError
 from infra.gateway.http.context import (
@@ -26,15 +25,13 @@ from infra.gateway.http.context import (
     SPLIT_HEADER,
     CallContext,
 )
+from infra.gateway.http.documents import Document
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.http.threads import run_aside
+from infra.gateway.http.readers import Readers
 from infra.gateway.models.servers import Reply, UpstreamError
 from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.state.conversations import Transcript
 from infra.gateway.state.services import Services
-from schemas.clock import now_nanoseconds
 from schemas.rollouts import Fault
-from schemas.serialization import readable
 
 SENT_ON = ("accept", "openai-beta", "openai-organization", "openai-project", "x-request-id")
 """Headers of a request that a model server gets; above all not the caller's key."""
@@ -76,7 +73,7 @@ async def serve(
     api: Api,
     request: Request,
     call: CallContext,
-    body: dict[str, Any],
+    document: Document,
     observer: Observer | None = None,
     resolved: tuple[Target, LoadedRoute] | None = None,
 ) -> Response:
@@ -92,19 +89,13 @@ async def serve(
     """
     with _refusal_noted(services, call):
         # 1. Refuse a malformed request, or one over a limit, before anything is kept of it.
-        size: int = getattr(request.state, "body_bytes", 0)
-        try:
-            await run_aside(size, api.request.model_validate, body)
-        except ValidationError as error:
-            raise ProblemError(400, "Invalid request", readable(error)) from error
+        speaker = None if call.rollout_id else (call.caller.tenant, call.caller.key_id)
+        asked = await document.apply(read_request, api, speaker)
         services.limits.check(call.caller.key)
 
         # 2. Find its rollout and the version that serves it. From here to the first `try` of the
         # call nothing may wait: a cancelled wait would leave the conversation busy for ever.
-        transcript = None
-        if call.rollout_id is None:
-            transcript = await run_aside(size, _transcript, api, call, body)
-        placement = place_call(services, api, call, body, resolved, transcript)
+        placement = await place_call(services, api, call, document, asked, resolved)
 
     # 3. Record the rollout, its versions and the choice first: the span refers to them.
     record_placement(services, call, placement)
@@ -114,7 +105,15 @@ async def serve(
     key = call.key(rollout_id)
     group, (split, _) = services.routing.group(key), services.routing.split(key)
     model_call = ModelCall(
-        api, call, rollout_id, group, placement.body, placement.target, split, size
+        api,
+        call,
+        rollout_id,
+        group,
+        placement.asked,
+        placement.document,
+        placement.target,
+        split,
+        asked.transcript,
     )
     if observer is not None:
         observer.on_begin(model_call)
@@ -129,7 +128,7 @@ async def serve(
     except InvalidToolCallError as invalid:
         if not repairs:
             raise ProblemError(502, "Invalid tool call", str(invalid)) from invalid
-        again = model_call.repair_call()
+        again = await model_call.repair_call()
 
     # 6. Ask once more for tool calls that no schema allows.
     finish = _Finish(services, again, placement, None)
@@ -139,11 +138,6 @@ async def serve(
         raise ProblemError(
             502, "Invalid tool call", f"asked again, the model answered: {invalid}"
         ) from invalid
-
-
-def _transcript(api: Api, call: CallContext, body: dict[str, Any]) -> Transcript:
-    caller = call.caller
-    return Transcript(caller.tenant, caller.key_id, body, api.messages(body))
 
 
 @contextmanager
@@ -179,9 +173,8 @@ async def _call(
         reply = await services.upstreams.ask(
             (model_call.target, *route.fallbacks),
             model_call.api.path,
-            model_call.body,
+            model_call.document,
             headers,
-            model_call.size,
         )
     except UpstreamError as error:
         model_call.target, model_call.attempts = error.target, error.attempts
@@ -263,35 +256,32 @@ async def _pass_back(model_call: ModelCall, reply: Reply, finish: "_Finish") -> 
         return StreamingResponse(chunks, headers=headers, media_type=kind, background=given_up)
     try:
         content = await upstream.read()
-        model_call.size += len(content)
-        await run_aside(model_call.size, _read_answer, model_call, content)
+        ending = await model_call.read(content, finish.readers)
     except (aiohttp.ClientError, TimeoutError, OSError) as failure:
         reason = f"{upstream.url.origin()}: the answer broke off ({type(failure).__name__})"
         finish(upstream.status, reason)
         status = 504 if isinstance(failure, TimeoutError) else 502
         raise ProblemError(status, "Model server failed", reason, headers) from failure
+    except ProblemError as problem:  # it could not be read
+        finish(upstream.status, str(problem.detail))
+        raise
     except asyncio.CancelledError:
         finish(upstream.status, "cancelled")
         raise
     finally:
         reply.close()
     error = None if upstream.ok else f"status {upstream.status}"
-    if error is None and model_call.invalid_calls and not finish.lets_invalid_through:
-        reason = "; ".join(model_call.invalid_calls.values())
+    if error is None and ending.invalid_calls and not finish.lets_invalid_through:
+        reason = "; ".join(ending.invalid_calls.values())
         # The model's own doing, and so the agent's: it must not escape a reward by it.
-        finish(upstream.status, f"invalid tool call: {reason}", "agent", goes_on=finish.repairs)
+        wrong = f"invalid tool call: {reason}"
+        finish(upstream.status, wrong, "agent", ending, goes_on=finish.repairs)
         raise InvalidToolCallError(reason)
     if finish.awaited:
-        finish(upstream.status, error)
+        finish(upstream.status, error, None, ending)
         return Response(content, upstream.status, headers=headers, media_type=kind)
-    recorded = BackgroundTask(finish.later, upstream.status, error)
+    recorded = BackgroundTask(finish.later, upstream.status, error, ending)
     return Response(content, upstream.status, headers=headers, media_type=kind, background=recorded)
-
-
-def _read_answer(model_call: ModelCall, content: bytes) -> None:
-    """Read the answer, and look at its tool calls, which `invalid_calls` keeps."""
-    model_call.answer.read_body(content)
-    _ = model_call.invalid_calls
 
 
 async def _relay(model_call: ModelCall, reply: Reply, finish: "_Finish") -> AsyncIterator[bytes]:
@@ -364,55 +354,59 @@ class _Finish:
         """Whether invalid tool calls are passed back. A trainer's agents always get them."""
         return self._services.settings.tool_calls == "pass" or self._observer is not None
 
-    async def later(self, status: int | None, error: str | None) -> None:
+    @property
+    def readers(self) -> Readers | None:
+        """Who reads a large answer. An observer wants it in memory."""
+        return self._services.readers if self._observer is None else None
+
+    async def later(self, status: int | None, error: str | None, ending: Ending) -> None:
         """Record after the answer was passed back, so that the caller does not wait for it."""
-        self(status, error)
+        self(status, error, None, ending)
 
     def __call__(
         self,
         status: int | None,
         error: str | None,
         fault: Fault | None = None,
+        ending: Ending | None = None,
         goes_on: bool = False,
     ) -> None:
         """Record the end.
 
         Args:
             fault: whose failure it is. None: status and error say it.
+            ending: of a whole answer. None: what has come of the answer says it.
             goes_on: whether another call repairs this one. Then that call ends the turn.
         """
         self.finished = True
         services, model_call = self._services, self._model_call
-        ended, wrong = now_nanoseconds(), error or model_call.answer.damaged
-        services.record_span(
-            model_call.key, model_call.size, partial(model_call.span, status, wrong, ended)
-        )
+        ending, whole = ending or model_call.ending(), ending is not None
+        wrong = error or ending.damaged
+        model_call.record(services, status, wrong, counted=whole)
         failed = wrong is not None
         if wrong is not None and fault is None:
             fault = fault_of_call(status, wrong)
         services.routing.note_fault(model_call.key, fault if failed else None)
-        _count(services, model_call, _outcome(status, error, failed))
-        conversation, transcript = self._placement.conversation, self._placement.transcript
-        if conversation is not None and transcript is not None and not goes_on:
-            answer = model_call.answer
-            said = transcript.after(answer.messages, answer.id)
-            services.conversations.answered(conversation, said, failed)
+        _count(services, model_call, ending, _outcome(status, error, failed))
+        conversation = self._placement.conversation
+        if conversation is not None and not goes_on:
+            services.conversations.answered(conversation, ending.said, failed)
         if self._observer is not None:
             self._observer.on_end(model_call, status, wrong)
 
 
-def _count(services: Services, model_call: ModelCall, outcome: str) -> None:
-    counts, model, answer = services.counts, str(model_call.body["model"]), model_call.answer
+def _count(services: Services, model_call: ModelCall, ending: Ending, outcome: str) -> None:
+    counts, model = services.counts, model_call.model
+    tokens = ending.input_tokens, ending.output_tokens
+    cost = model_call.cost(*tokens)
     counts.requests[outcome] += 1
-    counts.tokens[model, "input"] += answer.input_tokens or 0
-    counts.tokens[model, "output"] += answer.output_tokens or 0
-    counts.cost[model] += model_call.cost
-    if model_call.invalid_calls:
-        counts.invalid_tool_calls[model, model_call.target.version] += len(model_call.invalid_calls)
-    key = model_call.call.caller.key
-    services.limits.add_usage(
-        key, answer.input_tokens or 0, answer.output_tokens or 0, model_call.cost
-    )
+    counts.tokens[model, "input"] += ending.input_tokens
+    counts.tokens[model, "output"] += ending.output_tokens
+    counts.cost[model] += cost
+    if ending.invalid_calls:
+        version = model_call.target.version
+        counts.invalid_tool_calls[model, version] += len(ending.invalid_calls)
+    services.limits.add_usage(model_call.call.caller.key, *tokens, cost)
 
 
 def _outcome(status: int | None, error: str | None, failed: bool) -> str:

@@ -70,6 +70,10 @@ class Api:
     messages: Callable[[dict[str, Any]], Messages | None]
     instruct: Callable[[dict[str, Any], str], dict[str, Any]]
 
+    def __reduce__(self) -> tuple[Callable[[str], "Api"], tuple[str]]:
+        """Pickle it by its name: a process that reads large requests has the same APIs."""
+        return _api_of, (self.name,)
+
 
 def _prompts(body: dict[str, Any]) -> Messages | None:
     prompt = body["prompt"]
@@ -170,3 +174,8 @@ EMBEDDINGS = Api(
 )
 
 APIS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
+_BY_NAME = {api.name: api for api in APIS}
+
+
+def _api_of(name: str) -> Api:
+    return _BY_NAME[name]

@@ -1,15 +1,15 @@
 """The placement of a model call: the rollout it belongs to, and what serves it."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from infra.gateway.calls.choices import Chosen, chosen
+from infra.gateway.calls.choices import Chosen, chosen, with_option
 from infra.gateway.calls.formats import Api
+from infra.gateway.calls.requests import Asked
 from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.context import CallContext
-from infra.gateway.http.problems import ProblemError
+from infra.gateway.http.documents import Document
 from infra.gateway.routes.table import LoadedRoute, Target
-from infra.gateway.state.conversations import AGENT, Conversation, Transcript
+from infra.gateway.state.conversations import AGENT, Conversation
 from infra.gateway.state.services import Services
 from schemas.topics import DECISIONS
 
@@ -20,52 +20,53 @@ class Placement:
 
     Attributes:
         conversation: the rollout's conversation; None if the caller named the rollout.
-        model: logical name of the model; if a policy chose among models, the one it chose.
-        body: the request; if a policy chose, as the chosen option changes it.
+        asked: name of the model in the request; if a policy chose among models, the one it chose.
+        model: the logical name behind it, such as a tenant's own.
+        document: the request; if a policy chose, as the chosen option changes it.
         target: what is asked first.
         route: the route of the target.
         taken: the option that a policy chose; None if there was no choice.
-        transcript: what the caller said in the conversation; None if the caller named the rollout.
     """
 
     rollout_id: str
     conversation: Conversation | None
+    asked: str
     model: str
-    body: dict[str, Any]
+    document: Document
     target: Target
     route: LoadedRoute
     taken: Chosen | None = None
-    transcript: Transcript | None = None
 
 
-def place_call(
+async def place_call(
     services: Services,
     api: Api,
     call: CallContext,
-    body: dict[str, Any],
+    document: Document,
+    asked: Asked,
     resolved: tuple[Target, LoadedRoute] | None,
-    transcript: Transcript | None,
 ) -> Placement:
     """Place a call. If the caller names no rollout, the call joins a conversation.
 
     Args:
+        document: the request.
+        asked: what it says.
         resolved: what serves the call. None: the routes say it.
-        transcript: what the caller says in the conversation; None if the caller names a rollout.
 
     Raises:
         ProblemError: there is no such model or policy.
     """
-    if transcript is None:
-        assert call.rollout_id is not None  # noqa: S101 - see `transcript`
-        return _served_by(services, api, call, body, resolved, call.rollout_id, None)
-    caller = call.caller
+    request = document, asked, resolved
+    if asked.transcript is None:
+        assert call.rollout_id is not None  # noqa: S101 - see `Asked.transcript`
+        return await _served_by(services, api, call, *request, call.rollout_id, None)
     trace_id = call.trace_id if call.traced else None
-    conversation = services.conversations.join(caller.tenant, trace_id, transcript.continues)
+    continues = asked.transcript.continues
+    conversation = services.conversations.join(call.caller.tenant, trace_id, continues)
     rollout_id = conversation.rollout_id
     try:
-        placed = _served_by(services, api, call, body, resolved, rollout_id, conversation)
-        return replace(placed, transcript=transcript)
-    except ProblemError:
+        return await _served_by(services, api, call, *request, rollout_id, conversation)
+    except BaseException:  # also a caller who hung up: the conversation would be busy for ever
         services.conversations.refused(conversation)
         raise
 
@@ -87,23 +88,25 @@ def record_placement(services: Services, call: CallContext, placement: Placement
         services.record(DECISIONS, taken.decision)
 
 
-def _served_by(
+async def _served_by(
     services: Services,
     api: Api,
     call: CallContext,
-    body: dict[str, Any],
+    document: Document,
+    asked: Asked,
     resolved: tuple[Target, LoadedRoute] | None,
     rollout_id: str,
     conversation: Conversation | None,
 ) -> Placement:
-    model: str = body["model"]
+    model = asked.model
     if resolved is not None:
-        return Placement(rollout_id, conversation, model, body, *resolved)
+        return Placement(rollout_id, conversation, model, model, document, *resolved)
     taken: Chosen | None = None
     choice = services.routing.choice(model)
     if choice is not None:
-        taken = chosen(services, api, call, rollout_id, choice, body)
-        model, body = taken.option.model, taken.body
-    model = services.routing.own(model, call.caller.tenant)
-    target, route = services.routing.resolve(model, "model", call.key(rollout_id))
-    return Placement(rollout_id, conversation, model, body, target, route, taken)
+        taken = await chosen(services, call, rollout_id, choice, asked.context)
+        model = taken.option.model
+        document = await document.changed(with_option, api, taken.option)
+    own = services.routing.own(model, call.caller.tenant)
+    target, route = services.routing.resolve(own, "model", call.key(rollout_id))
+    return Placement(rollout_id, conversation, model, own, document, target, route, taken)

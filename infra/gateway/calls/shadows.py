@@ -5,14 +5,15 @@ import asyncio
 import aiohttp
 
 from infra.gateway.calls.faults import fault_of_call
-from infra.gateway.calls.model_call import ModelCall
+from infra.gateway.calls.model_call import Ending, ModelCall
 from infra.gateway.http.context import CallContext
+from infra.gateway.http.documents import Body
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.servers import UpstreamError
 from infra.gateway.routes.table import LoadedRoute, Target, unit_draw
 from infra.gateway.state.services import Services
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
-from schemas.topics import ROLLOUTS, SPANS
+from schemas.topics import ROLLOUTS
 
 
 def send_shadows(services: Services, route: LoadedRoute, model_call: ModelCall) -> None:
@@ -31,13 +32,10 @@ async def _copy_of(services: Services, shadow: Target, name: str, original: Mode
     call = original.call
     rollout_id = f"shadow/{shadow.version}/{call.span_id}"
     group = f"shadow:{shadow.version}"
-    # Nobody reads along, so a copy need not stream.
-    body = {
-        key: value
-        for key, value in original.body.items()
-        if key not in ("stream", "stream_options")
-    }
-    copy = ModelCall(original.api, call, rollout_id, group, body, shadow, "test")
+    document = await original.document.changed(_without_stream)
+    copy = ModelCall(
+        original.api, call, rollout_id, group, original.model, document, shadow, "test"
+    )
     services.routing.begin(copy.key, group, "test", assigned=(name,))
     begun = Rollout(
         state=RolloutState.STARTED,
@@ -50,12 +48,13 @@ async def _copy_of(services: Services, shadow: Target, name: str, original: Mode
     services.record(ROLLOUTS, _rollout_event(call, rollout_id, begun))
     error: str | None = None
     status: int | None = None
+    ending = Ending()
     try:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        reply = await services.upstreams.ask((shadow,), original.api.path, body, headers)
+        reply = await services.upstreams.ask((shadow,), original.api.path, document, headers)
         status, copy.attempts = reply.response.status, reply.attempts
         try:
-            copy.answer.read_body(await reply.response.read())
+            ending = await copy.read(await reply.response.read(), services.readers)
         finally:
             reply.close()
         error = None if status < 400 else f"status {status}"
@@ -65,19 +64,24 @@ async def _copy_of(services: Services, shadow: Target, name: str, original: Mode
         error = "cancelled"
         raise
     finally:
-        span = copy.span(status, error)
-        services.record(SPANS, span)
-        failed = span.payload.status == "error"
+        wrong = error or ending.damaged
+        copy.record(services, status, wrong)
+        failed = wrong is not None
         services.counts.shadows["failed" if failed else "answered"] += 1
         ended = Rollout(
             state=RolloutState.FAILED if failed else RolloutState.SUCCEEDED,
-            error=span.payload.status_message or None,
-            fault=fault_of_call(status, span.payload.status_message) if failed else None,
+            error=wrong,
+            fault=fault_of_call(status, wrong) if wrong is not None else None,
             turns=1,
             recorded=services.routing.recorded(copy.key),
         )
         services.record(ROLLOUTS, _rollout_event(call, rollout_id, ended))
         services.routing.release(copy.key)
+
+
+def _without_stream(body: Body) -> Body:
+    """Return a request that does not stream: nobody reads along."""
+    return {name: body[name] for name in body if name not in ("stream", "stream_options")}
 
 
 def _rollout_event(call: CallContext, rollout_id: str, rollout: Rollout) -> RolloutEvent:

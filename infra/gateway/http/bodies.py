@@ -58,15 +58,13 @@ def parse_json(body: bytes) -> Any:
         raise ProblemError(400, "Malformed JSON", f"the body is not JSON: {error}") from error
 
 
-async def read_object(request: Request) -> dict[str, Any]:
-    """Return a request's body as a JSON object.
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return a JSON body that is an object.
 
     Raises:
-        ProblemError: 400, it is none; 413, it is too large.
+        ProblemError: 400, it is none, or nested too deeply.
     """
-    content = await read_body(request)
-    request.state.body_bytes = len(content)
-    document = await run_aside(len(content), parse_json, content)
+    document = parse_json(body)
     if not isinstance(document, dict):
         raise ProblemError(
             400,
@@ -111,8 +109,6 @@ def _depth(body: bytes) -> int:
         if token[0] in b"[{":
             depth += 1
             deepest = max(deepest, depth)
-            if depth > MOST_DEPTH:
-                break
             if depth > MOST_DEPTH:
                 break
         elif token[0] in b"]}":

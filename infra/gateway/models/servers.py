@@ -21,9 +21,9 @@ import aiohttp
 import orjson
 import structlog
 
+from infra.gateway.http.documents import Document
 from infra.gateway.http.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.http.threads import run_aside
 from infra.gateway.routes.table import Target
 from infra.gateway.settings import UpstreamSettings
 from schemas.clock import now
@@ -128,7 +128,6 @@ class _Request:
     """What every server is asked; each gets its own `model` and key."""
 
     path: str
-    body: dict[str, Any]
     headers: Mapping[str, str]
 
 
@@ -190,17 +189,15 @@ class Upstreams:
         self,
         targets: Sequence[Target],
         path: str,
-        body: dict[str, Any],
+        document: Document,
         headers: Mapping[str, str],
-        size: int = 0,
     ) -> Reply:
         """Ask the first target, then its fallbacks, until one answers.
 
         Args:
             targets: what serves, then its fallbacks; at least one, each with an endpoint.
             path: below the base URL, such as `/chat/completions`.
-            body: the request; each endpoint's own `model` is put in.
-            size: bytes of the body, about.
+            document: the request; each endpoint's own `model` is put in.
 
         Returns:
             The first final answer. If nothing is left to try, the last answer, even one of a status
@@ -210,13 +207,13 @@ class Upstreams:
             UpstreamError: none answered.
             ProblemError: 400, the request is nested too deeply; 503, a server's key is not set.
         """
-        request = _Request(path, body, headers)
+        request = _Request(path, headers)
         attempts = 0
         failure: UpstreamError | None = None
         for place, target in enumerate(targets, start=1):
             endpoint = _endpoint(target)
             breaker = self.breaker(endpoint.base_url)
-            content = await run_aside(size, _content, body, endpoint)
+            content = await document.apply(_content, endpoint)
             for number in range(self.config.retries + 1):
                 # 1. Leave a server alone that failed too often. What failed before says more.
                 if not breaker.admit():

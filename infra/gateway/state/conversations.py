@@ -46,18 +46,19 @@ class Transcript:
         self._speaker = [tenant, key_id]
         self._has_messages = messages is not None
         self.continues: bytes | None = None
-        # One hash goes over all messages. Its value after each answer is the name of what was said
-        # up to there, so a long conversation is read once.
-        self._hash = blake2b(
+        # One hash goes over all messages, so a long conversation is read once. An answer is named
+        # by what was said before it and by itself.
+        before = blake2b(
             _encoded([*self._speaker, [body.get(name) for name in IDENTITY]]), digest_size=16
         )
         last = max(
             (n for n, m in enumerate(messages or ()) if m.get("role") == "assistant"), default=None
         )
         for number, message in enumerate(messages or ()):
-            self._hash.update(_encoded(_essence(message)))
             if number == last:
-                self.continues = self._hash.digest()
+                self.continues = _name(before.digest(), message)
+            before.update(_encoded(_essence(message)))
+        self._before = before.digest()
         # A request that names an earlier answer continues that one, and says so more surely than
         # by what it repeats.
         if (previous := body.get("previous_response_id")) is not None:
@@ -69,11 +70,7 @@ class Transcript:
         Args:
             answers: the assistant's messages, in OpenAI's chat format.
         """
-        found = []
-        for answer in answers if self._has_messages else ():
-            hashed = self._hash.copy()
-            hashed.update(_encoded(_essence(answer)))
-            found.append(hashed.digest())
+        found = [_name(self._before, answer) for answer in answers if self._has_messages]
         return [*found, self._named(answer_id)] if answer_id is not None else found
 
     def _named(self, answer_id: Any) -> bytes:
@@ -222,6 +219,10 @@ def _essence(message: dict[str, Any]) -> list[Any]:
     calls = message.get("tool_calls") or ()
     called = [call.get("id") for call in calls if isinstance(call, dict)]
     return [message.get("role"), message.get("content") or "", called]
+
+
+def _name(before: bytes, answer: dict[str, Any]) -> bytes:
+    return blake2b(before + _encoded(_essence(answer)), digest_size=16).digest()
 
 
 def _encoded(value: Any) -> bytes:

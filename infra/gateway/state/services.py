@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -11,8 +11,10 @@ from fastapi import Depends, Request
 
 from infra.gateway.http.access import KeyRing
 from infra.gateway.http.limits import Limits
+from infra.gateway.http.readers import Readers
 from infra.gateway.http.threads import LARGE_BYTES, run_aside
 from infra.gateway.models.servers import Upstreams
+from infra.gateway.records.encoding import encode_span
 from infra.gateway.records.export import SpanExport
 from infra.gateway.records.publisher import Publisher
 from infra.gateway.records.redaction import Redactor
@@ -22,12 +24,12 @@ from infra.gateway.state.conversations import Conversations
 from infra.gateway.state.heartbeat import Heartbeat
 from infra.gateway.state.lightning import LightningState
 from schemas.envelope import AnyEvent
-from schemas.serialization import encode_json
-from schemas.spans import Attribute, SpanEvent
+from schemas.serialization import decode
+from schemas.spans import SpanEvent
 from schemas.topics import SPANS, Topic
 from streams.storage.embedded.database import BUSY_TIMEOUT_S, Durability
 from streams.storage.log import Log
-from streams.storage.records import MAX_RECORD_BYTES, Outgoing
+from streams.storage.records import Outgoing
 
 MOST_BACKGROUND = 256
 logger = structlog.get_logger(__name__)
@@ -78,6 +80,7 @@ class Services:
     upstreams: Upstreams
     redactor: Redactor
     lightning: LightningState
+    readers: Readers
     export: SpanExport | None = None
     counts: Counts = field(default_factory=Counts)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -119,17 +122,42 @@ class Services:
         self._large.add(task)
         task.add_done_callback(self._large.discard)
 
+    def record_encoded_span(
+        self, key: str, encoded: Awaitable[tuple[str, bytes, int]], counted: tuple[str, str] | None
+    ) -> None:
+        """Hand over a span that a reader process makes.
+
+        Args:
+            key: of its rollout.
+            encoded: its event id, the span as it may be written, how many tool calls are invalid.
+            counted: logical model and version under which these calls are counted; None if they
+                are counted already.
+        """
+        self.routing.count(key, SPANS.name, 1)
+        task = asyncio.create_task(self._record_elsewhere(key, encoded, counted))
+        self._large.add(task)
+        task.add_done_callback(self._large.discard)
+
     async def _record_aside(self, size: int, span: Callable[[], SpanEvent]) -> None:
         self._publish_span(*await run_aside(size, self._encode_span, span))
 
+    async def _record_elsewhere(
+        self, key: str, encoded: Awaitable[tuple[str, bytes, int]], counted: tuple[str, str] | None
+    ) -> None:
+        try:
+            event_id, value, invalid_calls = await encoded
+        except Exception:
+            logger.exception("a large span is lost", rollout=key)
+            return
+        if counted is not None and invalid_calls:
+            self.counts.invalid_tool_calls[counted] += invalid_calls
+        if self.export is not None:
+            self.export.span(await asyncio.to_thread(decode, SpanEvent, value))
+        self.publisher.publish([Outgoing(SPANS, key, event_id, value)], urgent=False)
+
     def _encode_span(self, span: Callable[[], SpanEvent]) -> tuple[SpanEvent, Outgoing]:
-        """Return a span as it may be written, and encoded. Any thread may call it."""
-        written = self.redactor.event(span())
-        assert isinstance(written, SpanEvent)  # noqa: S101 - redaction changes no type
-        key, value = written.rollout_key, encode_json(written)
-        if len(value) > MAX_RECORD_BYTES:
-            value = encode_json(_without_content(written, len(value)))
-        return written, Outgoing(SPANS, key, written.event_id, value)
+        written, value = encode_span(self.redactor, span())
+        return written, Outgoing(SPANS, written.rollout_key, written.event_id, value)
 
     def _publish_span(self, span: SpanEvent, encoded: Outgoing) -> None:
         if self.export is not None:
@@ -175,31 +203,15 @@ class Services:
     def _outgoing(self, topic: Topic, events: Sequence[AnyEvent]) -> list[Outgoing]:
         outgoing = []
         for event in events:
-            written = self.redactor.event(event)
-            key = event.rollout_key
-            encoded = Outgoing.of(topic, key, written)
-            if isinstance(written, SpanEvent):
-                if len(encoded.value) > MAX_RECORD_BYTES:
-                    encoded = Outgoing.of(topic, key, _without_content(written, len(encoded.value)))
+            if isinstance(event, SpanEvent):
+                span, value = encode_span(self.redactor, event)
+                outgoing.append(Outgoing(topic, event.rollout_key, event.event_id, value))
                 if self.export is not None:
-                    self.export.span(written)
-            outgoing.append(encoded)
+                    self.export.span(span)
+            else:
+                written = self.redactor.event(event)
+                outgoing.append(Outgoing.of(topic, event.rollout_key, written))
         return outgoing
-
-
-def _without_content(event: SpanEvent, size: int) -> SpanEvent:
-    """Return a span that is too large for the log without what makes it so."""
-    logger.warning("span too large, its content is left out", span=event.span_id, bytes=size)
-    content = {Attribute.INPUT_MESSAGES, Attribute.OUTPUT_MESSAGES, Attribute.TOOL_DEFINITIONS}
-    content |= {
-        Attribute.PROMPT_TOKEN_IDS,
-        Attribute.RESPONSE_TOKEN_IDS,
-        Attribute.RESPONSE_LOGPROBS,
-    }
-    kept = {name: value for name, value in event.payload.attributes.items() if name not in content}
-    said = f"content of {size} bytes left out; the most is {MAX_RECORD_BYTES}"
-    payload = event.payload.model_copy(update={"attributes": kept, "status_message": said})
-    return event.model_copy(update={"payload": payload})
 
 
 async def _services(request: Request) -> Services:

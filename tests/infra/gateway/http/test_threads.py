@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from infra.config.settings import Settings
 from infra.gateway.http.threads import LARGE_BYTES, run_aside
 from schemas.rollouts import Recorded, RolloutEvent, RolloutState
 from schemas.serialization import decode, encode_json
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
 from tests import events
-from tests.infra.conftest import Gateway, metrics_of
+from tests.infra.conftest import Gateway, metrics_of, model_route, publish, running_gateway
 
 
 @pytest.mark.parametrize(("size", "aside"), [(LARGE_BYTES - 1, False), (LARGE_BYTES, True)])
@@ -59,12 +60,19 @@ def test_a_large_call_is_recorded_whole_and_counts_at_the_end_of_its_rollout(
     assert ended[0].payload.recorded == Recorded(spans=1)
 
 
-def test_a_large_call_that_continues_another_is_of_its_rollout(gateway: Gateway) -> None:
+def test_a_large_call_that_continues_another_is_of_its_rollout(
+    settings: Settings, upstream_url: str
+) -> None:
     text = "word " * (LARGE_BYTES // 5)
     opening: list[dict[str, Any]] = [{"role": "user", "content": text}]
     answer = {"role": "assistant", "content": "hello there"}
-    first = gateway.chat("plain", messages=opening)
-    second = gateway.chat("plain", messages=[*opening, answer, {"role": "user", "content": "?"}])
+    publish(settings.log_path, model_route("plain", upstream_url))
+    # A conversation must not end while the first reader process starts.
+    patient = settings.gateway.model_copy(update={"conversation_idle_s": 300.0})
+    with running_gateway(settings.model_copy(update={"gateway": patient})) as gateway:
+        first = gateway.chat("plain", messages=opening)
+        more = [*opening, answer, {"role": "user", "content": "?"}]
+        second = gateway.chat("plain", messages=more)
     name = "x-everloop-rollout-id"
     assert first.headers[name] == second.headers[name]
 
