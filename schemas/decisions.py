@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from schemas.envelope import DEFAULT_TENANT, Event, EventData, Name, UnitInterval
 
 PositiveProbability = Annotated[float, Field(gt=0.0, le=1.0)]
+# Sums of floats are not exact; a policy that forgets a candidate is off by far more.
 SUM_TOLERANCE = 1e-6
 
 
@@ -52,7 +53,7 @@ class Decision(EventData):
     propensity: PositiveProbability
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check(self) -> Self:
         if len(self.probabilities) != len(self.candidates):
             raise ValueError(
                 f"{len(self.probabilities)} probabilities for {len(self.candidates)} candidates"
@@ -61,6 +62,7 @@ class Decision(EventData):
             raise ValueError(f"choice {self.choice} is none of {len(self.candidates)} candidates")
         if abs(sum(self.probabilities) - 1.0) > SUM_TOLERANCE:
             raise ValueError(f"probabilities sum to {sum(self.probabilities)}, not 1")
+        # Compared exactly: both are the same number, and JSON keeps every bit of a float.
         if self.probabilities[self.choice] != self.propensity:
             raise ValueError("propensity must equal the probability of the choice")
         return self

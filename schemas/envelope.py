@@ -13,6 +13,8 @@ EventId = Annotated[
 ]
 TraceId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 SpanId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+# No `|`, which separates tenant and rollout in keys; no spaces and no control characters, since
+# names stand in headers, URLs and logs.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,199}$")]
 DEFAULT_TENANT = "default"
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -37,6 +39,7 @@ def with_present_names(document: Any, **names: str) -> Any:
     Args:
         names: old name to present name.
     """
+    # Nearly every document is new. So it is not copied.
     if not isinstance(document, dict) or not names.keys() & document.keys():
         return document
     return {names.get(name, name): value for name, value in document.items()}

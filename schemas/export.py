@@ -50,24 +50,25 @@ def incompatibilities(old: Schema, new: Schema) -> list[str]:
     A change is incompatible if it removes a property, a definition, an enum value or a union
     branch, makes a property required, changes a type, or narrows a range or a pattern.
     """
-    problems = list(_narrowed("event", old, new))
+    problems = list(_narrowings("event", old, new))
     old_definitions, new_definitions = old.get("$defs", {}), new.get("$defs", {})
     for name, definition in old_definitions.items():
         if name not in new_definitions:
             problems.append(f"{name}: definition removed")
         else:
-            problems.extend(_narrowed(name, definition, new_definitions[name]))
+            problems.extend(_narrowings(name, definition, new_definitions[name]))
     return problems
 
 
-def _narrowed(where: str, old: Schema, new: Schema) -> Iterator[str]:
+def _narrowings(where: str, old: Schema, new: Schema) -> Iterator[str]:
     old_properties, new_properties = old.get("properties", {}), new.get("properties", {})
     for name in old_properties.keys() - new_properties.keys():
         yield f"{where}.{name}: property removed"
     for name in set(new.get("required", ())) - set(old.get("required", ())):
         yield f"{where}.{name}: became required"
     for name in old_properties.keys() & new_properties.keys():
-        yield from _narrowed(f"{where}.{name}", old_properties[name], new_properties[name])
+        yield from _narrowings(f"{where}.{name}", old_properties[name], new_properties[name])
+    # Any other value of these may refuse what was written before.
     for keyword in ("type", "$ref", "const", "pattern", "format"):
         if keyword in new and new[keyword] != old.get(keyword):
             yield f"{where}: {keyword} changed from {old.get(keyword)!r} to {new[keyword]!r}"
@@ -90,12 +91,13 @@ def _narrowed(where: str, old: Schema, new: Schema) -> Iterator[str]:
             keyword not in old or tighter(old[keyword], new[keyword]) != old[keyword]
         ):
             yield f"{where}: {keyword} narrowed from {old.get(keyword)} to {new[keyword]}"
+    # A branch that is gone refuses events on the log that used it. New branches are fine.
     for keyword in ("anyOf", "oneOf"):
         for branch in old.get(keyword, ()):
             if keyword in new and branch not in new[keyword]:
                 yield f"{where}: {keyword} branch {branch} removed"
     if "items" in old and "items" in new:
-        yield from _narrowed(f"{where}[]", old["items"], new["items"])
+        yield from _narrowings(f"{where}[]", old["items"], new["items"])
 
 
 def main() -> int:
@@ -106,6 +108,7 @@ def main() -> int:
         if path.exists():
             old = orjson.loads(path.read_bytes())
             problems = incompatibilities(old, new)
+            # With a higher version, readers can tell the new form from the old one.
             if problems and version_of(new) <= version_of(old):
                 sys.stderr.write(
                     f"{path.name}: incompatible, raise schema_version:\n  "
@@ -114,6 +117,7 @@ def main() -> int:
                 )
                 return 1
         pending.append((path, rendered(new)))
+    # Only now, when every schema has passed: all are written or none.
     FOLDER.mkdir(exist_ok=True)
     for path, content in pending:
         path.write_bytes(content)

@@ -25,6 +25,7 @@ def to_semantic(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, str) and content:
         parts.append({"type": "text", "content": content})
+    # A list of parts: text beside images or audio.
     elif isinstance(content, list):
         parts.extend(_content_part(item) for item in content)
     for call in _objects(message.get("tool_calls")):
@@ -35,7 +36,7 @@ def to_semantic(message: dict[str, Any]) -> dict[str, Any]:
                 "type": "tool_call",
                 "id": call.get("id"),
                 "name": function.get("name"),
-                "arguments": _parsed(function.get("arguments")),
+                "arguments": _parse_arguments(function.get("arguments")),
             }
         )
     semantic = {"role": role, "parts": parts}
@@ -54,14 +55,19 @@ def to_openai(message: dict[str, Any]) -> dict[str, Any]:
     others = [part["content"] for part in parts if part["type"] == "openai"]
     converted: dict[str, Any] = {"role": role}
     if others:
+        # Images and audio need the list form; plain text keeps the short one.
         converted["content"] = [{"type": "text", "text": text} for text in texts] + others
     else:
+        # OpenAI writes null where an answer has only tool calls.
         converted["content"] = "\n".join(texts) if texts else None
     calls = [
         {
             "id": part.get("id"),
             "type": "function",
-            "function": {"name": part.get("name"), "arguments": _rendered(part.get("arguments"))},
+            "function": {
+                "name": part.get("name"),
+                "arguments": _arguments_text(part.get("arguments")),
+            },
         }
         for part in parts
         if part["type"] == "tool_call"
@@ -83,7 +89,7 @@ def _content_part(item: Any) -> dict[str, Any]:
     return {"type": "openai", "content": item}
 
 
-def _parsed(arguments: Any) -> Any:
+def _parse_arguments(arguments: Any) -> Any:
     """Return tool arguments as JSON where the model wrote valid JSON, else the text it wrote."""
     if not isinstance(arguments, str):
         return arguments
@@ -93,5 +99,5 @@ def _parsed(arguments: Any) -> Any:
         return arguments
 
 
-def _rendered(arguments: Any) -> str:
+def _arguments_text(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()

@@ -34,6 +34,7 @@ def derived_event_id(time: datetime, *source: str | int) -> str:
     parts = [str(part) for part in source]
     if any("\x1f" in part for part in parts):
         raise ValueError(f"identifier parts may not contain the unit separator: {parts!r}")
+    # Ten bytes: the 80 bits that a UUIDv7 has after its time.
     digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=10).digest()
     milliseconds = int(time.timestamp() * 1000) & ((1 << 48) - 1)
     value = (milliseconds << 80) | int.from_bytes(digest)
@@ -45,6 +46,7 @@ def derived_event_id(time: datetime, *source: str | int) -> str:
 
 def new_trace_id() -> str:
     """Return a random W3C trace id: 32 lowercase hexadecimal digits, not all zero."""
+    # W3C: a trace id of zeros is invalid.
     return f"{_random.getrandbits(128) or 1:032x}"
 
 

@@ -115,7 +115,7 @@ class Route(EventData):
         control = [self.control] if self.control is not None else []
         return [*self.targets, *control, *self.fallbacks, *self.shadows]
 
-    def succeeding(self, before: "Route | None") -> "Route":
+    def with_history_after(self, before: "Route | None") -> "Route":
         """Return this route with the history it has when it follows `before` on the log.
 
         What `before` served is added to its history, with three exceptions:
@@ -140,7 +140,7 @@ class Route(EventData):
         return self.model_copy(update={"history": history})
 
     @model_validator(mode="after")
-    def _choosing(self) -> Self:
+    def _check_choice(self) -> Self:
         if (self.kind == "choice") != (self.choice is not None):
             raise ValueError(
                 f"route {self.name} has kind {self.kind}; a route of kind choice must have"

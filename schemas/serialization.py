@@ -59,6 +59,7 @@ def decode_all(model: type[E], value: bytes | None) -> list[E]:
     """
     if value is None or b"\n" not in value:
         return [decode(model, value)]
+    # Also the last line may end in a break, which other writers add.
     return [decode(model, line) for line in value.splitlines() if line]
 
 
@@ -74,13 +75,13 @@ def readable(error: ValidationError, whole: str = "body", limit: int = 5) -> str
         whole: name of the document, for what is wrong with all of it.
     """
     problems = [
-        ": ".join(filter(None, (".".join(map(str, problem["loc"])) or whole, _said(problem))))
+        ": ".join(filter(None, (".".join(map(str, problem["loc"])) or whole, _message_of(problem))))
         for problem in error.errors(include_url=False, include_context=False)
     ]
     more = f" (and {len(problems) - limit} more)" if len(problems) > limit else ""
     return "; ".join(problems[:limit]) + more
 
 
-def _said(problem: ErrorDetails) -> str:
+def _message_of(problem: ErrorDetails) -> str:
     """Return a problem in our own words where a validator of ours found it."""
     return " ".join(problem["msg"].removeprefix("Value error, ").split())

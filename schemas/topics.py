@@ -29,6 +29,8 @@ from schemas.trainings import TrainingEvent
 from schemas.trajectories import TrajectoryEvent
 
 PREFIX = "everloop."
+# Never change these numbers: keys would move to other partitions than their states. Eight is also
+# the most workers that can share the work on rollouts.
 ROLLOUT_PARTITIONS = 8
 NAME_PARTITIONS = 4
 
@@ -84,10 +86,12 @@ ROUTES = Topic(PREFIX + "routes", RouteEvent, "logical name", NAME_PARTITIONS, c
 GATES = Topic(PREFIX + "gates", GateEvent, "logical name", NAME_PARTITIONS, cleanup="compact")
 COMMANDS = Topic(PREFIX + "commands", CommandEvent, "logical name", NAME_PARTITIONS)
 TRAININGS = Topic(PREFIX + "trainings", TrainingEvent, "logical name", NAME_PARTITIONS)
+# One partition, so that the offset numbers dead letters.
 DEAD_LETTERS = Topic(PREFIX + "dead-letters", DeadLetterEvent, "source topic", 1)
 KEYS = Topic(PREFIX + "keys", KeyEvent, "key id", 1, cleanup="compact")
 USAGE = Topic(PREFIX + "usage", UsageEvent, "counter", 1, cleanup="compact")
 AUDIT = Topic(PREFIX + "audit", AuditEvent, "subject", 1)
+# One partition: the server API has one order of changes.
 LIGHTNING = Topic(PREFIX + "lightning", LightningEvent, "tenant", 1, retention=timedelta(days=30))
 
 TOPICS: dict[str, Topic] = {

@@ -50,7 +50,7 @@ def change_route(
     before = routes_on(log).get(name)
     after, checkpoints = change(before)
     # Nothing is watched where a person changed what is served, so there is no control.
-    after = after.succeeding(before).model_copy(update={"reason": reason, "control": None})
+    after = after.with_history_after(before).model_copy(update={"reason": reason, "control": None})
     records = [
         Outgoing.of(CHECKPOINTS, checkpoint.name, CheckpointEvent(payload=checkpoint)).record()
         for checkpoint in checkpoints

@@ -40,7 +40,7 @@ def publish_initial_routes(settings: Settings, apps: Mapping[str, str]) -> None:
             if name not in served
         ]
         held = {name for name, route in served.items() if route.held or _serves_learned(route)}
-        following = [route.succeeding(served.get(route.name)) for route in wanted]
+        following = [route.with_history_after(served.get(route.name)) for route in wanted]
         changed = [
             route
             for route in following

@@ -92,6 +92,7 @@ def batch_outcome(
         try:
             for record in records:
                 _process_one(processor, states, batch, record, set_aside)
+            # Records first: one of them may have given its key a later deadline.
             for key in due:
                 _expire_one(processor, states, batch, key, time, put_off)
         except (FailedRecordError, FailedDeadlineError):
@@ -109,6 +110,7 @@ def _expire_one(
     put_off: set[Key],
 ) -> None:
     state = states.get(key)
+    # A record of this batch has set the key's deadline anew, or its state is gone.
     if state is None or key in batch.changes:
         return
     if key in put_off:
@@ -141,6 +143,7 @@ def _process_one(
         batch.outputs.append(BatchOutput(record.partition, set_aside[record.position]))
         return
     key = (record.partition, processor.state_key(record))
+    # An earlier record of the batch may have changed the state already; that is not stored yet.
     change = batch.changes.get(key)
     try:
         batch.apply(key, process(processor, change.state if change else states.get(key), record))

@@ -30,4 +30,5 @@ def restored(number: int, event: DeadLetterEvent) -> NewRecord:
     letter = event.payload
     headers = tuple((header.name, header.value) for header in letter.headers)
     again = (REPLAYED_HEADER, f"{DEAD_LETTERS.name}@{number}".encode())
+    # The same key leads to the same partition, where the rollout's state is.
     return NewRecord(letter.topic, letter.key, letter.value, (*headers, again))

@@ -65,6 +65,7 @@ class Processor(ABC, Generic[S]):
         """Consumer group of the processor. It also names the Kafka topic of its states, so it is
         legal there.
         """
+        # Kafka allows letters, digits, dots, underscores and hyphens only.
         return PREFIX + re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
 
     def concerns(self, source: Record) -> bool:  # noqa: ARG002
@@ -134,14 +135,14 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
 
     Raises:
         FailedRecordError: holds the dead letter to write in the record's place. Read `state` again
-            from the store, because the processor may have half changed it.
+            from the store, because it may be half changed.
     """
     attempts = 0
     try:
         events = decode_all(TOPICS[source.topic].event, source.value)
         if processor.max_attempts == 1:
             # A `Retrying` costs more time than most records.
-            return _checked(processor.handle_all(state, events, source))
+            return _check_sizes(processor.handle_all(state, events, source))
         for attempt in Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_attempt(processor.max_attempts),
@@ -150,7 +151,7 @@ def process(processor: Processor[S], state: S | None, source: Record) -> Outcome
         ):
             with attempt:
                 attempts += 1
-                outcome = _checked(processor.handle_all(state, events, source))
+                outcome = _check_sizes(processor.handle_all(state, events, source))
     except UndecodableError as error:
         raise FailedRecordError(dead_letter(processor.name, source, error, 1)) from error
     # A bug in a processor must set the record aside, not lose it and not stop the stream.
@@ -165,15 +166,16 @@ def process_deadline(processor: Processor[S], state: S, key: str, time: datetime
     """Tell a processor that a key's deadline has passed.
 
     Raises:
-        FailedDeadlineError: it could not use that. `state` must be read anew.
+        FailedDeadlineError: the processor failed. Read `state` again from the store, because it may
+            be half changed.
     """
     try:
-        return _checked(processor.expire(state, key, time))
+        return _check_sizes(processor.expire(state, key, time))
     except Exception as error:  # any bug must leave this key aside, not stop the stream
         raise FailedDeadlineError(str(error)) from error
 
 
-def _checked(outcome: Outcome[S]) -> Outcome[S]:
+def _check_sizes(outcome: Outcome[S]) -> Outcome[S]:
     for outgoing in outcome.records:
         if len(outgoing.value) > MAX_RECORD_BYTES:
             size = f"{len(outgoing.value)} bytes on {outgoing.topic.name}"

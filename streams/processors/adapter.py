@@ -53,6 +53,8 @@ def examples_of(event: TrajectoryEvent, config: AdapterConfig) -> list[Example]:
         return []  # the reward is about the one text that the stand-in has
     task, costs = trajectory.rollout.task, _Costs(trajectory.spans)
     counted = rewards_that_count(trajectory.rewards).get("")
+    # Criteria belong to one grade. Those of a reward that does not count would contradict the
+    # reward.
     criteria = next(
         (e.payload.criteria for e in trajectory.rewards if counted and e.event_id == counted[0]), {}
     )
@@ -84,7 +86,7 @@ def _bodies(event: TrajectoryEvent, config: AdapterConfig) -> Iterator[Found]:
     trajectory = event.payload
     calls = model_calls(trajectory.spans)
     for target, nodes in _of_tenant(config.sft, event.tenant):
-        for call in _last_by_node(calls, nodes & _credited(event, config, nodes)):
+        for call in _last_by_node(calls, nodes & _credited_nodes(event, config, nodes)):
             span = call.span
             called = span.payload.text(Attribute.REQUEST_MODEL)
             own = target not in config.rl and called in (target, target.rpartition("@")[0])
@@ -136,12 +138,14 @@ class _Costs:
                 self._costs[span.span_id] = float(cost)
             elif asks_model(span):
                 self._costs[span.span_id] = 0.0
+        # fsum: the sum must not depend on the order in which spans arrived.
         self._all = fsum(self._costs.values())
 
     def of(self, span_id: str | None) -> float:
         """Return the cost of the calls in a span and below it; of all calls where it has none."""
         if span_id is None:
             return self._all
+        # With a set of what was found: spans come from anybody, and may form a circle.
         found, waiting = {span_id}, [span_id]
         while waiting:
             below = [one for one in self._below.get(waiting.pop(), ()) if one and one not in found]
@@ -172,7 +176,7 @@ def _demonstrations(trajectory: Trajectory, target: str, nodes: frozenset[str]) 
         yield target, event.event_id, span.span_id, None if withdrawn else 1.0, body
 
 
-def _credited(
+def _credited_nodes(
     event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[str]
 ) -> frozenset[str]:
     """Return the nodes that earned the reward; all where nothing was chosen among their

@@ -1,6 +1,4 @@
-"""Batches for learners that train now and then: closed by a number of examples or by a command,
-written as manifests.
-"""
+"""Batches of examples for learners that do not learn online. A closed batch becomes a manifest."""
 
 from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
@@ -24,15 +22,15 @@ from streams.storage.records import Outgoing, Record
 
 
 class BatchConfig(BaseModel):
-    """When a batch is closed: at the first of these.
+    """When a batch is closed. The first of these conditions closes it.
 
     Attributes:
-        examples: so many close a batch.
-        seconds: so long after its first example it is closed; None waits for the others.
-        drop: it is closed when rewards are surely lower, by this much, than they were in the batch
-            before; None does not look. Rewards are in [0, 1].
-        error: chance that `drop` closes a batch for nothing, however long one looks.
-        least: fewest examples of a batch that time or a drop closes.
+        examples: a batch with this many examples is closed.
+        seconds: a batch is closed this long after its first example. None: time closes no batch.
+        drop: a batch is closed when its rewards are surely lower, by at least this much, than those
+            of the batch before. None: a drop closes no batch. Rewards are in [0, 1].
+        error: probability that `drop` closes a batch without a real drop, over all its tests.
+        least: time and a drop close no batch that has fewer examples.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,11 +46,11 @@ class OpenBatch(BaseModel):
     """A target's batch that is not closed yet.
 
     Attributes:
-        ranges: topic and partition to the first and last offset in it.
+        ranges: first and last offset in it, by partition of the examples.
         number: how many batches were closed before.
         closes: when time closes it.
-        rewards: of its examples.
-        watch: over its rewards, against those of the batch before.
+        rewards: tally of its examples' rewards.
+        watch: compares its rewards with those of the batch before.
         dropped: whether they are surely lower.
     """
 
@@ -68,6 +66,7 @@ class OpenBatch(BaseModel):
         """Add an example, or what retracts one."""
         if event.payload.retracted and not self.examples:
             return  # of a batch before, which says by offsets what it holds
+        # Retractions extend the range, too: the trainer must read them to leave their examples out.
         first, _ = self.ranges.get(source.partition, (source.offset, source.offset))
         self.ranges[source.partition] = (first, source.offset)
         if event.payload.retracted:
@@ -79,9 +78,10 @@ class OpenBatch(BaseModel):
         if self.watch is not None:
             self.dropped = self.watch.dropped(event.payload.reward)
 
-    def following(self, config: BatchConfig) -> "OpenBatch":
-        """Return the batch that begins when this one is closed; after a drop nobody knows yet what
-        is usual.
+    def next_batch(self, config: BatchConfig) -> "OpenBatch":
+        """Return the batch that begins when this one is closed.
+
+        After a drop it has no watch: the rewards of a falling batch are no level to compare with.
         """
         watch = None
         if config.drop is not None and not self.dropped:
@@ -90,11 +90,12 @@ class OpenBatch(BaseModel):
 
 
 class Batching(Processor[OpenBatch]):
-    """Collects one head's examples for batch learners, and says `train` with a manifest when a
-    batch is closed.
+    """Collects one head's examples for batch learners. When a batch is closed, it writes a command
+    `train` with the batch's manifest.
 
-    A command `train` without a manifest closes batches that are not full, those of one head where
-    its arguments name it; one with a manifest is our own, or asks for what was asked before.
+    A command `train` without a manifest closes the target's open batches; if its arguments name a
+    head, only that of this head. A command with a manifest is this processor's own, or repeats an
+    earlier one. It closes nothing.
 
     Args:
         targets: logical names of what learns from this head.
@@ -125,7 +126,7 @@ class Batching(Processor[OpenBatch]):
             reason = self._full(batch)
             if reason is None:
                 return Outcome(state=batch, deadline=batch.closes)
-            return self._closed(
+            return self._close(
                 batch, target, output_id(self, source, event.time), event.time, reason
             )
         assert isinstance(event, CommandEvent)  # noqa: S101 - the topics hold nothing else
@@ -138,18 +139,17 @@ class Batching(Processor[OpenBatch]):
         if not meant or not batch.examples:
             return Outcome(state=batch, deadline=batch.closes)
         reason = order.reason or "asked for"
-        return self._closed(
+        return self._close(
             batch, target, output_id(self, source, event.time), event.time, reason, order.arguments
         )
 
     def expire(self, state: OpenBatch, key: str, now: datetime) -> Outcome[OpenBatch]:
-        """Close a batch that is old enough; one that is too small, or that time closes no longer,
-        waits for more.
-        """
+        """Close a batch that is old enough. A batch that is too small waits for more examples."""
         if self.config.seconds is None or state.examples < self.config.least:
             return Outcome(state=state)
+        # The number tells this closing from later ones; there is no record to derive an id from.
         event_id = derived_event_id(now, self.name, "old", key, str(state.number))
-        return self._closed(
+        return self._close(
             state, key, event_id, now, f"{self.config.seconds:g} s since its first example"
         )
 
@@ -171,7 +171,7 @@ class Batching(Processor[OpenBatch]):
             return f"rewards dropped, to {batch.rewards.mean:.3f} on average"
         return None
 
-    def _closed(
+    def _close(
         self,
         batch: OpenBatch,
         target: str,
@@ -198,12 +198,13 @@ class Batching(Processor[OpenBatch]):
             reason=reason,
         )
         event = CommandEvent(event_id=event_id, time=time, payload=order)
-        return Outcome((Outgoing.of(COMMANDS, target, event),), batch.following(self.config))
+        return Outcome((Outgoing.of(COMMANDS, target, event),), batch.next_batch(self.config))
 
 
 def examples_of(log: Log, manifest: Manifest) -> Iterator[ExampleEvent]:
     """Yield a manifest's examples in the order of the log, each once."""
     for found in manifest.ranges:
+        # In parts of 500 records: a manifest may cover more than memory holds.
         offset = found.first
         while offset <= found.last:
             records = log.read(found.topic, found.partition, offset, 500)
@@ -211,11 +212,12 @@ def examples_of(log: Log, manifest: Manifest) -> Iterator[ExampleEvent]:
                 return
             for record in records:
                 if record.offset <= found.last:
-                    yield from _meant(record, manifest)
+                    yield from _examples_in(record, manifest)
             offset = records[-1].offset + 1
 
 
-def _meant(record: Record, manifest: Manifest) -> Iterator[ExampleEvent]:
+def _examples_in(record: Record, manifest: Manifest) -> Iterator[ExampleEvent]:
+    # Several names share a partition, so a range holds examples of others, too.
     if record.key != manifest.target.encode():
         return
     try:

@@ -34,6 +34,7 @@ def counting_rewards(rewards: Iterable[RewardEvent]) -> dict[str, RewardEvent]:
 
 
 def _weight(event: RewardEvent) -> tuple[int, datetime, str]:
+    # The id breaks ties, so that the choice does not depend on the order of arrival.
     return -PRECEDENCE.index(event.payload.source), event.time, event.event_id
 
 

@@ -24,6 +24,7 @@ def status_of(name: str, state: PromotionState, config: GateConfig) -> tuple[Gat
         status = _waiting(name, state, config)
     else:
         status = _of_watch(name, state, state.watched, config)
+    # A status for every rollout would fill the topic and say little that is new.
     steps = int(log(status.evidence + 1) / log(1.1))
     return status, f"{status.phase} {status.version} {steps} {state.verdict != ''}"
 

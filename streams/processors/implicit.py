@@ -172,6 +172,7 @@ class ImplicitFeedback(Processor[Answers]):
             outputs.append(Outgoing.of(REWARDS, event.rollout_key, reward))
         for message in _messages(event, Attribute.OUTPUT_MESSAGES):
             answers[_fingerprint(message)] = event.span_id
+        # A long rollout must not make its state grow without bound.
         kept = dict(list(answers.items())[-ANSWERS_REMEMBERED:])
         return Outcome(tuple(outputs), kept or None)
 
@@ -201,6 +202,7 @@ class ImplicitFeedback(Processor[Answers]):
             replies = [(str(reply.get("role")), _text(reply)) for reply in following]
             if not replies:
                 continue
+            # The next call repeats the whole conversation; the answer must not be rewarded again.
             del answers[_fingerprint(message)]
             value = self.reader.read(_text(message), replies)
             if value is not None:
@@ -227,6 +229,7 @@ def _fingerprint(message: dict[str, Any]) -> str:
     """Return what tells an answer from others: its words and the calls in it."""
     parts = message.get("parts")
     said = [
+        # Only these: agents may add or drop other fields when they send an answer back.
         (part.get("type"), part.get("content"), part.get("id"), part.get("name"))
         for part in (parts if isinstance(parts, list) else ())
         if isinstance(part, dict)

@@ -83,6 +83,7 @@ class JoinState:
         Raises:
             RejectedRecordError: it says that the rollout did what it cannot have done.
         """
+        # Agents and gateways send an event again when they got no answer.
         if event.event_id in self.seen:
             return False
         match event:
@@ -104,6 +105,8 @@ class JoinState:
 
 def encode_join(state: JoinState) -> bytes:
     """Return a line of JSON, then the kept bytes one after another."""
+    # Kept as they came: to decode and encode hundreds of spans for each event would cost most of
+    # the time.
     kept = [*state.spans, *state.decisions, *(record.value or b"" for record in state.waiting)]
     header = {
         "rollout": state.rollout and Fragment(encode(state.rollout)),
@@ -147,6 +150,7 @@ def decode_join(value: bytes) -> JoinState:
             about: (event_id, value) for about, (event_id, value) in header["counted"].items()
         },
         reward_revision=header["reward_revision"],
+        # States of earlier versions lack these fields.
         begun=_time(header.get("begun") or (header["rollout"] or {}).get("time")),
         assumed=header.get("assumed", False),
         cost=header.get("cost", 0.0),

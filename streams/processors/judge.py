@@ -53,6 +53,7 @@ class Judge(Processor[None]):
 
     name = "judge"
     topics: ClassVar[tuple[Topic, ...]] = (TRAJECTORIES,)
+    # A grade may take seconds, and a crash repeats the whole batch.
     batch: ClassVar[int] = 16
     max_attempts: ClassVar[int] = 4
 
@@ -62,6 +63,7 @@ class Judge(Processor[None]):
     def handle(self, state: None, event: AnyEvent, source: Record) -> Outcome[None]:  # noqa: ARG002
         """Grade a trajectory."""
         assert isinstance(event, TrajectoryEvent)  # noqa: S101 - the topic holds nothing else
+        # The judge's own reward makes the next revision. To grade that would go on for ever.
         if event.payload.revision > 1 or event.payload.rollout.state != "succeeded":
             return Outcome()
         grade = self.grader.grade(event.payload)

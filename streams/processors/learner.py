@@ -96,6 +96,7 @@ class Learning(Processor[Learned[S]]):
         due = None
         for example in examples:
             learned.state = self.learner.fold(learned.state, example)
+            # One announcement a record, the last: the earlier ones would be replaced at once.
             due = self.learner.checkpoint(learned.state) or due
         learned.extend(source)
         if due is None or due.version == learned.parent:
@@ -122,6 +123,7 @@ class Learning(Processor[Learned[S]]):
                 ],
                 examples=due.examples,
                 parent=learned.parent,
+                # Optional in the contract: a learner that says nothing takes rewards back exactly.
                 corrections=getattr(self.learner, "corrections", "exact"),
                 uncorrected=due.uncorrected,
             ),
@@ -137,7 +139,9 @@ class Learning(Processor[Learned[S]]):
     def encode_state(self, state: Learned[S]) -> bytes:
         """Return one line of JSON with the offsets, then the learner's own bytes."""
         header = orjson.dumps(
-            {"ranges": state.ranges, "parent": state.parent}, option=orjson.OPT_SORT_KEYS
+            # Sorted keys: equal states must give equal bytes.
+            {"ranges": state.ranges, "parent": state.parent},
+            option=orjson.OPT_SORT_KEYS,
         )
         return header + b"\n" + self.learner.encode(state.state)
 

@@ -52,7 +52,7 @@ def model_calls(spans: list[SpanEvent]) -> list[ModelCall]:
     for span in innermost:
         others = [record for record in around[span.event_id] if inside[record.event_id] == 1]
         ids = [record.span_id for record in (span, *others) if record.span_id is not None]
-        calls.append(ModelCall(_completed(span, others), tuple(ids)))
+        calls.append(ModelCall(_with_attributes_of(span, others), tuple(ids)))
     return calls
 
 
@@ -74,11 +74,12 @@ def _records_around(span: SpanEvent, by_id: Mapping[str, SpanEvent]) -> Iterator
         parent = by_id.get(parent.payload.parent_span_id or "")
 
 
-def _completed(span: SpanEvent, others: list[SpanEvent]) -> SpanEvent:
+def _with_attributes_of(span: SpanEvent, others: list[SpanEvent]) -> SpanEvent:
     """Return a span with the attributes that it lacks and others have."""
     if not others:
         return span
     attributes: dict[str, Any] = {}
+    # From the outside to the inside: what the gateway recorded counts more.
     for record in (*reversed(others), span):
         attributes |= {
             name: value

@@ -70,6 +70,7 @@ def new_outcomes(
             fault=payload.fault,
             reward=reward,
             rewarded=about.time if about is not None else None,
+            # The sign begins with the reward; None there means that none was told before.
             corrected=not before.startswith("None"),
             criteria=about.payload.criteria if about is not None else {},
             cost=cost,

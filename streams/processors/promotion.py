@@ -160,7 +160,7 @@ class Promotion(Processor[PromotionState]):
         """
         state = ruling.state
         state.held, trial = route.held, state.comparison
-        state.current = route.succeeding(state.current)
+        state.current = route.with_history_after(state.current)
         state.stable = route.model_copy(update={"control": None})
         state.watched = state.replaced = None
         versions = route.served.versions

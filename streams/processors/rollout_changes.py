@@ -16,6 +16,7 @@ def rollout_after(known: RolloutEvent | None, change: RolloutEvent, assumed: boo
     if known is None:
         return change
     before, after = known.payload.state, change.payload.state
+    # The join only guessed that end. What the agent says takes its place.
     if assumed and after in TERMINAL:
         before = RolloutState.STARTED
     repeats = (after is RolloutState.STARTED and before is not RolloutState.CREATED) or (
@@ -24,13 +25,14 @@ def rollout_after(known: RolloutEvent | None, change: RolloutEvent, assumed: boo
     if repeats:
         # Every gateway that meets a rollout says that it started, and so does an agent that
         # announces what has begun with a call. What they say more is added.
-        return _merged(known, change, before)
+        return _merge(known, change, before)
     if after not in TRANSITIONS[before]:
         raise RejectedRecordError(f"rollout {change.rollout_id} cannot go from {before} to {after}")
-    return _merged(known, change, after)
+    return _merge(known, change, after)
 
 
-def _merged(known: RolloutEvent, change: RolloutEvent, state: RolloutState) -> RolloutEvent:
+def _merge(known: RolloutEvent, change: RolloutEvent, state: RolloutState) -> RolloutEvent:
+    # A field that has its default value was not said, so it takes nothing away.
     silent = Rollout(state=change.payload.state)
     said = {name: value for name, value in change.payload if value != getattr(silent, name, None)}
     # A split that the gateway drew stands back behind one that the agent named.

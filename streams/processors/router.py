@@ -87,6 +87,7 @@ class ExampleRouter(Processor[Routed]):
             reward = None if example.retracted else example.reward
             if reward == before.reward:
                 continue
+            # A retraction carries the reward that it takes back, so that the learner can undo it.
             worth = before.worth if reward is None else reward
             routed[key] = Sent(
                 before.times + 1,
@@ -119,9 +120,9 @@ class ExampleRouter(Processor[Routed]):
 
     def decode_state(self, value: bytes) -> Routed:
         """Return what was routed from JSON."""
-        return {key: _sent(*fields) for key, fields in orjson.loads(value).items()}
+        return {key: _decode_sent(*fields) for key, fields in orjson.loads(value).items()}
 
 
-def _sent(times: int, reward: float | None, *more: Any) -> Sent:
+def _decode_sent(times: int, reward: float | None, *more: Any) -> Sent:
     # The first states had no more than these two.
     return Sent(times, reward, *(more or (reward or 0.0,)))

@@ -94,6 +94,7 @@ class Ruling:
         # nothing is judged before it is known what is served
         assert state.stable is not None  # noqa: S101
         champion, state.replaced = state.registry.promoted, state.stable
+        # Before the candidate is promoted: at most one version of a name is.
         if champion is not None:
             self.change(champion, CheckpointState.RETIRED, f"replaced by {candidate.version}")
         self.change(candidate, CheckpointState.PROMOTED, reason)
@@ -149,7 +150,7 @@ class Ruling:
             control = max(state.replaced.targets, key=lambda target: target.weight)
             changes["control"] = control.model_copy(update={"weight": self.config.control_share})
         route = state.stable.model_copy(update=changes)
-        state.current = route.succeeding(state.current)
+        state.current = route.with_history_after(state.current)
         self.routes.append(state.current)
 
     def tell(self, name: str) -> None:
@@ -178,5 +179,7 @@ class Ruling:
             )
             for index, (topic, model, payload) in enumerate(said)
         )
+        # Promotion reads the topics that it writes. Its own events must not be taken for changes by
+        # a person.
         self.state.own += [o.event_id for o in outputs if o.topic is not GATES]
         return outputs

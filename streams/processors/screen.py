@@ -34,8 +34,10 @@ class Screen:
         """
         # nothing is judged before it is known what is served
         assert state.stable is not None  # noqa: S101
+        # A route that a person drained. A trial beside it would take all rollouts.
         if sum(target.weight for target in state.stable.targets) <= 0.0:
             raise RejectedRecordError("nothing is served that it could be tried beside")
+        # A model's answers cannot be replayed from a log; only a trial can show what it does.
         if candidate.kind != "policy":
             return Verdict(True, "nothing tells beforehand how good it is, so it is tried", 0)
         # Without a trial the gate alone must keep the stated error. With one, half of it is kept

@@ -81,6 +81,7 @@ class TrajectoryJoin(Processor[JoinState]):
         """
         state = state or JoinState()
         state.size += len(source.value or b"")
+        # Rollout events and rewards are let through: they are small, and without them nothing ends.
         if state.size > self.config.max_bytes and isinstance(events[0], SpanEvent | DecisionEvent):
             raise RejectedRecordError(
                 f"rollout {events[0].rollout_id} would keep {state.size} bytes; the most is"
@@ -88,11 +89,14 @@ class TrajectoryJoin(Processor[JoinState]):
                 f" {self.config.max_bytes}"
             )
         if state.rollout is None and not isinstance(events[0], RolloutEvent):
+            # Kept as a record, and not as an event: it may still become a dead letter, with its
+            # bytes.
             state.waiting.append(source)
             # The clock of an orphan starts with the first event that waits, not the last.
             first = from_milliseconds(state.waiting[0].timestamp_ms)
             return Outcome(state=state, deadline=first + self.config.orphan_limit)
         new = [event for event in events if state.take(event)]
+        # After the event that announces the rollout, which the waiting ones need.
         for waiting in state.waiting:
             new += [
                 event
@@ -102,9 +106,7 @@ class TrajectoryJoin(Processor[JoinState]):
         state.waiting = []
         outputs: list[Outgoing] = []
         if new and state.closed and not state.awaits_stragglers:
-            outputs.append(
-                _emitted(state, output_id(self, source, events[-1].time), events[-1].time)
-            )
+            outputs.append(_emit(state, output_id(self, source, events[-1].time), events[-1].time))
         # Spans and decisions of an open rollout change no outcome, and they are the most.
         tells = state.closed or any(isinstance(e, RolloutEvent | RewardEvent) for e in new)
         if tells and not state.awaits_stragglers:
@@ -124,13 +126,13 @@ class TrajectoryJoin(Processor[JoinState]):
                 tuple(dead_letter(self.name, waiting, error, 1) for waiting in state.waiting)
             )
         if state.awaits_stragglers:
-            trajectory = _emitted(state, derived_event_id(now, self.name, "incomplete", key), now)
+            trajectory = _emit(state, derived_event_id(now, self.name, "incomplete", key), now)
             return Outcome((trajectory, *_outcomes(state, now)), state, self._deadline(state, now))
         if state.closed:
             return Outcome()
         state.take(self._assumed_end(state.rollout, _is_rewarded(state), now))
         state.assumed = True
-        trajectory = _emitted(state, derived_event_id(now, self.name, "idle trajectory", key), now)
+        trajectory = _emit(state, derived_event_id(now, self.name, "idle trajectory", key), now)
         return Outcome((trajectory, *_outcomes(state, now)), state, self._deadline(state, now))
 
     def _assumed_end(self, rollout: RolloutEvent, rewarded: bool, now: datetime) -> RolloutEvent:
@@ -188,7 +190,7 @@ def _outcomes(state: JoinState, time: datetime) -> Iterator[Outgoing]:
     )
 
 
-def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
+def _emit(state: JoinState, event_id: str, time: datetime) -> Outgoing:
     """Return the trajectory of a closed rollout and note in the state that it was emitted.
 
     It is put together from encoded parts: they were validated when they arrived.
@@ -196,6 +198,7 @@ def _emitted(state: JoinState, event_id: str, time: datetime) -> Outgoing:
     assert state.rollout is not None  # noqa: S101 - closed
     rollout, counted = state.rollout, rewards_that_count(state.rewards)
     state.revision += 1
+    # Values only: another event with the same value teaches nothing new.
     state.reward_revision += values(counted) != values(state.counted)
     state.counted = counted
     payload = {

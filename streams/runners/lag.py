@@ -63,6 +63,7 @@ def wait_until_drained(log: Log, processors: Sequence[Processor[Any]], timeout_s
             settled_since = time.monotonic()
         if time.monotonic() > deadline:
             raise NotDrainedError(f"records still to be read after {timeout_s:.0f} s: {waiting}")
+        # Each look asks the log, which the processors need, too.
         time.sleep(0.05)
 
 

@@ -37,6 +37,7 @@ class ArtifactStore:
         path = self._path(digest)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
+            # In the same folder, because a rename is atomic only within one file system.
             with NamedTemporaryFile(dir=path.parent, delete=False) as partial:
                 try:
                     partial.write(content)
@@ -45,6 +46,7 @@ class ArtifactStore:
                     # an empty file.
                     os.fsync(partial.fileno())
                     Path(partial.name).replace(path)
+                # Also on Ctrl-C: a partial file would stay in the store for ever.
                 except BaseException:
                     with suppress(FileNotFoundError):
                         Path(partial.name).unlink()
@@ -64,6 +66,7 @@ class ArtifactStore:
             raise RejectedRecordError(
                 f"artifact {artifact.sha256} is not in {self._folder}"
             ) from error
+        # Checked at each read: a disk may damage a file long after it was written.
         if sha256(content).hexdigest() != artifact.sha256:
             raise RejectedRecordError(
                 f"artifact {path} is damaged: its bytes do not match its hash"
@@ -73,6 +76,7 @@ class ArtifactStore:
     def put_folder(self, folder: Path) -> Artifact:
         """Store each file of a folder by its hash. Return the reference of the list of files."""
         files = []
+        # Sorted, and the keys below too: equal folders must give equal lists, and so one artifact.
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest = self._keep(path)
             files.append(
@@ -98,6 +102,7 @@ class ArtifactStore:
                 f"artifact {artifact.sha256} is {artifact.media_type}, not a folder"
             )
         partial = folder.with_name(f"{folder.name}.partial")
+        # Left by a process that was killed while it wrote.
         shutil.rmtree(partial, ignore_errors=True)
         for file in orjson.loads(self.get(artifact))["files"]:
             source, copy = self._path(file["sha256"]), partial / file["path"]
@@ -107,6 +112,7 @@ class ArtifactStore:
                 )
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
+                # A link takes no space and no time; the weights of a model are gigabytes.
                 copy.hardlink_to(source)
             except OSError:  # another file system
                 shutil.copyfile(source, copy)
@@ -120,6 +126,7 @@ class ArtifactStore:
         kept = self._path(digest)
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
+            # The pid keeps two processes that store the same file out of each other's way.
             partial = kept.with_name(f"{digest}.{os.getpid()}.partial")
             shutil.copyfile(path, partial)
             with partial.open("rb") as written:
@@ -130,6 +137,7 @@ class ArtifactStore:
         return digest
 
     def _path(self, digest: str) -> Path:
+        # 256 subfolders: one folder with very many files is slow on some file systems.
         return self._folder / digest[:2] / digest[2:]
 
 

@@ -97,6 +97,7 @@ def read_all(
     """
     beginnings = log.beginnings(topic)
     for partition, end in log.ends(topic).items():
+        # Retention may have deleted what lies before the beginning.
         offset = max((start or {}).get(partition, 0), beginnings[partition])
         while offset < end:
             records = [
@@ -104,6 +105,7 @@ def read_all(
                 for record in log.read(topic, partition, offset, batch)
                 if record.offset < end
             ]
+            # Compaction and retention may delete the rest while this reads.
             if not records:
                 break
             yield from records

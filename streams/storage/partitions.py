@@ -5,6 +5,7 @@ from functools import lru_cache
 from kafka.partitioner.default import murmur2
 
 
+# The murmur2 of kafka-python is plain Python, and the same keys come again and again.
 @lru_cache(maxsize=65_536)
 def partition_of(key: bytes | None, partitions: int) -> int:
     """Return the partition of a key, by Kafka's default rule (murmur2, sign bit cleared, modulo).
@@ -13,4 +14,5 @@ def partition_of(key: bytes | None, partitions: int) -> int:
     """
     if key is None:
         return 0
+    # Kafka clears the sign bit, because Java has no unsigned integers.
     return int(murmur2(key) & 0x7FFFFFFF) % partitions

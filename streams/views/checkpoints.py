@@ -25,6 +25,7 @@ class Checkpoints:
         """Take in a change of a checkpoint's state."""
         if isinstance(event, CheckpointEvent):
             change = event.payload
+            # A change says only what changed, so artifact and lineage come from the first record.
             known = self.all.get((change.name, change.version))
             self.all[change.name, change.version] = merged(known, change) if known else change
 

@@ -24,4 +24,5 @@ class Orders:
     def apply(self, event: AnyEvent) -> None:
         """Take in an order."""
         if isinstance(event, CommandEvent):
+            # An append that is repeated after an error may write an order twice.
             self.all.setdefault(event.event_id, event)

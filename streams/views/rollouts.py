@@ -45,6 +45,7 @@ class Rollouts:
         """Take in a change of a rollout's state."""
         if not isinstance(event, RolloutEvent):
             return
+        # Forgotten when it ends, so that the view is as small as what is open.
         if event.payload.state in TERMINAL:
             self.open.pop(event.rollout_key, None)
         else:

@@ -27,4 +27,4 @@ class Routes:
         """Take in a route."""
         if isinstance(event, RouteEvent):
             route = event.payload
-            self.current[route.name] = route.succeeding(self.current.get(route.name))
+            self.current[route.name] = route.with_history_after(self.current.get(route.name))

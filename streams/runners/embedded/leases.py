@@ -92,6 +92,7 @@ class Leases:
 
     def _announce(self, now_ms: int) -> int:
         """Announce that this worker lives; return its share, in partitions."""
+        # Members that died are removed first, or they would keep their share for ever.
         execute = self._log.connection.execute
         execute(
             "DELETE FROM members WHERE consumer_group = ? AND expires_ms < ?", (self._group, now_ms)
@@ -108,11 +109,14 @@ class Leases:
                 (self._group,),
             )
         ]
+        # The names are sorted, so all workers compute the same shares without talking to each
+        # other.
         whole, rest = divmod(self._partitions, len(members))
         return whole + (members.index(self._member) < rest)
 
     def _renew(self, now_ms: int) -> None:
         self._log.connection.execute(
+            # A lease that expired but that nobody took is still ours, so it is renewed, too.
             "UPDATE leases SET expires_ms = ? WHERE consumer_group = ? AND member = ?",
             (now_ms + self._lease_ms, self._group, self._member),
         )
@@ -143,6 +147,7 @@ class Leases:
             if p not in self.held and taken.get(p, (0, 0))[1] < now_ms
         ]
         for partition in free[: max(count, 0)]:
+            # A higher epoch makes a commit of the last owner fail, even if it is this same worker.
             epoch = taken.get(partition, (0, 0))[0] + 1
             self._log.connection.execute(
                 'INSERT INTO leases (consumer_group, "partition", member, epoch, expires_ms)'

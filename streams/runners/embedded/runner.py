@@ -38,6 +38,7 @@ class EmbeddedRunner(Generic[S]):
         lease_s: float = DEFAULT_LEASE_S,
     ) -> None:
         counts = {topic.partitions for topic in processor.topics}
+        # A key would lie in different partitions of the topics, and so with different workers.
         if len(counts) != 1:
             raise ValueError(
                 f"{processor.name} joins topics with different numbers of partitions:"
@@ -53,6 +54,7 @@ class EmbeddedRunner(Generic[S]):
 
     def run_once(self) -> int:
         """Process one batch of records and passed deadlines. Return how many there were."""
+        # Another worker may have processed these partitions meanwhile, so nothing of them is kept.
         if self._leases.refresh():
             self._states.clear()
             self._positions = self._log.committed(
@@ -88,5 +90,6 @@ class EmbeddedRunner(Generic[S]):
             self._log.append_within([output.outgoing.record() for output in batch.outputs])
             self._states.write_within(batch.changes)
             self._log.commit_within(self.processor.group, positions)
+        # Only after the commit: the cache must never hold what the log does not.
         self._states.remember(batch.changes)
         self._positions |= positions

@@ -73,6 +73,7 @@ class CachedStates(Generic[S]):
     def remember(self, changes: dict[Key, StateChange[S]]) -> None:
         """Add committed changes to the cache."""
         for key, change in changes.items():
+            # Taken out first, so that the key moves to the end: the cache drops the least recent.
             self._cache.pop(key, None)
             if change.state is not None:
                 self._cache[key] = change.state

@@ -75,14 +75,18 @@ class Worker:
             logger.error(
                 "worker thread failed", thread=threading.current_thread().name, error=repr(error)
             )
+            # The first failure is kept; the others often follow from it.
             self._failure = self._failure or error
             self._stop.set()
 
     def _run_group(self, processor: Processor[Any]) -> None:
+        # A connection belongs to one thread, so each thread opens its own.
         with EmbeddedLog(self._path) as log:
             runner = EmbeddedRunner(log, processor, self._member, lease_s=self._lease_s)
             while not self._stop.is_set():
                 if runner.run_once():
+                    # Let the next batch fill: a transaction costs nearly the same for one record
+                    # and for many.
                     self._stop.wait(self._linger_s)
                 else:
                     log.wait_for_change(timeout_s=0.25)

@@ -44,6 +44,7 @@ class TransactionalChangelog:
         """
         async for attempt in _patiently():
             with attempt:
+                # An attempt that failed may have left a producer that still holds the id.
                 await self.close()
                 async with asyncio.timeout(ACKNOWLEDGED_IN_S):
                     self._producer = AIOKafkaProducer(
@@ -55,6 +56,7 @@ class TransactionalChangelog:
                     )
                     await self._producer.start()  # ends what an earlier writer left open
                 return await self._read_states()
+        # For the type checker: the loop above ends only by its return.
         raise AssertionError("unreachable: it is tried until it succeeds")
 
     async def commit(self, states: Sequence[NewRecord], outputs: Sequence[NewRecord]) -> None:
@@ -66,6 +68,7 @@ class TransactionalChangelog:
         topic, partition = self._place
         try:
             async with asyncio.timeout(ACKNOWLEDGED_IN_S):
+                # Outputs and states in one transaction: neither is ever there without the other.
                 await self._producer.begin_transaction()
                 for output in outputs:
                     await self._send(self._cluster.prefixed(output.topic), output)
@@ -73,6 +76,7 @@ class TransactionalChangelog:
                     await self._send(topic, state, partition)
                 await self._producer.commit_transaction()
         except FAILURES as error:
+            # A commit whose answer was lost may have succeeded. Only reading the states tells.
             raise OutdatedError(f"{type(error).__name__} {error}") from error
 
     async def close(self) -> None:
@@ -98,6 +102,7 @@ class TransactionalChangelog:
         await consumer.start()
         try:
             consumer.assign([self._place])
+            # `load` has ended all open transactions, so this end can be reached.
             end = (await consumer.end_offsets([self._place]))[self._place]
             consumer.seek(self._place, 0)
             stored: list[Record] = []

@@ -71,6 +71,7 @@ def create_app(
 
     async def work() -> None:
         while True:
+            # Wait for one record, then take what else is here: batches grow only under load.
             events = [await arrived.get()]
             while len(events) < processor.batch and not arrived.empty():
                 events.append(arrived.get_nowait())
@@ -94,6 +95,7 @@ def create_app(
     async def look_again(*_: Any, **__: Any) -> None:
         gaps.look_again()
 
+    # Faust keeps weak references, and nothing else holds these functions.
     app.on_partitions_assigned.connect(look_again, weak=False)
     app.agent(source, name=f"{name}.consume")(consume)
     app.task(work)
@@ -122,12 +124,14 @@ def _faust_app(
         broker_session_timeout=session_s,
         # Kafka's advice: a third of the session, so that two heartbeats may be lost.
         broker_heartbeat_interval=session_s / 3,
+        # Faust keeps no states for us; a local database would only have to be cleaned up.
         store="memory://",
         datadir=str(folder),
         key_serializer="raw",
         value_serializer="raw",
         topic_partitions=partitions,
         topic_disable_leader=True,
+        # `everloop topics` declares topics, with their partitions and settings.
         topic_allow_declare=False,
         consumer_max_fetch_size=MAX_RECORD_BYTES,
         web_enabled=False,

@@ -91,6 +91,7 @@ class KafkaStage(Generic[S]):
         except TimeoutError:
             logger.warning("last batch cut off", group=self.processor.group)
             return
+        # The lock is held, so no batch is under way.
         for states in self._partitions.values():
             await states.close()
         self._partitions = {}
@@ -106,6 +107,7 @@ class KafkaStage(Generic[S]):
     async def _run(self, records: Sequence[Record], due: Sequence[Key]) -> set[int]:
         """Process records and deadlines. Return the partitions whose commit failed."""
         partitions = {record.partition for record in records} | {partition for partition, _ in due}
+        # Copies: the states keep their positions until the commit has succeeded.
         positions = {
             partition: self._partitions[partition].positions.copy() for partition in partitions
         }
@@ -145,6 +147,7 @@ class KafkaStage(Generic[S]):
             logger.warning(
                 "states outdated", group=self.processor.group, partition=partition, error=str(error)
             )
+            # Removed before it is closed: `take` must open it anew, even if closing fails.
             del self._partitions[partition]
             await states.close()
             return False

@@ -68,6 +68,7 @@ class StalledPartitions:
         active = {
             place for place in self._app.assignor.assigned_actives() if place.topic in self._topics
         }
+        # While partitions move, a standing offset means nothing.
         if self._app.rebalancing or not active:
             self._watched = {}
             return
@@ -78,6 +79,7 @@ class StalledPartitions:
             committed = consumer._committed_offset.get(place) or 0
             known = self._watched.get(place)
             if committed >= ends[place]:
+                # It moves again, so the attempts are forgotten as well.
                 self._watched.pop(place, None)
             elif known is None or known.committed != committed:
                 self._watched[place] = _Watched(committed, self._clock())
@@ -85,6 +87,7 @@ class StalledPartitions:
                 if await self._unread(place, committed):
                     await self._take_up(place, known, ends[place])
                 else:
+                    # Only markers of transactions lie there. Nothing is stalled.
                     known.since = self._clock()
 
     async def _take_up(self, place: Any, known: _Watched, end: int) -> None:

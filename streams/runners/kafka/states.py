@@ -153,6 +153,7 @@ class PartitionStates(Generic[S]):
         records = [
             _state_record(self._processor, key, change)
             for key, change in changes.items()
+            # A key that came and went within one batch was never stored, so no tombstone is needed.
             if change.state is not None or key in self._values
         ]
         records.append(NewRecord("", POSITIONS_KEY, positions.encode()))
@@ -184,6 +185,8 @@ class PartitionStates(Generic[S]):
         for name, value in record.headers:
             if name == DEADLINE_HEADER:
                 self._deadlines[key] = int(value)
+                # An older entry of the key stays; `due` skips it. To search the heap for it would
+                # cost more.
                 heapq.heappush(self._queue, (int(value), key))
 
 

@@ -160,6 +160,7 @@ def apply(cluster: Cluster, changes: Sequence[TopicChange], replication: int = -
         try:
             if created:
                 admin.create_topics(created)
+                # Brokers answer before every one of them knows the topic.
                 admin.wait_for_topics(list(created))
             results = admin.alter_configs(configured)["topic"] if configured else {}
         except KafkaError as error:

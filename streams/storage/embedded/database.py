@@ -33,13 +33,17 @@ def open_database(
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # isolation_level=None: `transaction` alone begins and ends transactions.
         connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
     except (OSError, sqlite3.OperationalError) as error:
         raise LogUnavailableError(f"cannot open the log {path}: {error}") from error
     try:
         _use_wal(connection, busy_timeout_s)
+        # In WAL mode, NORMAL keeps commits when the process dies; only FULL keeps them in a power
+        # cut.
         connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        # Two processes may open a new file at once; the second waits here and finds it prepared.
         with transaction(connection):
             _prepare(connection, path)
     except sqlite3.OperationalError as error:
@@ -80,14 +84,17 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             f" {VERSION})"
         )
     if version == 0:
+        # Version 0 is an empty file, or the file of a program that sets no version.
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise LogUnreadableError(
                 f"{path} is another program's SQLite file; choose another path with `log`"
             )
         statements = (Path(__file__).parent / "schema.sql").read_text()
+        # Not `executescript`: it would commit the transaction around this first.
         for statement in statements.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
+    # At each opening: a newer version may have more topics.
     connection.executemany(
         "INSERT INTO topics (name, partitions) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
         [(topic.name, topic.partitions) for topic in TOPICS.values()],
@@ -110,9 +117,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
     """Run the block's reads on one state of the file, whatever others commit meanwhile."""
+    # A transaction has one snapshot already, and SQLite does not nest them.
     if connection.in_transaction:
         yield
         return
+    # Deferred: readers take no lock, so they never make a writer wait.
     connection.execute("BEGIN DEFERRED")
     try:
         yield

@@ -87,6 +87,7 @@ class EmbeddedLog:
         for record in records:
             topic = self._topic(record.topic)
             partition = partition_of(record.key, topic.partitions)
+            # Ends are read once a batch. The write lock is held, so nobody else moves them.
             offset = ends.get((topic.id, partition))
             if offset is None:
                 offset = self._end(topic.id, partition)
@@ -143,6 +144,7 @@ class EmbeddedLog:
                 self._select(topic, partition, offset, limit)
                 for (topic, partition), offset in positions.items()
             ]
+            # Each source is ordered by offset, so also by sequence: a merge needs no sorting.
             return list(islice(merge(*sources, key=lambda record: record.sequence), limit))
 
     def _select(self, topic: str, partition: int, offset: int, limit: int) -> Iterator[Record]:
@@ -166,6 +168,7 @@ class EmbeddedLog:
     def beginnings(self, topic: str) -> Mapping[int, int]:
         """Return the first offset still there, by partition."""
         row = self._topic(topic)
+        # A partition without records begins where it ends.
         found: dict[int, int] = dict(
             self._rows(
                 'SELECT "partition", min("offset") FROM records WHERE topic = ? GROUP BY'
@@ -273,6 +276,7 @@ class EmbeddedLog:
         deadline = time.monotonic() + timeout_s
         while True:
             version = self._rows("PRAGMA data_version")[0][0]
+            # `data_version` changes when another connection commits, never by our own commits.
             if version != self._data_version:
                 self._data_version = version
                 return True
@@ -297,6 +301,7 @@ class EmbeddedLog:
             self._rows(f"PRAGMA {name}")[0][0]
             for name in ("page_count", "freelist_count", "page_size")
         )
+        # SQLite does not give free pages back to the disk.
         return int((pages - free) * size)
 
     def enforce_retention(self, at: datetime) -> int:
@@ -319,6 +324,7 @@ class EmbeddedLog:
         return deleted
 
     def _compact(self, topic: int, at: datetime) -> int:
+        # Within a partition only: records of one key are all in the same partition.
         superseded = self._delete(
             "DELETE FROM records WHERE topic = ? AND key IS NOT NULL AND sequence < (SELECT"
             " max(sequence) FROM"
@@ -327,6 +333,7 @@ class EmbeddedLog:
             " AND newer.key = records.key)",
             topic,
         )
+        # A tombstone that is deleted at once would never be seen by a follower that is behind.
         cutoff = to_milliseconds(at - TOMBSTONE_GRACE)
         return superseded + self._delete(
             "DELETE FROM records WHERE topic = ? AND value IS NULL AND timestamp_ms < ?",
@@ -343,6 +350,8 @@ class EmbeddedLog:
             return self.connection.execute(statement, parameters).fetchall()
 
     def _end(self, topic: int, partition: int) -> int:
+        # Of `ends`, not of the records: retention may have deleted them, and an offset is never
+        # used again.
         row = self.connection.execute(
             'SELECT next FROM ends WHERE topic = ? AND "partition" = ?', (topic, partition)
         ).fetchone()
@@ -376,6 +385,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
 def _pack_headers(headers: Headers) -> bytes | None:
     if not headers:
         return None
+    # Latin-1 gives each byte one character, so any bytes survive JSON.
     return orjson.dumps([[name, value.decode("latin-1")] for name, value in headers])
 
 

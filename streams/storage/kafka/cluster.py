@@ -43,6 +43,7 @@ class Cluster:
 
     def prefixed(self, name: str) -> str:
         """Return what a topic, group or transaction of ours is called on the cluster."""
+        # A prefix, and not a suffix: Kafka's access lists can match prefixes.
         return self.prefix + name
 
     def ours(self, name: str) -> str:

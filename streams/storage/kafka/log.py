@@ -85,10 +85,13 @@ class KafkaLog:
         with self._translate_errors("read from"):
             consumer = self._consumer()
             wanted = {self._place(*place): offset for place, offset in positions.items()}
+            # To assign again drops what was fetched ahead, so it is done only for other partitions.
             if consumer.assignment() != wanted.keys():
                 consumer.assign(list(wanted))
                 self._at = {}
             for place, offset in wanted.items():
+                # A seek drops what was fetched ahead, too. A reader that goes on where it stopped
+                # needs none.
                 if self._at.get(place) != offset:
                     consumer.seek(place, offset)
             self._at = wanted
@@ -96,6 +99,8 @@ class KafkaLog:
                 polled = consumer.poll(timeout_ms=_POLL_MS, max_records=limit)
                 records = [self._record(found) for batch in polled.values() for found in batch]
                 self._at |= {self._place(r.topic, r.partition): r.offset + 1 for r in records}
+                # An empty poll may only mean that the answer is not here yet. So the ends are asked
+                # for, too.
                 if records or (time.monotonic() >= deadline and self._at_ends(consumer, wanted)):
                     return records
 
@@ -148,9 +153,11 @@ class KafkaLog:
         }
         behind = {place: positions[place] for place, count in lag.items() if count}
         read: set[tuple[str, int]] = set()
+        # Markers of transactions take offsets. Only a read shows whether a record lies behind one.
         while rest := {place: offset for place, offset in behind.items() if place not in read}:
             records = self.fetch(rest, len(rest))
             if not records:
+                # Nothing can be read there: only markers are left.
                 return lag | dict.fromkeys(rest, 0)
             read |= {(record.topic, record.partition) for record in records}
         return lag
@@ -174,6 +181,8 @@ class KafkaLog:
     def state(self, group: str, key: str) -> bytes | None:
         """Return a processor's state for a key as it was last stored, None where there is none."""
         stored: bytes | None = None
+        # Kafka has no lookup by key. Commands ask for one state now and then, so reading all is
+        # enough.
         for record in read_all(self, changelog_of(group)):
             if record.key == state_key(key):
                 stored = record.value
@@ -207,12 +216,16 @@ class KafkaLog:
         timeout_ms = int(self._timeout_s * 1000)
         return self._client(
             KafkaProducer,
+            # All in-sync replicas have a record before it is acknowledged.
             acks="all",
+            # Without it, a retry after a lost acknowledgement writes a record twice.
             enable_idempotence=True,
+            # A dead letter may be twice as large as a record.
             max_request_size=2 * MAX_RECORD_BYTES,
             max_block_ms=timeout_ms,
             delivery_timeout_ms=timeout_ms,
             request_timeout_ms=timeout_ms,
+            # Callers wait for the acknowledgement; lingering would only add to their time.
             linger_ms=0,
         )
 
@@ -222,6 +235,7 @@ class KafkaLog:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            # Outputs of transactions that were aborted are no events.
             isolation_level="read_committed",
             max_partition_fetch_bytes=MAX_RECORD_BYTES,
         )
@@ -262,6 +276,7 @@ class KafkaLog:
 
     def _client(self, kind: type, **options: Any) -> Any:
         if kind not in self._clients:
+            # A client tries to connect for its whole timeout, also where nothing listens.
             knock(self._cluster.servers, min(KNOCK_S, self._timeout_s))
             self._clients[kind] = kind(
                 **self._cluster.client_options,
