@@ -18,7 +18,7 @@ import numpy as np
 from learners.bounds import lower_bound
 from learners.contract import Policy
 from learners.gains import bets, chances, weight_spread
-from learners.logged import Floats, Logged, Rollouts, propensities_of, rewards_of
+from learners.logged import ByRollout, Floats, Logged, propensities_of, rewards_of
 from learners.modelled_rewards import ModelledRewards
 
 SWITCH_ABOVE = 20.0
@@ -102,7 +102,7 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
     """
     if len(log) < 2:
         raise ValueError(f"an evaluation needs at least two decisions, got {len(log)}")
-    rewards, rollouts = rewards_of(log), Rollouts(log)
+    rewards, rollouts = rewards_of(log), ByRollout(log)
     chosen, distributions = chances(policy, log)
     weights = chosen / propensities_of(log)
     model = ModelledRewards(log)
@@ -145,7 +145,7 @@ def compare(
     modelled = model.values(new_all) - model.values(old_all)
     tail, spread = (1.0 - confidence) / 2, weight_spread(policy, against, log)
     return PolicyDifference(
-        float(Rollouts(log).means(modelled + (new - old) * (rewards - model.chosen)).mean()),
+        float(ByRollout(log).means(modelled + (new - old) * (rewards - model.chosen)).mean()),
         Interval(
             lower_bound(*bets(new, old, spread, log), tail),
             -lower_bound(*bets(old, new, (-spread[1], -spread[0]), log), tail),

@@ -10,7 +10,7 @@ import numpy as np
 
 from learners.bounds import lower_bound
 from learners.contract import Policy, distribution
-from learners.logged import Floats, Logged, Rollouts, propensities_of, rewards_of
+from learners.logged import ByRollout, Floats, Logged, propensities_of, rewards_of
 from learners.policies import UNIFORM_VERSION, UniformPolicy
 
 
@@ -37,7 +37,7 @@ def compare_on(policy: Policy, against: Policy, log: Sequence[Logged], error: fl
     Args:
         error: probability that the bound is wrong, in (0, 1).
     """
-    rollouts, rewards = Rollouts(log), rewards_of(log)
+    rollouts, rewards = ByRollout(log), rewards_of(log)
     new, old = weights_of(policy, log), weights_of(against, log)
     above = rewards - rollouts.means(rewards).mean()
     values, least = bets(new, old, weight_spread(policy, against, log), log)
@@ -94,7 +94,7 @@ def bets(
     Args:
         spread: least and greatest w - v where the uniform baseline chose.
     """
-    rewards, rollouts = rewards_of(log), Rollouts(log)
+    rewards, rollouts = rewards_of(log), ByRollout(log)
     earned = rollouts.means(rewards)
     before = (0.5 + np.concatenate([[0.0], np.cumsum(earned)[:-1]])) / np.arange(1, len(earned) + 1)
     by_uniform = np.array([item.decision.policy_version == UNIFORM_VERSION for item in log])

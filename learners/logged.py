@@ -36,7 +36,7 @@ def rollouts_of(log: Sequence[Logged]) -> int:
     return len(named) + sum(item.rollout is None for item in log)
 
 
-class Rollouts:
+class ByRollout:
     """The rollouts of a log, in the order in which they first appear."""
 
     def __init__(self, log: Sequence[Logged]) -> None:

@@ -24,12 +24,12 @@ from research_society.edges import (
 )
 from research_society.limits import MAX_TOOL_ROUNDS, MAX_TURNS
 from research_society.outputs import (
+    FinalDecision,
     JuniorResearch,
     Output,
     Refinement,
     ReviewDecision,
     Selection,
-    Verdict,
 )
 from research_society.outputs import Protocol as ProtocolOutput
 from research_society.roles import (
@@ -213,7 +213,7 @@ class Society:
             "protocol": state["experimental_protocol"].model_dump(),
             "reviews": [state["peer_review"].model_dump(), state["safety_review"].model_dump()],
         }
-        answer, turns = await self._ask(PRINCIPAL_INVESTIGATOR, Verdict, given, config)
+        answer, turns = await self._ask(PRINCIPAL_INVESTIGATOR, FinalDecision, given, config)
         return {
             "final_protocol": answer.final_protocol,
             "final_decision": answer.final_decision,

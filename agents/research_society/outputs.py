@@ -51,7 +51,7 @@ class ReviewDecision(Output):
     feedback: str
 
 
-class Verdict(Output):
+class FinalDecision(Output):
     """The principal investigator's last word: GO if the evidence supports the hypothesis, NO-GO if
     not.
     """

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import orjson
 
 from research_society.outputs import (
+    FinalDecision,
     JuniorResearch,
     Output,
     Protocol,
     Refinement,
     ReviewDecision,
     Selection,
-    Verdict,
 )
 
 
@@ -102,7 +102,7 @@ PRINCIPAL_INVESTIGATOR = Role(
     "Principal Investigator",
     "Decide: GO if the evidence in the hypothesis answers the research goal with yes, NO-GO if"
     " it does not.",
-    Verdict,
+    FinalDecision,
     temperature=0.0,
 )
 

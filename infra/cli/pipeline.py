@@ -16,7 +16,7 @@ from infra.processes.run_file import running_installation
 if TYPE_CHECKING:
     from infra.analytics.report import Report
     from infra.pipeline.phases import PhaseResult
-    from infra.pipeline.tasks import Task
+    from infra.pipeline.tasks import PipelineTask
 
 # How long the report waits for analytics to read what the phases wrote.
 ANALYTICS_TIMEOUT_S = 30.0
@@ -65,7 +65,9 @@ def pipeline(
     )
 
 
-def _run_phases(settings: Settings, tasks: "list[Task]", rounds: int) -> "list[PhaseResult]":
+def _run_phases(
+    settings: Settings, tasks: "list[PipelineTask]", rounds: int
+) -> "list[PhaseResult]":
     """Run the phases, and say each result as it comes. Ctrl-C ends them; what ran is returned."""
     from infra.installation.processors import all_processors
     from infra.pipeline.phases import Pipeline

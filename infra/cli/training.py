@@ -12,7 +12,7 @@ from infra.cli.options import AsJson, app, console, moment, print_json, print_ta
 from infra.cli.views import existing_log
 from infra.config.settings import Settings, load_settings
 from infra.runtime.errors import ConfigError
-from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, Result
+from infra.training.jobs import JOB, OUTPUT, PROGRESS, RESULT, Job, JobFolder, RunResult
 from learners.training.config import HEADS, MODEL, AnyConfig, Method
 from schemas.checkpoints import OffsetRange
 from schemas.commands import Command, CommandEvent
@@ -101,7 +101,7 @@ def _order(log: Log, target: str, method: Method, manifest: Manifest) -> None:
     )
 
 
-def _result_of(settings: Settings, job: Job) -> tuple[JobFolder, Result]:
+def _result_of(settings: Settings, job: Job) -> tuple[JobFolder, RunResult]:
     """Run a job to its end, and return its folder with its result.
 
     Raises:

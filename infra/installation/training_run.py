@@ -25,7 +25,7 @@ from infra.training.jobs import (
     Job,
     JobFolder,
     Progress,
-    Result,
+    RunResult,
 )
 from infra.training.judge import NAME, GradingModel
 from learners.datasets import prompt_rows
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging()
     folder = JobFolder(Path(name))
     try:
-        folder.write(RESULT, Result(metrics=_run(folder)))
+        folder.write(RESULT, RunResult(metrics=_run(folder)))
     except _mendable() as error:
         folder.write(FAILURE, Failure(reason=str(error)))
         return 1

@@ -14,7 +14,7 @@ from everloop_client import AsyncClient, Client, GatewayError
 from everloop_client.asynchronous import AsyncRollout
 
 from infra.pipeline.settings import PipelineSettings
-from infra.pipeline.tasks import Task
+from infra.pipeline.tasks import PipelineTask
 from infra.runtime.errors import ConfigError
 from learners.references import UnknownReferenceError, resolve
 from schemas.rollouts import Split
@@ -144,19 +144,19 @@ def configured_agent(settings: PipelineSettings) -> Agent:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class PlannedRollout:
     """One rollout to be run."""
 
     rollout_id: str
-    task: Task
+    task: PipelineTask
     split: Split
     group: str
 
 
-async def run_attempts(
-    agent: Agent, client: AsyncClient, settings: PipelineSettings, attempts: Sequence[Attempt]
+async def run_rollouts(
+    agent: Agent, client: AsyncClient, settings: PipelineSettings, planned: Sequence[PlannedRollout]
 ) -> None:
-    """Run attempts in their order, `settings.parallel` at a time. One that fails, or takes longer
+    """Run rollouts in their order, `settings.parallel` at a time. One that fails, or takes longer
     than `settings.rollout_s`, ends its rollout as failed; the others go on.
 
     Raises:
@@ -164,31 +164,31 @@ async def run_attempts(
     """
     room = asyncio.Semaphore(settings.parallel)
 
-    async def run(attempt: Attempt) -> None:
+    async def run(rollout: PlannedRollout) -> None:
         async with room:
-            await _run_one(agent, client, settings, attempt)
+            await _run_one(agent, client, settings, rollout)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for attempt in attempts:
-                group.create_task(run(attempt))
+            for rollout in planned:
+                group.create_task(run(rollout))
     except* GatewayError as failures:
         first = failures.exceptions[0]
         raise ConfigError(f"pipeline: {first}; is pipeline.api_key right?") from first
 
 
 async def _run_one(
-    agent: Agent, client: AsyncClient, settings: PipelineSettings, attempt: Attempt
+    agent: Agent, client: AsyncClient, settings: PipelineSettings, planned: PlannedRollout
 ) -> None:
-    task = attempt.task
+    task = planned.task
     rollout = client.rollout(
-        id=attempt.rollout_id,
+        id=planned.rollout_id,
         task=task.id,
         input=task.input,
         expected=task.expected,
         agent=settings.name,
-        split=attempt.split,
-        group=attempt.group,
+        split=planned.split,
+        group=planned.group,
     )
     await rollout.begin()
     error: str | None = None
@@ -203,7 +203,7 @@ async def _run_one(
             error = f"it took longer than pipeline.rollout_s, {settings.rollout_s:g} s"
         else:
             error = f"{type(failure).__name__}: {failure}"
-        logger.warning("rollout failed", rollout_id=attempt.rollout_id, error=error)
+        logger.warning("rollout failed", rollout_id=planned.rollout_id, error=error)
     await _end(rollout, error)
 
 

@@ -14,9 +14,9 @@ from everloop_client import AsyncClient
 from pydantic import BaseModel
 
 from infra.analytics.report import Report
-from infra.pipeline.agents import Attempt, configured_agent, run_attempts
+from infra.pipeline.agents import PlannedRollout, configured_agent, run_rollouts
 from infra.pipeline.settings import PhaseSettings, PipelineSettings
-from infra.pipeline.tasks import Task
+from infra.pipeline.tasks import PipelineTask
 from infra.runtime.errors import ConfigError
 from infra.training.views import TrainingViews
 from learners.training.config import HEADS, AnyConfig
@@ -121,7 +121,7 @@ class Pipeline:
         gateway_url: str,
         log: Log,
         processors: Sequence[Processor[Any]],
-        tasks: Sequence[Task],
+        tasks: Sequence[PipelineTask],
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._pipeline, self._log = settings, log
@@ -287,11 +287,12 @@ class Pipeline:
         repeated = (task for task in self._tasks for _ in range(phase.samples))
         self._rollouts(islice(repeated, rollouts), "train", group)
 
-    def _rollouts(self, tasks: Iterable[Task], split: Split, group: str) -> None:
-        attempts = [
-            Attempt(f"{self._name}-{next(self._numbers):06d}", task, split, group) for task in tasks
+    def _rollouts(self, tasks: Iterable[PipelineTask], split: Split, group: str) -> None:
+        planned = [
+            PlannedRollout(f"{self._name}-{next(self._numbers):06d}", task, split, group)
+            for task in tasks
         ]
-        self._loop.run(run_attempts(self._agent, self._client, self._pipeline, attempts))
+        self._loop.run(run_rollouts(self._agent, self._client, self._pipeline, planned))
         self._drained()
 
     def _drained(self) -> None:

@@ -23,7 +23,7 @@ HELD_OUT_SHARE = 0.2
 """Share of tasks that are held out, of those that do not say where they belong."""
 
 
-class Task(BaseModel):
+class PipelineTask(BaseModel):
     """One task.
 
     Attributes:
@@ -49,7 +49,7 @@ class Task(BaseModel):
         return int.from_bytes(digest) / 2**32 < HELD_OUT_SHARE
 
 
-def load_tasks(source: str | None) -> list[Task]:
+def load_tasks(source: str | None) -> list[PipelineTask]:
     """Return the tasks.
 
     Args:
@@ -87,10 +87,10 @@ def _called(reference: str) -> Iterable[Any]:
         raise ConfigError(f"pipeline.tasks: {reference}() failed: {one_line(error)}") from error
 
 
-def _task(source: str, number: int, entry: Any) -> Task:
+def _task(source: str, number: int, entry: Any) -> PipelineTask:
     try:
         document = orjson.loads(entry) if isinstance(entry, bytes) else entry
-        return Task.model_validate(document)
+        return PipelineTask.model_validate(document)
     except orjson.JSONDecodeError as error:
         raise ConfigError(f"pipeline.tasks: {source}, task {number}: not JSON: {error}") from error
     except ValidationError as error:

@@ -64,7 +64,7 @@ class Failure(BaseModel):
     reason: str
 
 
-class Result(BaseModel):
+class RunResult(BaseModel):
     """What a run measured; its weights lie in `model/`."""
 
     metrics: dict[str, float]
@@ -101,10 +101,10 @@ class JobFolder:
         return Job.model_validate_json((self.folder / JOB).read_bytes())
 
     @property
-    def result(self) -> Result | None:
+    def result(self) -> RunResult | None:
         """What it came to, if it succeeded."""
         path = self.folder / RESULT
-        return Result.model_validate_json(path.read_bytes()) if path.exists() else None
+        return RunResult.model_validate_json(path.read_bytes()) if path.exists() else None
 
     @property
     def failure(self) -> Failure | None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise, product
 from math import sqrt
-from typing import Protocol
 from zlib import crc32
 
+from learners.bandit.features import Described
 from learners.bandit.tokens import tokens
 
 BITS = 18
@@ -34,20 +34,6 @@ def latin_words(text: str) -> list[str]:
 
 TOKENS: dict[int, Callable[[str], list[str]]] = {2: latin_words, 3: tokens}
 """How each version reads a text."""
-
-
-class Described(Protocol):
-    """What can be chosen, as far as features go; a `schemas.decisions.Candidate` is one."""
-
-    @property
-    def text(self) -> str:
-        """What a text policy reads."""
-        ...
-
-    @property
-    def numbers(self) -> Mapping[str, float]:
-        """Numeric features by name."""
-        ...
 
 
 Term = tuple[str, str, float]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from learners.bandit.beliefs import BY_MEMBER
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
-from learners.bandit.vocabulary import Counts, Vocabulary
+from learners.bandit.vocabulary import FrequentItems, Vocabulary
 
 
 def regressor_to_json(regressor: BlockBayesianRegressor) -> dict[str, Any]:
@@ -103,14 +103,14 @@ def vocabulary_from_json(document: dict[str, Any]) -> Vocabulary:
     )
 
 
-def _counts_to_json(counts: Counts) -> list[str]:
+def _counts_to_json(counts: FrequentItems) -> list[str]:
     items = counts.items()
     return [packed([item[side] for item in items], "<u4") for side in (0, 1)]
 
 
-def _counts_from_json(document: list[str]) -> Counts:
+def _counts_from_json(document: list[str]) -> FrequentItems:
     counted, often = (unpacked(text, "<u4").tolist() for text in document)
-    return Counts(dict(zip(counted, often, strict=True)))
+    return FrequentItems(dict(zip(counted, often, strict=True)))
 
 
 def packed(numbers: Sequence[Any] | NDArray[Any], kind: str) -> str:

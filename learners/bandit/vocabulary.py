@@ -16,7 +16,7 @@ MET = 3
 """A candidate that was chosen so often is known by its name."""
 
 
-class Counts:
+class FrequentItems:
     """How often things were met, of those that are met most (Misra & Gries, Finding repeated
     elements, 1982): if there are too many, each loses one, and what has none left is forgotten.
     """
@@ -25,7 +25,7 @@ class Counts:
         self._counts = counts or {}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Counts) and self._counts == other._counts
+        return isinstance(other, FrequentItems) and self._counts == other._counts
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
@@ -44,16 +44,18 @@ class Counts:
         """Return how often this was met, 0 if it was forgotten."""
         return self._counts.get(one, 0)
 
-    def scaled(self, part: int, whole: int) -> "Counts":
+    def scaled(self, part: int, whole: int) -> "FrequentItems":
         """Return counts of the share part / whole of what was met, rounded up.
 
         In whole numbers: a share such as 121 / 180 times 180, rounded up, may become 122.
         """
-        return Counts({one: -(-often * part // whole) for one, often in self._counts.items()})
+        return FrequentItems(
+            {one: -(-often * part // whole) for one, often in self._counts.items()}
+        )
 
-    def copy(self) -> "Counts":
+    def copy(self) -> "FrequentItems":
         """Return counts that go their own way."""
-        return Counts(dict(self._counts))
+        return FrequentItems(dict(self._counts))
 
 
 @dataclass
@@ -67,8 +69,8 @@ class Vocabulary:
     """
 
     contexts: int = 0
-    words: Counts = field(default_factory=Counts)
-    candidates: Counts = field(default_factory=Counts)
+    words: FrequentItems = field(default_factory=FrequentItems)
+    candidates: FrequentItems = field(default_factory=FrequentItems)
 
     def take(self, words: Iterable[int], candidate: int) -> None:
         """Count the distinct words of a context, and the candidate that was chosen in it."""

@@ -14,7 +14,7 @@ from schemas.routes import STAND_IN
 from schemas.spans import Attribute, SpanEvent
 from schemas.trajectories import Trajectory, TrajectoryEvent
 from streams.processors.counted_rewards import rewards_that_count
-from streams.processors.model_calls import ModelCall, asks_model, model_calls
+from streams.processors.model_calls import AnsweredCall, asks_model, model_calls
 
 Body = SftExample | RlExample | BanditExample
 
@@ -191,9 +191,9 @@ def _credited_nodes(
     return frozenset(node for node in nodes if node in chosen or node not in proposers)
 
 
-def _last_by_node(calls: list[ModelCall], nodes: frozenset[str]) -> list[ModelCall]:
+def _last_by_node(calls: list[AnsweredCall], nodes: frozenset[str]) -> list[AnsweredCall]:
     """Return each node's last call, which holds its whole conversation, tools included."""
-    last: dict[str, ModelCall] = {}
+    last: dict[str, AnsweredCall] = {}
     for call in calls:
         node = _node(call.span)
         if node in nodes:

@@ -17,7 +17,7 @@ _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclass(frozen=True)
-class ModelCall:
+class AnsweredCall:
     """A model call that was answered.
 
     Attributes:
@@ -35,7 +35,7 @@ def asks_model(span: SpanEvent) -> bool:
     return span.payload.text(Attribute.OPERATION) in OPERATIONS
 
 
-def model_calls(spans: list[SpanEvent]) -> list[ModelCall]:
+def model_calls(spans: list[SpanEvent]) -> list[AnsweredCall]:
     """Return the answered model calls, in the order of their spans.
 
     A record may enclose another at any depth: between an instrumented client and the gateway lie
@@ -52,7 +52,7 @@ def model_calls(spans: list[SpanEvent]) -> list[ModelCall]:
     for span in innermost:
         others = [record for record in around[span.event_id] if inside[record.event_id] == 1]
         ids = [record.span_id for record in (span, *others) if record.span_id is not None]
-        calls.append(ModelCall(_with_attributes_of(span, others), tuple(ids)))
+        calls.append(AnsweredCall(_with_attributes_of(span, others), tuple(ids)))
     return calls
 
 

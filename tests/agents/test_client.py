@@ -9,7 +9,7 @@ import httpx
 import pytest
 from everloop_client import AsyncClient, Client, GatewayError
 from everloop_client import calls as client_calls
-from everloop_client.langchain import Attribute as NamesOfTheClient
+from everloop_client.langchain import SpanAttribute
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from openai import OpenAI
@@ -264,6 +264,6 @@ def test_another_server_is_an_error_that_says_so() -> None:
 
 
 def test_the_client_names_spans_as_the_events_do() -> None:
-    assert {one.name: one.value for one in NamesOfTheClient}.items() <= {
+    assert {one.name: one.value for one in SpanAttribute}.items() <= {
         one.name: one.value for one in Attribute
     }.items()

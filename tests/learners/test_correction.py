@@ -11,7 +11,7 @@ from learners.bandit import BanditConfig, BanditLearner, BanditState
 from learners.bandit.features import features
 from learners.bandit.history import MOST_MARKS, History
 from learners.bandit.regressor import BlockBayesianRegressor, Moment, RegressorConfig
-from learners.bandit.vocabulary import Counts, Vocabulary
+from learners.bandit.vocabulary import FrequentItems, Vocabulary
 from schemas.examples import ExampleEvent, Replaced
 from tests import events
 
@@ -181,8 +181,8 @@ def test_a_correction_costs_as_much_work_however_many_examples_came_since() -> N
 
 def test_what_stood_in_all_contexts_stood_in_all_before_too() -> None:
     """A share in floating point, rounded up, made 122 of 121: its weight became 0."""
-    whole = Vocabulary(180, Counts({7: 180}), Counts({9: 180}))
-    assert whole.before(121) == Vocabulary(121, Counts({7: 121}), Counts({9: 121}))
+    whole = Vocabulary(180, FrequentItems({7: 180}), FrequentItems({9: 180}))
+    assert whole.before(121) == Vocabulary(121, FrequentItems({7: 121}), FrequentItems({9: 121}))
 
 
 def test_a_history_finds_examples_of_any_age_in_bounded_memory() -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from infra.config.settings import Settings, load_settings
 from infra.gateway.settings import GatewaySettings
 from infra.serving.servers import Servers
-from infra.training.jobs import CASES, RESULT, Job, JobFolder, Result
+from infra.training.jobs import CASES, RESULT, Job, JobFolder, RunResult
 from learners.training.config import MODEL
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.commands import Command, CommandEvent
@@ -244,7 +244,7 @@ def plant(settings: Settings, log: EmbeddedLog, what: str) -> str:
     folder = JobFolder(settings.data_dir / "trainings" / job.id)
     shutil.copyfile(trained / CASES, folder.folder / CASES)
     spoil(trained / MODEL, folder.folder / MODEL, what)
-    folder.write(RESULT, Result(metrics={}))
+    folder.write(RESULT, RunResult(metrics={}))
     order = Command(target=PUPIL, action="train", manifest=manifest, reason=what)
     log.append([Outgoing.of(COMMANDS, PUPIL, CommandEvent(payload=order)).record()])
     return job.id

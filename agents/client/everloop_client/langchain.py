@@ -29,7 +29,7 @@ EXPORT_EVERY_MS = 500
 QUEUE = 65_536
 
 
-class Attribute(StrEnum):
+class SpanAttribute(StrEnum):
     """Names of what a span says (OpenTelemetry's GenAI conventions, and the gateway's own)."""
 
     OPERATION = "gen_ai.operation.name"
@@ -109,10 +109,10 @@ class RolloutTracer(BaseCallbackHandler):
                 None,
                 f"invoke_agent {self._agent}",
                 "invoke_agent",
-                {Attribute.AGENT_NAME: self._agent},
+                {SpanAttribute.AGENT_NAME: self._agent},
             )
         elif name in self._nodes and not self._is_inside(parent_run_id, name):
-            attributes = {Attribute.AGENT_NAME: name, Attribute.NODE: name}
+            attributes = {SpanAttribute.AGENT_NAME: name, SpanAttribute.NODE: name}
             self._begin(run_id, parent_run_id, f"invoke_agent {name}", "invoke_agent", attributes)
         elif (around := self.span_around(parent_run_id)) is not None:
             self._spans[run_id] = around
@@ -132,14 +132,14 @@ class RolloutTracer(BaseCallbackHandler):
         arguments = (
             json.dumps(inputs, default=str, ensure_ascii=False) if inputs is not None else input_str
         )
-        attributes = {Attribute.TOOL_NAME: name, Attribute.TOOL_ARGUMENTS: arguments}
+        attributes = {SpanAttribute.TOOL_NAME: name, SpanAttribute.TOOL_ARGUMENTS: arguments}
         self._begin(run_id, parent_run_id, f"execute_tool {name}", "execute_tool", attributes)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **details: Any) -> None:  # noqa: ARG002
         """End a tool call's span with its result."""
         result = output.content if isinstance(output, ToolMessage) else output
         if (span := self._spans.get(run_id)) is not None:
-            span.set_attribute(Attribute.TOOL_RESULT, str(result))
+            span.set_attribute(SpanAttribute.TOOL_RESULT, str(result))
         self._end(run_id)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **details: Any) -> None:  # noqa: ARG002
@@ -160,7 +160,7 @@ class RolloutTracer(BaseCallbackHandler):
         parent_run_id: UUID | None,
         name: str,
         operation: str,
-        attributes: Mapping[Attribute, str],
+        attributes: Mapping[SpanAttribute, str],
     ) -> None:
         around = self.span_around(parent_run_id)
         context = trace.set_span_in_context(around) if around is not None else None
@@ -169,8 +169,8 @@ class RolloutTracer(BaseCallbackHandler):
             context=context,
             kind=SpanKind.INTERNAL,
             attributes={
-                Attribute.OPERATION.value: operation,
-                Attribute.ROLLOUT_ID.value: self._rollout_id,
+                SpanAttribute.OPERATION.value: operation,
+                SpanAttribute.ROLLOUT_ID.value: self._rollout_id,
                 **{key.value: value for key, value in attributes.items()},
             },
         )
@@ -183,7 +183,7 @@ class RolloutTracer(BaseCallbackHandler):
             return
         self._own.discard(run_id)
         if error is not None:
-            span.set_attribute(Attribute.ERROR_TYPE, type(error).__name__)
+            span.set_attribute(SpanAttribute.ERROR_TYPE, type(error).__name__)
         span.set_status(
             Status(StatusCode.ERROR, str(error)) if error is not None else Status(StatusCode.OK)
         )
@@ -195,7 +195,7 @@ class RolloutTracer(BaseCallbackHandler):
         """
         around = self.span_around(run_id)
         attributes = getattr(around, "attributes", None) or {}
-        return bool(attributes.get(Attribute.NODE.value) == node)
+        return bool(attributes.get(SpanAttribute.NODE.value) == node)
 
 
 def call_headers(config: RunnableConfig, node: str) -> dict[str, str]:

@@ -70,7 +70,7 @@ Pins = Mapping[str, Target]
 
 
 @dataclass(slots=True)
-class OpenRollout:
+class PinnedRollout:
     """What is known of a rollout that has not ended.
 
     Attributes:
@@ -114,7 +114,7 @@ class RoutingTable:
         self._routes: Mapping[str, LoadedRoute] = MappingProxyType({})
         self._only: Pins | None = MappingProxyType({})
         self._versions: OrderedDict[tuple[str, str], Target] = OrderedDict()
-        self._rollouts: OrderedDict[str, OpenRollout] = OrderedDict()
+        self._rollouts: OrderedDict[str, PinnedRollout] = OrderedDict()
         self._lock = threading.Lock()
         self.switches = 0
 
@@ -265,7 +265,7 @@ class RoutingTable:
             pins = {**self._drawn(rollout), **known}
             self._remember(
                 rollout,
-                OpenRollout(
+                PinnedRollout(
                     pins,
                     begun=True,
                     counts=None,
@@ -351,14 +351,14 @@ class RoutingTable:
             pins = [known.pins.get(name) for known in self._rollouts.values()]
         return Counter(target.version for target in pins if target is not None)
 
-    def _opened(self, rollout: str) -> OpenRollout:
+    def _opened(self, rollout: str) -> PinnedRollout:
         known = self._rollouts.get(rollout)
         if known is not None:
             return known
         with self._lock:
             known = self._rollouts.get(rollout)
             if known is None:
-                known = OpenRollout(self._drawn(rollout))
+                known = PinnedRollout(self._drawn(rollout))
                 self._remember(rollout, known)
             return known
 
@@ -393,7 +393,7 @@ class RoutingTable:
         while len(self._versions) > VERSIONS_REMEMBERED:
             self._versions.popitem(last=False)
 
-    def _remember(self, rollout: str, known: OpenRollout) -> None:
+    def _remember(self, rollout: str, known: PinnedRollout) -> None:
         self._rollouts[rollout] = known
         if len(self._rollouts) > ROLLOUTS_REMEMBERED:
             self._rollouts.popitem(last=False)

@@ -13,9 +13,9 @@ from everloop_client import AsyncClient
 from everloop_client import Rollout as BlockingRollout
 from everloop_client.asynchronous import AsyncRollout
 
-from infra.pipeline.agents import Attempt, CommandAgent, configured_agent, run_attempts
+from infra.pipeline.agents import CommandAgent, PlannedRollout, configured_agent, run_rollouts
 from infra.pipeline.settings import PipelineSettings
-from infra.pipeline.tasks import Task, load_tasks
+from infra.pipeline.tasks import PipelineTask, load_tasks
 from infra.runtime.errors import ConfigError
 from schemas.decisions import DecisionEvent
 from schemas.rewards import RewardEvent
@@ -25,7 +25,7 @@ from schemas.topics import DECISIONS, REWARDS, ROLLOUTS, SPANS
 from tests.infra.conftest import Gateway
 
 HERE = __name__
-TASK = Task(id="t1", input={"question": "2 + 2"}, expected="4")
+TASK = PipelineTask(id="t1", input={"question": "2 + 2"}, expected="4")
 
 
 async def echo(task: Mapping[str, Any], rollout: AsyncRollout, *, prefix: str = "") -> Any:
@@ -58,8 +58,8 @@ def ended(gateway: Gateway, settings: PipelineSettings) -> Rollout:
 
     async def run() -> None:
         async with AsyncClient(gateway.url) as client:
-            attempt = Attempt("r1", TASK, "test", "g")
-            await run_attempts(configured_agent(settings), client, settings, [attempt])
+            planned = PlannedRollout("r1", TASK, "test", "g")
+            await run_rollouts(configured_agent(settings), client, settings, [planned])
 
     asyncio.run(run())
     *_, last = gateway.events(ROLLOUTS, RolloutEvent)
@@ -100,8 +100,8 @@ def test_a_gateway_that_is_not_there_is_one_line() -> None:
 
     async def run() -> None:
         async with AsyncClient("http://127.0.0.1:9") as client:
-            attempt = Attempt("r1", TASK, "test", "g")
-            await run_attempts(configured_agent(settings), client, settings, [attempt])
+            planned = PlannedRollout("r1", TASK, "test", "g")
+            await run_rollouts(configured_agent(settings), client, settings, [planned])
 
     with pytest.raises(ConfigError, match=r"pipeline: .*no answer from the gateway"):
         asyncio.run(run())
