@@ -31,7 +31,7 @@ class NewRollout(BaseModel):
     group: Name = "default"
 
 
-class Ending(BaseModel):
+class RolloutEnd(BaseModel):
     """How a rollout ended.
 
     Attributes:
@@ -105,7 +105,7 @@ async def create(
 
 @router.post("/{rollout_id:path}/end", status_code=202)
 async def end(
-    rollout_id: Name, ending: Ending, request: Request, services: Shared, caller: Agent
+    rollout_id: Name, ending: RolloutEnd, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
     """End a rollout. Its trajectory has what was recorded until now; later calls begin another."""
     call = call_context(request, caller)
