@@ -4,15 +4,16 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, pairwise, product
-from math import copysign, isinf, sqrt
+from itertools import pairwise, product
+from math import copysign, sqrt
 from typing import Protocol
 from zlib import crc32
 
 import numpy as np
 
-from learners.bandit.slates import BITS, MASK, Features, Floats, Integers, Part, Slate, crossed
-from learners.bandit.tokens import NUMBER, tokens
+from learners.bandit.slates import BITS, MASK, Features, Floats, Integers, Part, Slate
+from learners.bandit.texts import LONGEST_WORD, PAIR, Texts, saturated
+from learners.bandit.tokens import tokens
 from learners.bandit.vocabulary import Vocabulary
 
 FEATURE_VERSION = 4
@@ -31,7 +32,6 @@ CROSSED_CONTEXT_WORDS = 16
 CROSSED_WORDS = 64
 MOST_CROSSES = 1 << 17
 LARGEST_NUMBER = 3.0
-LONGEST_WORD = 64
 
 __all__ = ["BITS", "FEATURE_VERSION", "Described", "Features", "features", "names_of", "slate_of"]
 
@@ -186,41 +186,29 @@ def _read(candidates: Sequence[Described], identities: Sequence[int]) -> tuple[P
     A text that is too long to be read to its end counts once more, by its name or as a whole.
     """
     limit = _readable(len(candidates))
-    texts = [tokens(candidate.text[:limit]) for candidate in candidates]
-    flat = list(chain.from_iterable(texts))
-    if max(map(len, flat), default=0) > LONGEST_WORD:  # Words are cached, so they must be short.
-        flat = [word[:LONGEST_WORD] for word in flat]
-    rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    found = np.fromiter(map(_word, flat), dtype=np.int64, count=len(flat))
-    together = rows[1:] == rows[:-1]
-    pairs = crossed(found[:-1] ^ _PAIR, found[1:])[together]
-    values = []
-    if NUMBER in flat:
-        for place in range(1, len(flat) - 1):
-            if flat[place] == NUMBER and rows[place - 1] == rows[place]:
-                value = _saturated(float(flat[place + 1]), 8.0)
-                values.append((int(rows[place]), _index("value", flat[place - 1]), value))
+    texts = _TEXTS.read([candidate.text[:limit] for candidate in candidates])
+    values = [(row, *number) for row, text in enumerate(texts) for number in text.values]
     cut = [
         (row, identity, 1.0)
         for row, (candidate, identity) in enumerate(zip(candidates, identities, strict=True))
         if len(candidate.text) > limit
     ]
-    return _distinct(rows, found, 1.0), [
-        _distinct(rows[1:][together], pairs, PAIR_WEIGHT),
+    return _of_rows([text.words for text in texts], 1.0), [
+        _of_rows([text.pairs for text in texts], PAIR_WEIGHT),
         Part.of([*values, *cut]),
     ]
+
+
+def _of_rows(indices: Sequence[Integers], value: float) -> Part:
+    """Return the features of each row, all with one value."""
+    sizes = [len(row) for row in indices]
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    return Part(rows, np.concatenate(indices), np.full(len(rows), value))
 
 
 def _readable(count: int) -> int:
     """Return how many characters of each of so many candidates are read word by word."""
     return min(TEXT_CHARACTERS, SLATE_CHARACTERS // max(1, count))
-
-
-def _distinct(rows: Integers, indices: Integers, value: float) -> Part:
-    """Return each feature of each row once, in order."""
-    keys = np.sort((rows << BITS) | indices)
-    keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
-    return Part(keys >> BITS, keys & MASK, np.full(len(keys), value))
 
 
 def _first(part: Part, most: int) -> Part:
@@ -281,15 +269,7 @@ def _bounded(value: float) -> float:
     most = LARGEST_NUMBER - 1.0
     if abs(value) <= most:
         return value
-    return copysign(most + _saturated(sqrt(abs(value) - most), 30.0), value)
-
-
-def _saturated(value: float, half: float) -> float:
-    """Return a number >= 0 on a scale from 0 to 1; `half` is in the middle.
-
-    It is no logarithm, because mathematics libraries differ in their last bits.
-    """
-    return 1.0 if isinf(value) else value / (value + half)
+    return copysign(most + saturated(sqrt(abs(value) - most), 30.0), value)
 
 
 def _shared(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -312,7 +292,7 @@ def _cross(first: int, second: int) -> int:
 
 
 def _pair(first: str, second: str) -> int:
-    return _cross(_word(first) ^ _PAIR, _word(second))
+    return _cross(_index("word", first) ^ PAIR, _index("word", second))
 
 
 def _hash(text: str) -> int:
@@ -324,13 +304,8 @@ def _context_word(word: str) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def _word(word: str) -> int:
-    return _hash(f"word {word}")
-
-
-@lru_cache(maxsize=1 << 16)
 def _index(kind: str, name: str) -> int:
     return _hash(f"{kind} {name}")
 
 
-_PAIR = _hash("pair")
+_TEXTS = Texts()

@@ -6,7 +6,7 @@ are new in it. Unicode 3.2 is in all of them (`unicodedata.ucd_3_2_0`), so it de
 
 import re
 from functools import lru_cache
-from itertools import pairwise
+from operator import add
 from unicodedata import ucd_3_2_0 as unicode
 
 NUMBER = "#"
@@ -16,6 +16,16 @@ ARABIC_DECIMAL_POINT = "\u066b"
 
 _LATIN = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[%<>=]")
 _DIGIT = re.compile(r"[0-9]")
+_PLAIN = re.compile(
+    "["
+    "\x00-\x7f"
+    "\u0401\u0410-\u044f\u0451"  # Cyrillic of Russian
+    "\u3001\u3002\u3041-\u3094\u30a1-\u30fa"  # Kana
+    "\u4e00-\u9fa5"  # Han
+    "\uac00-\ud7a3"  # Hangul
+    "]*"
+)
+"""Texts that are in normal form whatever stands beside what, and that fold as `lower` does."""
 _ANY = re.compile(r"L+|(?P<unspaced>U+)|D+(?:\.D+)?|S")
 """A token in the string of the characters' kinds, see `_kind`."""
 
@@ -67,10 +77,10 @@ def tokens(text: str) -> list[str]:
     for match in _ANY.finditer("".join(map(_kind, text))):
         token = text[match.start() : match.end()]
         if match["unspaced"] and len(token) > 1:
-            found += map("".join, pairwise(token))
+            found += map(add, token, token[1:])
         else:
             found.append(token)
-    return _numbered(found)
+    return _numbered(found) if _DIGIT.search(text) else found
 
 
 def _numbered(found: list[str]) -> list[str]:
@@ -84,6 +94,8 @@ def _numbered(found: list[str]) -> list[str]:
 
 
 def _folded(text: str) -> str:
+    if _PLAIN.fullmatch(text):
+        return text.lower()
     # Folding can undo the normal form, so it is restored: 3.13 asks for both.
     text = "".join(map(_folded_character, unicode.normalize("NFKC", text)))
     return unicode.normalize("NFKC", text)

@@ -110,6 +110,16 @@ def test_the_short_way_for_ascii_gives_what_the_general_way_does(text: str) -> N
     assert [*tokens(text), "é"] == tokens(f"{text} é")
 
 
+@given(
+    st.text(
+        st.sampled_from("Aa1.% \nёЖй、。あがポ漢字한국")
+        | st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5)
+    )
+)
+def test_the_short_way_for_common_scripts_gives_what_the_general_way_does(text: str) -> None:
+    assert [*tokens(text), "é"] == tokens(f"{text} é")
+
+
 @given(st.text())
 def test_any_text_has_tokens_none_of_them_empty_or_blank(text: str) -> None:
     assert all(token and token == token.strip() for token in tokens(text))
