@@ -50,6 +50,7 @@ def create_app(
         thread = vital_thread("sink", run)
         thread.start()
         yield
+        # The sink inserts what is left before it ends.
         stop.set()
         thread.join()
 

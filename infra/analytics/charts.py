@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from infra.analytics.report import ROLLING, Report
 
+# Draws into files, and needs no display.
 mpl.use("Agg")
 COLOURS = ("#1f6feb", "#8b949e", "#bf8700", "#8250df")
 

@@ -46,4 +46,5 @@ def _first_line(error: Exception) -> str:
 
 def _without_password(dsn: str) -> str:
     scheme, _, rest = dsn.partition("://")
+    # From the last `@`: a password may hold one.
     return f"{scheme}://{rest.rpartition('@')[2]}"

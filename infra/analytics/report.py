@@ -117,6 +117,7 @@ def build_report(client: Any) -> Report:
         "routes",
         "dead_letters",
     )
+    # FINAL: rows that were inserted twice count once.
     counts = {
         table: client.query(f"SELECT count() FROM {table} FINAL").first_row[0]  # noqa: S608
         for table in tables
@@ -155,6 +156,7 @@ def _group(client: Any, name: str) -> GroupReport:
     curve = [reward for _, reward, *_ in succeeded if reward is not None]
     labelled = [(decision, expected) for *_, decision, expected in succeeded if expected]
     aligned = [pair in (("GO", "yes"), ("NO-GO", "no")) for pair in labelled]
+    # At least one, so that a report of one or two rollouts has numbers.
     third = max(len(curve) // 3, 1)
     return GroupReport(
         group=name,

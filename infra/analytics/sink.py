@@ -32,6 +32,7 @@ class Sink:
         self._log = log
         self._client = client
         create_tables(client)
+        # Asked for all topics at once, by the largest number of partitions.
         most = max(table.topic.partitions for table in TABLES)
         committed = log.committed(GROUP, [table.topic.name for table in TABLES], range(most))
         self._positions = {
@@ -53,6 +54,7 @@ class Sink:
             if rows:
                 self._client.insert(table.name, rows, column_names=table.column_names)
         read = {(record.topic, record.partition): record.offset + 1 for record in records}
+        # After the rows: a crash in between inserts them again, and the tables count them once.
         self._log.commit(GROUP, read)
         self._positions |= read
         return len(records)

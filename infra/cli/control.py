@@ -158,7 +158,7 @@ def set_command(
     endpoint = Endpoint(base_url=base_url, model=model, api_key_env=api_key_env)
     target = RouteTarget(version=version or f"manual:{model}", endpoint=endpoint)
     with open_log(load_settings()) as log:
-        _said(
+        _print_route(
             set_route(log, local_actor(), Route(name=name, kind="model", targets=[target]), reason),
             as_json,
         )
@@ -170,14 +170,14 @@ def promote_command(
 ) -> None:
     """Serve a checkpoint to all new rollouts, whatever the gate says, and hold it there."""
     with existing_log(load_settings()) as log:
-        _said(promote(log, local_actor(), name, version, reason), as_json)
+        _print_route(promote(log, local_actor(), name, version, reason), as_json)
 
 
 @routes_app.command("rollback")
 def rollback_command(name: Name, reason: Reason = "", as_json: AsJson = False) -> None:
     """Serve what was served before, and hold it there."""
     with existing_log(load_settings()) as log:
-        _said(roll_back(log, local_actor(), name, reason), as_json)
+        _print_route(roll_back(log, local_actor(), name, reason), as_json)
 
 
 @routes_app.command("canary")
@@ -192,7 +192,7 @@ def canary_command(
 ) -> None:
     """Serve a checkpoint to a share of new rollouts."""
     with existing_log(load_settings()) as log:
-        _said(canary(log, local_actor(), name, version, share, reason), as_json)
+        _print_route(canary(log, local_actor(), name, version, share, reason), as_json)
 
 
 @routes_app.command("drain")
@@ -201,14 +201,14 @@ def drain_command(
 ) -> None:
     """Give a version no new rollouts."""
     with existing_log(load_settings()) as log:
-        _said(drain(log, local_actor(), name, version, reason), as_json)
+        _print_route(drain(log, local_actor(), name, version, reason), as_json)
 
 
 @routes_app.command("release")
 def release_command(name: Name, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let the gate decide again."""
     with existing_log(load_settings()) as log:
-        _said(release(log, local_actor(), name, reason), as_json)
+        _print_route(release(log, local_actor(), name, reason), as_json)
 
 
 @app.command()
@@ -236,7 +236,7 @@ def audit(as_json: AsJson = False) -> None:
     print_table("Audit trail", ("time (UTC)", "actor", "action", "subject", "reason"), rows)
 
 
-def _said(route: Route, as_json: bool) -> None:
+def _print_route(route: Route, as_json: bool) -> None:
     if as_json:
         print_json(route)
     else:

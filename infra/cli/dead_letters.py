@@ -40,7 +40,7 @@ def show(
 ) -> None:
     """Show one dead letter whole: where it lay, its headers, its bytes and why it is here."""
     with existing_log(load_settings()) as log:
-        ((_, event),) = _chosen(list(dead_letters(log)), [number])
+        ((_, event),) = _pick(list(dead_letters(log)), [number])
     letter = event.payload
     document = _row(number, event) | {
         "offset": letter.offset,
@@ -69,14 +69,14 @@ def replay(
         raise ConfigError("say which dead letters, or --all for every one")
     with existing_log(load_settings()) as log:
         letters = list(dead_letters(log))
-        count = put_back(log, letters if numbers is None else _chosen(letters, numbers))
+        count = put_back(log, letters if numbers is None else _pick(letters, numbers))
     if as_json:
         print_json({"replayed": count})
     else:
         console.print(f"Put {count} records back.")
 
 
-def _chosen(
+def _pick(
     letters: Sequence[tuple[int, DeadLetterEvent]], numbers: Sequence[int]
 ) -> list[tuple[int, DeadLetterEvent]]:
     known = dict(letters)
@@ -99,4 +99,5 @@ def _row(number: int, event: DeadLetterEvent) -> dict[str, Any]:
 
 
 def _text(value: bytes | None) -> str | None:
+    # The bytes may be no text; that may be why the record is here.
     return None if value is None else value.decode("utf-8", "backslashreplace")

@@ -144,8 +144,12 @@ def logged_decisions(
             and isinstance(example.body, BanditExample)
         ):
             decision = example.body.decision
+            # A correction comes as a later example of the same decision, and takes its place.
             newest[example.body.decision_id] = Logged(
-                decision, earned(example, config), event.rollout_key
+                # With the rollout's key: decisions of one rollout are one piece of evidence.
+                decision,
+                earned(example, config),
+                event.rollout_key,
             )
             if example.retracted:
                 del newest[example.body.decision_id]

@@ -205,6 +205,7 @@ def _parts(of: Any) -> list[Any]:
 
 def _stages(checkpoints: dict[str, Checkpoint]) -> list[Checkpoint]:
     """Return up to `STAGES` checkpoints, evenly over time, the last one with them."""
+    # A set below: with few checkpoints, two places may be the same.
     known = [checkpoint for checkpoint in checkpoints.values() if checkpoint.artifact is not None]
     places = (
         {round((len(known) - 1) * number / max(1, STAGES - 1)) for number in range(STAGES)}

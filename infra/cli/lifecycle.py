@@ -78,6 +78,7 @@ def down(as_json: AsJson = False) -> None:
     if state is None:
         _say(as_json, {"stopped": False}, f"Nothing runs on {settings.data_dir}.")
         return
+    # The supervisor stops its processes in order.
     os.kill(state.pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_TIMEOUT_S
     while state.alive:
@@ -199,10 +200,12 @@ def _demo_settings(base: Settings) -> Settings:
     from infra.demo.comparison import DEMO_GATE
 
     folder = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    # Agents of a demonstration have no key, and it listens on loopback only.
     gateway = base.gateway.model_dump() | {"port": 0, "keys": "optional"}
     return base.model_copy(
         update={
             "data_dir": base.data_dir / "demo" / folder,
+            # A fresh log in the folder above, whatever the installation uses.
             "log": None,
             "gateway": GatewaySettings(**gateway),
             "apps": {name: own.model_copy(update={"port": 0}) for name, own in base.apps.items()},

@@ -49,6 +49,7 @@ def everloop(
     environment.
     """
     if data_dir is not None:
+        # The environment, not a variable: processes that a command starts must read the same.
         os.environ["EVERLOOP_DATA_DIR"] = str(data_dir)
     if config is not None:
         os.environ["EVERLOOP_CONFIG"] = config
@@ -94,6 +95,7 @@ def progress_bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        # Standard output carries the results, which other programs may read.
         console=Console(stderr=True),
     )
 

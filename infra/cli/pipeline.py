@@ -38,7 +38,7 @@ def pipeline(
     It uses the installation that runs on this data folder, or starts one for as long as it takes.
     """
     from infra.analytics.page import write_report
-    from infra.pipeline.phases import check_pipeline, measured
+    from infra.pipeline.phases import check_pipeline, with_measurements
     from infra.pipeline.tasks import load_tasks
 
     settings = load_settings()
@@ -46,7 +46,7 @@ def pipeline(
     known = load_tasks(tasks or settings.pipeline.tasks)
     results = _run_phases(settings, known, rounds)
     report = _report(settings, results)
-    results = measured(results, report)
+    results = with_measurements(results, report)
     html, png = write_report(report, settings.data_dir, "the pipeline's phases are the groups")
     if as_json:
         print_json(
@@ -81,6 +81,7 @@ def _run_phases(
     ):
         processors = all_processors(settings)
         phases = Pipeline(settings.pipeline, url, log, processors, tasks, _say)
+        # Runs also after Ctrl-C, which ends the loop below.
         at_end.callback(phases.close)
         for result in phases.rounds(rounds or None):
             results.append(result)
@@ -109,7 +110,7 @@ def _print_phases(results: "list[PhaseResult]") -> None:
 
 
 def _report(settings: Settings, results: "list[PhaseResult]") -> "Report":
-    """Return the report once it has every measured rollout.
+    """Return the report once it has every with_measurements rollout.
 
     Analytics may be far behind. After `ANALYTICS_TIMEOUT_S` the report is returned as it is.
     """

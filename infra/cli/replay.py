@@ -129,6 +129,7 @@ def _start(log: Log, processor: Learning[Any], start: str) -> dict[int, int]:
     if start == BEGINNING:
         return {}
     if start.isdigit():
+        # The learner's examples lie in one partition. So one offset for all says enough.
         return dict.fromkeys(range(topic.partitions), int(start))
     time = moment(start, "--from", "`beginning`, an offset or ")
     return {

@@ -201,6 +201,8 @@ def _manifest(log: Log, target: str, method: Method, start: str, end: str) -> Ma
         if last[partition] > first[partition]
     ]
     if ranges:
+        # A manifest must count its examples, and counting needs the manifest. So one is drafted
+        # first.
         draft = Manifest(target=target, head=HEADS[method], ranges=ranges, examples=1, number=1)
         if examples := sum(1 for _ in examples_of(log, draft)):
             return draft.model_copy(update={"examples": examples})
@@ -232,9 +234,11 @@ def _run(settings: Settings, folder: JobFolder) -> None:
         try:
             while process.poll() is None:
                 steps, read = folder.progress(read)
+                # Only the last step matters to the bar.
                 for step in steps[-1:]:
                     progress.update(bar, completed=step.step, total=step.steps)
                 time.sleep(POLL_S)
         finally:
+            # Also on Ctrl-C: the process has a session of its own, and does not get the signal.
             process.terminate()
             process.wait()

@@ -249,6 +249,7 @@ def current_report(settings: Settings) -> Report:
     if state is not None:
         url = state.urls["analytics"]
         try:
+            # That process owns the embedded store, and only one process may open it.
             answer = httpx.get(f"{url}/report", timeout=60.0)
             answer.raise_for_status()
         except httpx.HTTPError as error:
@@ -325,6 +326,7 @@ def _tail_records(log: Log, names: list[str], count: int, follow: bool) -> Itera
     last: list[Record] = []
     while records := log.fetch(positions, 1000):
         positions |= {(record.topic, record.partition): record.offset + 1 for record in records}
+        # Read through, since the last records of the topics together are not the last of each.
         last = [*last, *records][-count:] if count else []
     yield from last
     while follow:
@@ -358,6 +360,7 @@ def _check_models(settings: Settings) -> tuple[str, bool, str, bool]:
         if endpoint.app is not None:
             continue  # it runs only beside Everloop
         try:
+            # Any answer will do, also a refusal: the server is there.
             httpx.get(f"{endpoint.base_url}/models", timeout=5.0)
         except httpx.HTTPError as error:
             unreachable.append(f"{name} at {endpoint.base_url}: {type(error).__name__}")

@@ -58,6 +58,7 @@ def what_if(
     except RewardFunctionError as error:
         raise ConfigError(f"--reward {reward}: {error}") from error
     taught = {AS_IT_IS: logged, OTHERWISE: otherwise}
+    # Both are judged by the new reward. By two rewards they could not be compared.
     evidence = held_out(otherwise, learners[OTHERWISE].config)
     fitted = {
         which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()

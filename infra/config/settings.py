@@ -262,11 +262,11 @@ def config_files() -> list[Path]:
     """
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
-        return [_file_named(name) for name in named.split(os.pathsep) if name]
+        return [_find_file(name) for name in named.split(os.pathsep) if name]
     return [DEFAULT_FILE] if DEFAULT_FILE.is_file() else []
 
 
-def _file_named(name: str) -> Path:
+def _find_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     if name.isidentifier() and find_spec(name) is not None:

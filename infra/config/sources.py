@@ -15,6 +15,7 @@ def sourced_settings(settings: Settings) -> dict[str, tuple[Any, Source]]:
     documents = [tomllib.loads(file.read_text()) for file in config_files()]
     rows: dict[str, tuple[Any, Source]] = {}
     for path, value in _leaves(settings.model_dump(mode="json"), ()):
+        # Two levels: a variable names a section and a setting. What lies deeper is one JSON value.
         variable = PREFIX + "__".join(path[:2]).upper()
         source: Source = "default"
         if any(name == variable or name.startswith(variable + "__") for name in os.environ) or (

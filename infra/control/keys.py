@@ -20,6 +20,7 @@ KEY_PREFIX = "evl_"
 
 def new_key() -> tuple[str, str, str]:
     """Return a new key, its id and its hash. The key is shown once and kept nowhere."""
+    # The id is part of the key, so the gateway finds an entry without trying every hash.
     key_id = secrets.token_hex(6)
     key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
     return key, key_id, sha256(key.encode()).hexdigest()
@@ -61,6 +62,7 @@ def create_key(
     log.append(
         [
             Outgoing.of(KEYS, key.id, KeyEvent(payload=key)).record(),
+            # In one append with the key: no key without its entry in the audit.
             audit_record(actor, "keys.create", key.id, "", None, _without_hash(key)),
         ]
     )

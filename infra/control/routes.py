@@ -55,6 +55,7 @@ def change_route(
         Outgoing.of(CHECKPOINTS, checkpoint.name, CheckpointEvent(payload=checkpoint)).record()
         for checkpoint in checkpoints
     ]
+    # Checkpoints first: whoever reads the route finds the states that go with it.
     records.append(Outgoing.of(ROUTES, name, RouteEvent(payload=after)).record())
     records.append(audit_record(actor, f"routes.{action}", name, reason, before, after))
     log.append(records)
@@ -123,6 +124,7 @@ def canary(log: Log, actor: str, name: str, version: str, share: float, reason: 
         total = sum(target.weight for target in stable)
         if total <= 0:
             raise ControlError(f"{name} serves nothing but {version}")
+        # The others keep their proportions.
         scaled = [t.model_copy(update={"weight": t.weight / total * (1 - share)}) for t in stable]
         checkpoint = checkpoints_on(log, name).get(version)
         tried = _target(before, version, checkpoint).model_copy(update={"weight": share})
@@ -147,6 +149,7 @@ def drain(log: Log, actor: str, name: str, version: str, reason: str) -> Route:
     def change(before: Route | None) -> Change:
         if before is None or version not in before.served.versions:
             raise ControlError(f"{name} does not serve {version!r}; see `everloop routes list`")
+        # Weight 0, not removed: rollouts that are pinned to it still need its target.
         targets = [
             t.model_copy(update={"weight": 0.0}) if t.version == version else t
             for t in before.targets
@@ -175,6 +178,7 @@ def release(log: Log, actor: str, name: str, reason: str) -> Route:
 
 def set_route(log: Log, actor: str, route: Route, reason: str) -> Route:
     """Serve exactly this, and hold it there."""
+    # The history of the present route counts, not one that the caller wrote.
     held = route.model_copy(update={"held": True, "history": []})
     return change_route(log, actor, "set", route.name, reason, lambda _: (held, []))
 
@@ -220,6 +224,7 @@ def _target(before: Route | None, version: str, checkpoint: Checkpoint | None) -
         ControlError: nothing tells.
     """
     if before is not None:
+        # The latest first: a version may have moved to another server.
         earlier = [target for past in reversed(before.history) for target in past.targets]
         for target in (*before.targets, *before.shadows, *before.fallbacks, *earlier):
             if target.version == version:

@@ -1,5 +1,5 @@
-"""The demonstration: the whole loop on this machine, with a second arm on the same tasks that
-learns nothing.
+"""The demonstration: runs the whole loop on this machine. A second arm runs on the same tasks with
+a policy that learns nothing.
 """
 
 import asyncio
@@ -33,9 +33,7 @@ LEARNED, RANDOM = "learned", "random"
 DRAIN_TIMEOUT_S = 120.0
 PARALLEL = 4
 DEMO_GATE = GateConfig(confidence=0.75, tolerance=0.2, canary_share=0.0, least_evidence=20)
-"""A demonstration has some hundred rewards to go by; the gate's defaults want some hundred more to
-be sure.
-"""
+"""The gate's defaults need some hundred rewards more than a demonstration has."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,9 @@ class DemoOptions:
     """What to run.
 
     Attributes:
-        rollouts: of the learning arm; the random arm runs as many, on the same tasks.
-        seed: of the order of tasks and, through the rollout ids, of every draw of a policy.
+        rollouts: how many the learning arm runs. The random arm runs as many, on the same tasks.
+        seed: gives the order of tasks and, because rollout ids contain it, every draw of a
+            policy.
     """
 
     tasks: list[ResearchTask]
@@ -56,9 +55,9 @@ class PairedComparison(BaseModel):
     """The learned policy against the random one on the same tasks: paired t-test, two-sided.
 
     Attributes:
-        difference: mean of the paired differences of reward, over all rollouts, the first ones
-            included.
-        low, high: 95 % confidence interval of it.
+        difference: mean of the paired differences of reward, over all rollouts, also the first
+            ones.
+        low, high: its 95 % confidence interval.
     """
 
     pairs: int
@@ -100,7 +99,7 @@ class DemoResult(BaseModel):
 def run_demo(
     settings: Settings, options: DemoOptions, on_progress: Callable[[int], None] = lambda _: None
 ) -> tuple[DemoResult, Report]:
-    """Run the demonstration and return its figures, all of them read from the log.
+    """Run the demonstration. Return its figures, which are all read from the log, and the report.
 
     Args:
         settings: of the installation to start; its data folder should be new.
@@ -118,11 +117,13 @@ def run_demo(
         processors = all_processors(settings)
         with open_log(settings) as log:
             wait_until_drained(log, processors, DRAIN_TIMEOUT_S)
+        # Asked before the supervisor stops it: its counts live in memory.
         gateway = httpx.get(f"{supervisor.gateway_url}/healthz").json()
     finally:
         supervisor.stop()
     with open_log(settings) as log:
         client = connect(settings.analytics_dsn)
+        # The analytics process has ended, so nothing else has the embedded database open.
         Sink(log, client).catch_up()
         report = build_report(client)
         return _result(
@@ -142,10 +143,10 @@ async def _rollouts(
 
 
 def _attempts(settings: Settings, options: DemoOptions) -> list[Attempt]:
-    """Return both arms' rollouts, side by side in time, on the same tasks in the same order.
+    """Return the rollouts of both arms: the same tasks in the same order, one arm after the other.
 
-    The random arm is for comparison: its rollouts are never learned from. On held-out tasks both
-    arms are evidence for the gate.
+    Nothing learns from the random arm; it is there for comparison. On held-out tasks both arms are
+    evidence for the gate.
     """
     order = list(options.tasks)
     Random(options.seed).shuffle(order)  # noqa: S311 - a reproducible order, not a secret
@@ -184,7 +185,7 @@ def _result(
         reward_first_third=learned.reward_first_third or 0.0,
         reward_last_third=learned.reward_last_third or 0.0,
         reward_random_policy=random.mean_reward or 0.0,
-        learned_against_random=_compared(client),
+        learned_against_random=_compare_arms(client),
         decision_alignment=learned.decision_alignment or 0.0,
         decision_alignment_random_policy=random.decision_alignment or 0.0,
         mean_turns=learned.mean_turns or 0.0,
@@ -192,7 +193,7 @@ def _result(
         checkpoints=report.checkpoints,
         switches=len(report.switches),
         failed_requests=gateway["requests"].get("failed", 0),
-        lost_events=_lost(log, gateway["events"]["accepted"]),
+        lost_events=_count_lost(log, gateway["events"]["accepted"]),
         dead_letters=report.dead_letters,
         weights_sha256=sha256(learning.learner.encode(state.state)).hexdigest() if state else "",
         tasks=len(options.tasks),
@@ -208,7 +209,7 @@ def _result(
     )
 
 
-def _compared(client: Any) -> PairedComparison:
+def _compare_arms(client: Any) -> PairedComparison:
     from scipy import (
         stats,  # takes a second to import, which only the end of a demonstration should cost
     )
@@ -232,9 +233,10 @@ def _compared(client: Any) -> PairedComparison:
     )
 
 
-def _lost(log: Log, accepted: dict[str, int]) -> int:
-    """Return how many events the gateway took that are not on the log, of the topics that only it
-    writes.
+def _count_lost(log: Log, accepted: dict[str, int]) -> int:
+    """Return how many events the gateway accepted that are not on the log.
+
+    Only topics that nothing but the gateway writes are counted.
     """
     return sum(
         accepted.get(topic.name, 0) - sum(log.ends(topic.name).values())

@@ -30,6 +30,7 @@ def stream_processors(settings: Settings) -> list[Processor[Any]]:
     return [
         *implicit,
         TrajectoryJoin(settings.join),
+        # Remembered as long as the join may correct a reward.
         ExampleRouter(settings.adapter, settings.join.late_reward_window),
         *judges,
         Promotion(

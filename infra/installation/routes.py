@@ -39,11 +39,13 @@ def publish_initial_routes(settings: Settings, apps: Mapping[str, str]) -> None:
             for name in (*settings.policies, *settings.baselines)
             if name not in served
         ]
+        # A restart must not undo what the gate or a person decided.
         held = {name for name, route in served.items() if route.held or _serves_learned(route)}
         following = [route.with_history_after(served.get(route.name)) for route in wanted]
         changed = [
             route
             for route in following
+            # A route that is the same is not written again: it would be a switch for every gateway.
             if route.name not in held and served.get(route.name) != route
         ]
         log.append(
@@ -80,6 +82,8 @@ def _choice_routes(settings: Settings) -> list[Route]:
             kind="choice",
             targets=[
                 RouteTarget(
+                    # The hash of the options: with other options the policy chooses among something
+                    # else.
                     version=f"{CONFIGURED}{sha256(choice.model_dump_json().encode()).hexdigest()[:12]}"
                 )
             ],

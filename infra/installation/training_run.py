@@ -86,12 +86,14 @@ def _run(folder: JobFolder) -> dict[str, float]:
 
         def report(step: int, steps: int, metrics: dict[str, float]) -> None:
             nonlocal last
+            # Each report becomes an event. A small model makes a hundred steps a second.
             if time.monotonic() - last < ORDINARY_REPORT_S and step < steps:
                 return
             last = time.monotonic()
             lines.write(
                 Progress(step=step, steps=steps, metrics=metrics).model_dump_json().encode() + b"\n"
             )
+            # The trainer reads this file while the run goes on.
             lines.flush()
 
         lineage = {

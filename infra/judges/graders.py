@@ -48,17 +48,16 @@ class FunctionGrader:
         self._agents = frozenset(agents)
 
     def grade(self, trajectory: Trajectory) -> Grade | None:
-        """Return what the function says; None where it says nothing.
+        """Return the function's grade; None if it returns None.
 
         Raises:
-            RejectedRecordError: it returns something else than the contract allows, or would end
-                the process.
+            RejectedRecordError: it returns something that is no reward, or calls `sys.exit`.
         """
         if self._agents and trajectory.rollout.agent not in self._agents:
             return None
         try:
             found = self._grade(trajectory)
-        except SystemExit as error:  # the process would end, and end again at this record
+        except SystemExit as error:  # else the worker would end, and end again at this record
             raise RejectedRecordError(f"{self.name}: {one_line(error)}") from error
         if found is None:
             return None
@@ -92,19 +91,21 @@ class JudgeModel:
         self._http.close()
 
     def ask(self, messages: list[dict[str, str]]) -> str:
-        """Return what the model says.
+        """Return the model's answer.
 
         Raises:
-            TransientError: it cannot be asked now.
-            RejectedRecordError: it refuses, or gives no completion.
+            TransientError: the server cannot be reached, is busy or broken.
+            RejectedRecordError: the server refuses the request, or its answer is no completion.
         """
         try:
             answer = self._http.post(
                 "/v1/chat/completions",
+                # Temperature 0: the same rollout should get the same grade.
                 json={"model": self.name, "messages": messages, "temperature": 0},
             )
         except httpx.HTTPError as error:
             raise TransientError(f"the judge's model cannot be asked: {error!r}") from error
+        # Busy or broken for now. Any other refusal would be the same again.
         if answer.status_code == 429 or answer.status_code >= 500:
             raise TransientError(
                 f"the judge's model answered {answer.status_code}: {answer.text[:200]}"
@@ -122,7 +123,7 @@ class JudgeModel:
 
 
 class ModelGrader:
-    """Has a model grade by a rubric.
+    """Grades by a model and a rubric.
 
     Args:
         rubric: what the model judges by.
@@ -153,7 +154,7 @@ class ModelGrader:
     def grade(self, trajectory: Trajectory) -> Grade | None:
         """Return the model's scores and their weighted mean.
 
-        None where the rollout shows nothing to score: a made-up score would be learned.
+        None if the rollout shows nothing to score: a made-up score would be learned.
 
         Raises:
             TransientError: the model cannot be asked now.
@@ -172,6 +173,7 @@ class ModelGrader:
 
     def _prompt(self, shown: Mapping[str, Any]) -> list[dict[str, str]]:
         """Return the messages. The rollout is data within them: braces in it are only text."""
+        # The schema stands in the prompt: not every server can enforce one.
         system = (
             f"{self._rubric.strip()}\nScore the output of an agent from 0 to 1 by:"
             f" {', '.join(self._criteria)}. Answer with one JSON object and nothing else. It must"
@@ -191,6 +193,7 @@ class ModelGrader:
             again = (
                 f"That cannot be used: {readable(error)}. Answer again with the JSON object alone."
             )
+        # Models often correct themselves when they are shown what was wrong.
         answer = self._model.ask(
             [
                 *messages,
@@ -207,8 +210,8 @@ class ModelGrader:
 
 
 def _evidence(trajectory: Trajectory) -> dict[str, Any] | None:
-    """Return what a judge's model reads of a rollout: task, output and turns, and the last
-    conversation where the agent did not report both. None where there is nothing.
+    """Return what a judge's model reads of a rollout: task, output and turns. If the agent did not
+    report both task and output, the last conversation too. None if there is nothing to read.
     """
     rollout = trajectory.rollout
     task = rollout.task.input if rollout.task else None
@@ -216,16 +219,16 @@ def _evidence(trajectory: Trajectory) -> dict[str, Any] | None:
     if task is not None and rollout.output is not None:
         return shown
     conversations = [
-        [to_openai(message) for message in [*_said(span, "input"), *_said(span, "output")]]
+        [to_openai(message) for message in [*_messages(span, "input"), *_messages(span, "output")]]
         for span in trajectory.spans
-        if _said(span, "output")
+        if _messages(span, "output")
     ]
     if conversations:
         return shown | {"conversation": conversations[-1]}
     return None if rollout.output is None else shown
 
 
-def _said(span: SpanEvent, side: Literal["input", "output"]) -> list[Any]:
+def _messages(span: SpanEvent, side: Literal["input", "output"]) -> list[Any]:
     name = Attribute.INPUT_MESSAGES if side == "input" else Attribute.OUTPUT_MESSAGES
     found = span.payload.attributes.get(name)
     return found if isinstance(found, list) else []
@@ -240,7 +243,7 @@ def _json_part(text: str) -> str:
 
 
 class ModelReader:
-    """Has a model read how good an answer was from what was said to it."""
+    """Reads implicit feedback by a model: how good an answer was, from the replies to it."""
 
     source = RewardSource.JUDGE
     PROMPT = (
@@ -256,7 +259,7 @@ class ModelReader:
         self._model = model
 
     def read(self, answer: str, replies: Sequence[Reply]) -> float | None:
-        """Return what the model read; None where it could not tell."""
+        """Return the reward that the model read; None if the replies do not tell."""
         said = orjson.dumps(
             {"answer": answer, "replies": [{"role": role, "text": text} for role, text in replies]}
         )

@@ -43,6 +43,7 @@ def jars() -> Path:
     Raises:
         ConfigError: Maven is missing or cannot resolve them.
     """
+    # The hash of the POM is in the name: another version of Kafka gets another folder.
     folder = user_cache_path("everloop") / f"kafka-{sha256(POM.read_bytes()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
@@ -53,6 +54,7 @@ def jars() -> Path:
             " or newer"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that the rename below is atomic.
     partial = Path(mkdtemp(dir=folder.parent))
     command = [
         maven,

@@ -111,6 +111,7 @@ class LocalCluster:
                 f" {brokers};"
                 " choose that number or another folder"
             )
+        # Looked up before anything is started: a missing Java must not leave half a cluster.
         runtime, classpath = java(), f"{jars()}/*"
         for broker in description.brokers:
             if not broker.alive:
@@ -159,6 +160,7 @@ class LocalCluster:
             properties = self.folder / f"broker-{broker.id}.properties"
             settings = self._properties(broker, members) | dict(self._more(broker))
             properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+            # Left by a start that was interrupted. Kafka refuses to format a folder that has data.
             shutil.rmtree(self.folder / f"data-{broker.id}", ignore_errors=True)
             _run(
                 runtime, classpath, "kafka.tools.StorageTool", "format",
@@ -183,9 +185,11 @@ class LocalCluster:
             "default.replication.factor": replicas,
             "min.insync.replicas": min(2, replicas),
             "offsets.topic.replication.factor": replicas,
+            # The default of 50 partitions takes seconds to create.
             "offsets.topic.num.partitions": 8,
             "transaction.state.log.replication.factor": replicas,
             "transaction.state.log.min.isr": min(2, replicas),
+            # The default waits three seconds for more members of a new group.
             "group.initial.rebalance.delay.ms": 0,
             "log.retention.check.interval.ms": 5000,
             "log.cleaner.backoff.ms": 1000,
@@ -236,6 +240,7 @@ class LocalCluster:
             with KafkaAdminClient(
                 bootstrap_servers=self.bootstrap.split(","), request_timeout_ms=5000
             ) as admin:
+                # Each broker takes connections before it has joined the others.
                 return len(admin.describe_cluster()["brokers"]) == brokers
         except KafkaError:
             return False

@@ -37,12 +37,13 @@ class KafkaSettings(Section):
     def _complete(self) -> Self:
         if self.protocol.startswith("SASL") and (self.username is None or self.password is None):
             raise ValueError(f"{self.protocol} needs username and password")
+        # A certificate without its key would fail only at the first connection.
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file go together")
         return self
 
     def cluster(self, bootstrap: str) -> Cluster:
-        """Return the cluster of these servers (`host:port[,host:port]`), logged in to so."""
+        """Return the cluster of these servers (`host:port[,host:port]`), with this login."""
         return Cluster(
             bootstrap=bootstrap,
             prefix=self.topic_prefix,

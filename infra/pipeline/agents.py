@@ -55,6 +55,7 @@ class FunctionAgent:
         """Return what the function returns."""
         if inspect.iscoroutinefunction(self.function):
             return await self.function(task, rollout, **self.options)
+        # A plain function would hold the event loop, and with it all other rollouts.
         return await asyncio.to_thread(self._solve_waiting, task, rollout)
 
     def _solve_waiting(self, task: Mapping[str, Any], rollout: AsyncRollout) -> Any:
@@ -90,6 +91,7 @@ class CommandAgent:
             "EVERLOOP_GATEWAY_URL": rollout.gateway_url,
             "EVERLOOP_ROLLOUT_ID": rollout.id,
             "OPENAI_BASE_URL": rollout.base_url,
+            # OpenAI's client refuses to start without a key, also where the gateway wants none.
             "OPENAI_API_KEY": self.api_key or os.environ.get("OPENAI_API_KEY", "everloop"),
         }
         process = await asyncio.create_subprocess_exec(
@@ -172,6 +174,7 @@ async def run_rollouts(
         async with asyncio.TaskGroup() as group:
             for rollout in planned:
                 group.create_task(run(rollout))
+    # A gateway that refuses one rollout refuses all. The agent's own errors are caught below.
     except* GatewayError as failures:
         first = failures.exceptions[0]
         raise ConfigError(f"pipeline: {first}; is pipeline.api_key right?") from first
@@ -199,6 +202,7 @@ async def _run_one(
             output = await agent.solve({"id": task.id, "input": task.input}, rollout)
             rollout.output = rollout.output if output is None else output
     except Exception as failure:  # noqa: BLE001 - the agent is somebody else's code
+        # The agent may raise a TimeoutError of its own.
         if limit.expired():
             error = f"it took longer than pipeline.rollout_s, {settings.rollout_s:g} s"
         else:

@@ -1,5 +1,7 @@
-"""Phases one after another: rollouts, an order to train, the run, the trial, the switch, a
-measurement.
+"""The pipeline: runs its phases one after another.
+
+A phase gathers rollouts, orders a training run and waits for it. Then it runs rollouts until the
+gate has decided, and measures on held-out tasks.
 """
 
 import asyncio
@@ -39,16 +41,16 @@ UNDECIDED = frozenset(
 
 
 class PhaseResult(BaseModel):
-    """What a phase came to.
+    """The outcome of a phase.
 
     Attributes:
-        rollouts: those of its trial included, those of its measurement not.
-        state: of what was learned: `promoted` means that it serves; `failed` and `cancelled` are of
-            the run, `nothing` means that there was nothing to learn from. None where the phase only
-            gathers.
-        group: of its rollouts on held-out tasks in the report.
-        held_out: how many those are.
-        mean_reward, success_rate, decision_alignment: of those.
+        rollouts: how many it ran, in its trial too; without those of its measurement.
+        state: state of what was learned. `promoted`: it serves. `failed`, `cancelled`: the run
+            ended so. `nothing`: there were no examples. `kept`: the bandit promoted nothing new.
+            None: the phase only gathers.
+        group: group of its held-out rollouts in the report.
+        held_out: how many held-out rollouts it ran.
+        mean_reward, success_rate, decision_alignment: of the held-out rollouts.
     """
 
     round: int
@@ -67,8 +69,8 @@ class PhaseResult(BaseModel):
 
 
 @dataclass(frozen=True)
-class Came:
-    """What a learner's turn came to; fields as of `PhaseResult`."""
+class TurnOutcome:
+    """The outcome of a learner's turn; fields as in `PhaseResult`."""
 
     state: str
     reason: str = ""
@@ -80,14 +82,14 @@ def check_pipeline(
     policies: Collection[str],
     models: Mapping[str, Sequence[AnyConfig]],
 ) -> None:
-    """Refuse phases that nothing here can learn.
+    """Refuse phases whose target nothing can train.
 
     Args:
         policies: logical names of the policies that are learned.
-        models: logical name of each model that is trained to the ways it is trained in.
+        models: logical name of each trained model to the configurations of its methods.
 
     Raises:
-        ConfigError: with what is missing.
+        ConfigError: the message says what is missing.
     """
     if not settings.phases:
         raise ConfigError("pipeline: there are no phases; set pipeline.phases")
@@ -95,7 +97,8 @@ def check_pipeline(
     for phase in settings.phases:
         if phase.method == "bandit" and phase.target not in policies:
             raise ConfigError(
-                f"pipeline: no policy {phase.target!r} is learned; there are {policies}"
+                f"pipeline: phase {phase.name} names the policy {phase.target!r}, which nothing"
+                f" learns; there are: {', '.join(policies) or 'none'}"
             )
         if phase.target is None or phase.method in (None, "bandit"):
             continue
@@ -148,6 +151,7 @@ class Pipeline:
         api_key = settings.api_key
         self._client = AsyncClient(gateway_url, api_key.get_secret_value() if api_key else None)
         self._numbers = count()
+        # A name of its own for each run: rollout ids must never come twice.
         self._name = f"pipeline-{time.time_ns() // 1_000_000:x}"
 
     def close(self) -> None:
@@ -156,7 +160,7 @@ class Pipeline:
         self._loop.close()
 
     def rounds(self, rounds: int | None) -> Iterator[PhaseResult]:
-        """Yield what each phase came to, as it ends.
+        """Yield the outcome of each phase when it ends.
 
         Args:
             rounds: how often all phases are run; None goes on for ever.
@@ -179,12 +183,12 @@ class Pipeline:
             rollouts=phase.rollouts,
         )
         if phase.method is not None:
-            came, tried = self._learn(phase, group)
+            outcome, tried = self._learn(phase, group)
             result = result.model_copy(
                 update={
-                    "state": came.state,
-                    "version": came.version,
-                    "reason": came.reason,
+                    "state": outcome.state,
+                    "version": outcome.version,
+                    "reason": outcome.reason,
                     "rollouts": phase.rollouts + tried,
                 }
             )
@@ -194,9 +198,9 @@ class Pipeline:
             self._rollouts(self._held_out, "test", result.group)
         return result
 
-    def _learn(self, phase: PhaseSettings, group: str) -> tuple[Came, int]:
-        """Have a learner take its turn, and rollouts run until the gate has decided; return how
-        many those were.
+    def _learn(self, phase: PhaseSettings, group: str) -> tuple[TurnOutcome, int]:
+        """Let the phase's learner learn. Run rollouts until the gate has decided. Return the
+        outcome and the number of these rollouts.
         """
         assert phase.target is not None  # noqa: S101 - a phase with a method has a target
         version = None
@@ -204,14 +208,14 @@ class Pipeline:
         if phase.method == "bandit":
             before = self._known.promoted(phase.target)
         else:
-            training = self._trained(phase, group)
+            training = self._train(phase, group)
             if training is None:
-                return Came(
+                return TurnOutcome(
                     "nothing", "no examples: see `everloop events tail examples` for what there is"
                 ), 0
             version = training.version
             if version is None:
-                return Came(str(training.state), training.reason), 0
+                return TurnOutcome(str(training.state), training.reason), 0
         tried = 0
         while self._undecided(phase.target, version) and tried < phase.trial:
             together = min(TRIED_TOGETHER, phase.trial - tried)
@@ -221,18 +225,19 @@ class Pipeline:
         if phase.method == "bandit":
             after = self._known.promoted(phase.target)
             if after is None or (before is not None and after.version == before.version):
-                return Came("kept", "nothing surely better was learned"), tried
-            return _came(after), tried
-        return _came(self._known.checkpoints.all[phase.target, str(version)]), tried
+                return TurnOutcome("kept", "nothing surely better was learned"), tried
+            return _outcome_of(after), tried
+        return _outcome_of(self._known.checkpoints.all[phase.target, str(version)]), tried
 
-    def _trained(self, phase: PhaseSettings, group: str) -> Training | None:
-        """Order a run on what was gathered since the last, and return how it ended; None without
-        examples.
+    def _train(self, phase: PhaseSettings, group: str) -> Training | None:
+        """Order a run on what was gathered since the last run. Return how it ended; None if there
+        were no examples.
         """
         assert phase.target is not None  # noqa: S101 - a phase with a method has a target
         assert phase.method is not None  # noqa: S101 - asked for where there is one
         assert phase.method != "bandit"  # noqa: S101 - it learns by itself
         self._known.catch_up(self._log)
+        # Orders of earlier phases are dropped, so that the one below is found by itself.
         self._known.orders.take()
         order = Command(
             target=phase.target,
@@ -243,7 +248,8 @@ class Pipeline:
         self._log.append(
             [Outgoing.of(COMMANDS, phase.target, CommandEvent(payload=order)).record()]
         )
-        self._drained()
+        # The batcher must have read the order before its answer can be looked for.
+        self._wait_until_taken()
         self._known.catch_up(self._log)
         closed = next(
             (
@@ -271,8 +277,10 @@ class Pipeline:
         return training
 
     def _undecided(self, target: str, version: str | None) -> bool:
-        """Return whether the gate has still to decide on a version, on any of the target's where it
-        is None.
+        """Return whether the gate has yet to decide on a version.
+
+        Args:
+            version: None means any version of the target.
         """
         return any(
             checkpoint.state in UNDECIDED and version in (None, checkpoint.version)
@@ -284,6 +292,7 @@ class Pipeline:
         self._say(
             f"{group}: {rollouts} rollouts" + (f" for {phase.target}" if phase.target else "")
         )
+        # Samples of a task one after another: learners compare rollouts that one version made.
         repeated = (task for task in self._tasks for _ in range(phase.samples))
         self._rollouts(islice(repeated, rollouts), "train", group)
 
@@ -293,14 +302,14 @@ class Pipeline:
             for task in tasks
         ]
         self._loop.run(run_rollouts(self._agent, self._client, self._pipeline, planned))
-        self._drained()
+        self._wait_until_taken()
 
-    def _drained(self) -> None:
+    def _wait_until_taken(self) -> None:
         wait_until_taken(self._log, self._processors, DRAIN_TIMEOUT_S)
 
 
-def measured(results: Sequence[PhaseResult], report: Report) -> list[PhaseResult]:
-    """Return the results with what the report says of their rollouts on held-out tasks."""
+def with_measurements(results: Sequence[PhaseResult], report: Report) -> list[PhaseResult]:
+    """Return the results with the report's figures of their held-out rollouts."""
     groups = {group.group: group for group in report.groups}
     found = []
     for result in results:
@@ -312,5 +321,5 @@ def measured(results: Sequence[PhaseResult], report: Report) -> list[PhaseResult
     return found
 
 
-def _came(checkpoint: Checkpoint) -> Came:
-    return Came(str(checkpoint.state), checkpoint.reason, checkpoint.version)
+def _outcome_of(checkpoint: Checkpoint) -> TurnOutcome:
+    return TurnOutcome(str(checkpoint.state), checkpoint.reason, checkpoint.version)

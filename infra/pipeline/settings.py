@@ -10,16 +10,16 @@ from schemas.envelope import Name
 
 
 class PhaseSettings(Section):
-    """One phase: rollouts with what serves, then one learner's turn.
+    """One phase: rollouts with what serves now, then one learner learns.
 
     Attributes:
-        rollouts: run before it learns.
-        samples: of them on each task, one after another; learners that compare rollouts of one task
-            need two.
-        target: logical name of what learns; None only gathers.
-        method: how; `bandit` learns from every decision anyway, so its phase is rollouts alone.
-        trial: most rollouts that are run for the gate to decide whether what was learned takes
-            over.
+        rollouts: how many are run before it learns.
+        samples: rollouts of each task, one after another. Learners that compare rollouts of one
+            task need at least two.
+        target: logical name of what learns. None: the phase only gathers.
+        method: how it learns. `bandit` learns from every decision at once, so such a phase orders
+            no run.
+        trial: most rollouts that are run until the gate has decided.
     """
 
     name: Name
@@ -47,9 +47,9 @@ class PipelineSettings(Section):
         tasks: a file of JSON Lines, or `module:function` (`infra.pipeline.tasks`).
         parallel: rollouts at a time.
         rollout_s: most seconds of one rollout; one that takes longer ends as failed.
-        held_out: rollouts on held-out tasks after each phase, the same tasks every time; nothing
+        held_out: rollouts on held-out tasks after each phase; the same tasks every time. Nothing
             learns from them.
-        training_s: most seconds that a run may take, waiting for others included.
+        training_s: most seconds that a run may take, with its wait for other runs.
         api_key: of the gateway, where it asks for one; needs the scopes `agent` and `feedback`.
     """
 

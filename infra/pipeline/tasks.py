@@ -45,6 +45,7 @@ class PipelineTask(BaseModel):
         """Whether nothing may learn from it."""
         if self.split is not None:
             return self.split != "train"
+        # A hash, not a draw: a task stays on the same side in every run and every process.
         digest = blake2b(self.id.encode(), digest_size=4, person=b"everloop-split").digest()
         return int.from_bytes(digest) / 2**32 < HELD_OUT_SHARE
 
@@ -65,8 +66,9 @@ def load_tasks(source: str | None) -> list[PipelineTask]:
         )
     if Path(source).is_file():
         entries: Iterable[Any] = Path(source).read_bytes().splitlines()
+    # After the file: a path may contain a colon.
     elif ":" in source:
-        entries = _called(source)
+        entries = _call(source)
     else:
         raise ConfigError(f"pipeline.tasks: {source} is neither a file nor module:function")
     tasks = [_task(source, number, entry) for number, entry in enumerate(entries, 1) if entry]
@@ -78,7 +80,7 @@ def load_tasks(source: str | None) -> list[PipelineTask]:
     return tasks
 
 
-def _called(reference: str) -> Iterable[Any]:
+def _call(reference: str) -> Iterable[Any]:
     try:
         return list(resolve_plain(reference)())
     except UnknownReferenceError as error:

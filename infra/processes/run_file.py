@@ -46,6 +46,7 @@ class Running(BaseModel):
         try:
             process = psutil.Process(self.pid)
             return (
+                # The system may have given the pid to another process.
                 process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
             )
         except psutil.NoSuchProcess:

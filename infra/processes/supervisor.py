@@ -117,9 +117,12 @@ class Supervisor:
         try:
             self._bind()
             apps = {name: self._url(name) for name in self._settings.apps}
+            # After binding, which gives the ports; before the gateway, which reads the routes when
+            # it starts.
             publish_initial_routes(self._settings, apps)
             self._start_processes()
             self._wait_until_ready()
+        # Also on Ctrl-C: no process may outlive a start that failed.
         except BaseException:
             self.stop()
             raise
@@ -135,6 +138,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop all, the servers last, so that what workers still ask is answered."""
+        # First, or the watcher would start again what is stopped below.
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -172,10 +176,13 @@ class Supervisor:
             | self._settings.environment
             | {
                 "EVERLOOP_ANALYTICS__DSN": self._settings.analytics_dsn,
+                # A demonstration changes the gate in this process only.
                 "EVERLOOP_GATE": self._settings.gate.model_dump_json(),
+                # Port 0 has become a number, which the judge must know.
                 "EVERLOOP_GATEWAY__PORT": str(self._port("gateway")),
             }
         )
+        # They are stopped in this order, too. The gateway comes last, because workers may ask it.
         ours = ("trainer", "learner", "worker", "analytics", "gateway")
         for name in (*ours, *self._settings.apps):
             listener = self._listeners.get(name)
@@ -233,6 +240,8 @@ class Supervisor:
                     status=process.popen.returncode,
                     last_words=process.last_words(),
                 )
+                # Wait longer after each death: a process that dies at once would take all the time
+                # of a core.
                 if self._stop.wait(delay):
                     return
                 process.restarts += 1
@@ -266,5 +275,6 @@ def _terminate(process: Process) -> None:
         process.popen.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         logger.warning("process did not stop, killing it", process=process.name)
+        # A process that hangs must not keep its partitions and its port.
         process.popen.kill()
         process.popen.wait()

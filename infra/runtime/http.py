@@ -23,9 +23,11 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
             change.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    # Else a port stays taken for a minute after a server has ended.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # Connections wait here while a server is replaced, so the queue must be long.
         listener.listen(2048)
     except OSError as error:
         listener.close()
@@ -63,6 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
+        # After the parser: it may have found the end of the head in this piece.
         if self._in_head and self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(
                 431,
@@ -73,7 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Note that a request begins."""
         super().on_message_begin()
-        if not self._in_head:  # another one on this connection
+        if not self._in_head:  # the next request of a kept connection
             self._await_head()
 
     def on_headers_complete(self) -> None:
@@ -99,6 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if not self.transport.is_closing():
+            # A kept connection that sent nothing is only idle. It is closed without an answer.
             if self._head_bytes:
                 self._refuse(
                     408,
@@ -138,7 +142,7 @@ def server(app: FastAPI, grace_s: int = 5) -> uvicorn.Server:
         app,
         http=BoundedProtocol,
         ws="none",
-        log_level="error",  # who sends no HTTP is no news
+        log_level="error",  # clients that send no HTTP are not worth a line
         access_log=False,
         timeout_graceful_shutdown=grace_s,
         # longer than clients keep theirs, so that none asks on a connection just closed

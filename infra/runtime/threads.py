@@ -25,6 +25,7 @@ def vital_thread(name: str, run: Callable[[], None]) -> threading.Thread:
             logger.exception(
                 "a vital thread failed, stopping so that the supervisor starts the process again"
             )
+            # SIGTERM, not exit: the server finishes its requests and closes the log.
             os.kill(os.getpid(), signal.SIGTERM)
 
     return threading.Thread(target=run_or_stop, name=name)

@@ -1,5 +1,7 @@
-"""Model servers as child processes: on free ports, asked before they are announced, drained before
-they stop.
+"""Model servers as child processes.
+
+Each gets a free port. It must answer a prompt before its model is announced. It finishes its open
+requests before it stops.
 """
 
 import os
@@ -29,7 +31,7 @@ class ServingError(Exception):
 
 
 class _ServerProcess(BaseModel):
-    """What a server's process leaves about itself, for a successor of who started it."""
+    """The note about a server's process. A later trainer finds the server by it."""
 
     weights: str
     port: int
@@ -43,8 +45,8 @@ class Server:
 
     Attributes:
         weights: folder, or name on the hub.
-        name: that requests know the weights by.
-        adapters: name to folder, loaded at run time.
+        name: the model's name in requests.
+        adapters: name to folder of the adapters that were loaded at run time.
     """
 
     weights: str
@@ -91,8 +93,8 @@ class Server:
 
 
 class Servers:
-    """The servers of an installation, one for each set of whole weights; adapters are loaded into
-    that of their base.
+    """The servers of an installation, one for each set of whole weights. An adapter is loaded into
+    the server of its base.
 
     Args:
         folder: for their logs.
@@ -130,10 +132,13 @@ class Servers:
             self._folder.mkdir(parents=True, exist_ok=True)
             server = self._server(weights, name, port or free_port(self._settings.host))
             self.servers[weights] = server
+        # A killed trainer leaves its servers running. To load the weights again would take minutes
+        # and memory.
         if not server.alive and not self._adopt(server):
             self._start(server)
             try:
                 self._wait(server)
+                # A server that is started again has lost its adapters.
                 for adapter, folder in server.adapters.items():
                     self._load(server, adapter, folder)
                 self._ask(server, server.name)
@@ -152,6 +157,7 @@ class Servers:
         """
         server = self.serve(base, base_name, port)
         loaded = adapter in server.adapters
+        # Noted before it is loaded: if the server dies meanwhile, `serve` loads it again.
         server.adapters[adapter] = folder
         try:
             if not loaded:
@@ -182,6 +188,7 @@ class Servers:
                 logger.warning("model server did not stop, killing it", server=server.name)
                 server.process.kill()
                 server.process.wait()
+        # Only now: as long as the process may run, a successor must find it.
         self._note(server).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -218,6 +225,7 @@ class Servers:
         return Server(weights, name, port, self._folder / f"{name}.log", host, told)
 
     def _start(self, server: Server) -> None:
+        # vLLM loads adapters at run time only where this variable allows it.
         environment = os.environ | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
         with server.log.open("ab") as output:
             started = subprocess.Popen(  # noqa: S603 - our own command
@@ -258,6 +266,7 @@ class Servers:
             process.kill()  # it runs and does not answer
             process.wait()
             return False
+        # The server knows what it has loaded. The folders are not needed again.
         server.adapters = {model["id"]: Path() for model in known if model["id"] != server.name}
         return True
 

@@ -9,19 +9,20 @@ from infra.runtime.section import Section
 
 
 class ServingSettings(Section):
-    """What serves trained weights.
+    """How trained weights are served.
 
     Attributes:
-        engine: `vllm`, or the light server for processors and small models.
-        python: interpreter that has it; None is the trainer's own.
-        host: where servers listen.
-        advertised_host: by which the gateway reaches them; None is `host`.
-        start_timeout_s: until one must answer.
-        timeout_s: for one answer of the check.
-        drain_s: how long one that no route leads to any more is kept, for calls in flight.
+        engine: `vllm`, or `huggingface`: a light server for CPUs and small models.
+        python: interpreter that has the engine; None is the trainer's own.
+        host: address at which servers listen.
+        advertised_host: address at which the gateway reaches them; None is `host`.
+        start_timeout_s: most seconds until a server answers.
+        timeout_s: most seconds for one answer, also in the check of a trained model.
+        drain_s: seconds that a server is kept when no route leads to it any more, for calls in
+            flight.
         gpu_memory: share of a GPU's memory that one vLLM may take.
-        lora_rank: highest rank of adapters that vLLM takes.
-        arguments: more of them, for vLLM's command line.
+        lora_rank: highest rank of an adapter that vLLM takes.
+        arguments: further arguments of the server's command line.
     """
 
     engine: Literal["huggingface", "vllm"] = "huggingface"
@@ -41,9 +42,9 @@ APP_SCHEME = "app://"
 
 
 class AppSettings(Section):
-    """A server of the user's own that is started, watched and stopped with Everloop's processes.
+    """A server of the user's own. Everloop starts, watches and stops it like its own processes.
 
-    A model is served by it where its `base_url` is `app://NAME/v1`.
+    It serves every model whose `base_url` is `app://NAME/v1`.
 
     Attributes:
         app: `module:function`; the function returns an ASGI application.

@@ -1,5 +1,5 @@
-"""What a trained model must do before it is announced: answer held-out prompts as well as what
-serves now.
+"""The check of a trained model before it is announced. It must answer held-out prompts as well as
+what serves now.
 """
 
 import json
@@ -20,18 +20,19 @@ from schemas.endpoints import Endpoint
 
 @dataclass(frozen=True)
 class Examination:
-    """How a model answered.
+    """How a model answered a set of prompts.
 
     Attributes:
-        prompts: how many it was asked.
+        prompts: how many prompts there were.
         failed: how many it did not answer.
-        agreement: mean reward by `tool-call@1` or, without tools, `answer@1`, in [0, 1]; what
-            failed earns 0.
-        valid: share of its tool calls that their schemas allow; 1 where it made none.
-        distinct: share of its answers that differ from one another, of what could; low where it
-            says one thing only.
+        agreement: mean reward by `tool-call@1` or, without tools, `answer@1`, in [0, 1]; a prompt
+            that failed earns 0.
+        valid: share of its tool calls that their schemas allow, in [0, 1]; 1 if it made none.
+        distinct: number of different answers, as a share of the number of different expected
+            answers, at most 1. It is low if the model always says the same.
         latency_s: mean time of an answer, in seconds.
-        length: mean characters of an answer; tokens of different models do not compare.
+        length: mean length of an answer, in characters. Tokens of different models cannot be
+            compared.
     """
 
     prompts: int
@@ -59,12 +60,12 @@ def check_candidate(
     """Ask a model, and what serves now, held-out prompts.
 
     Args:
-        champion: None where nothing of this name serves.
-        cases: of the run that made it.
-        earlier: of runs before, for what it may have forgotten.
+        champion: what serves now; None if nothing of this name does.
+        cases: held-out prompts of the run that made the model.
+        earlier: held-out prompts of earlier runs, to see what it has forgotten.
 
     Returns:
-        The figures by name, and why it must not be announced; None where it may.
+        The figures by name, and the reason to refuse the model; None if there is none.
     """
     metrics: dict[str, float] = {}
     for prompts, prefix, judge in ((cases, "", refusal), (earlier, "earlier_", loss_of_old)):
@@ -91,6 +92,7 @@ def examine(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exam
             body: dict[str, Any] = {
                 "model": endpoint.model,
                 "messages": case.prompt,
+                # The likeliest answer, so that the check does not depend on a draw.
                 "temperature": 0.0,
             }
             body |= {"tools": case.tools} if case.tools else {}
@@ -110,6 +112,7 @@ def examine(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exam
             texts.add(text)
             grade = right_tool_call if case.tools else same_answer
             rewards.append(grade(GradedAnswer(text, case.prompt, case.tools, case.expected)))
+    # Prompts that expect the same answer cannot be answered in different ways.
     expected = {json.dumps(case.expected, sort_keys=True) for case in cases}
     return Examination(
         prompts=len(cases),
@@ -125,11 +128,12 @@ def examine(endpoint: Endpoint, cases: Sequence[Case], timeout_s: float) -> Exam
 def refusal(
     candidate: Examination, champion: Examination | None, settings: CheckSettings
 ) -> str | None:
-    """Return why a model must not be announced; None where it may.
+    """Return the reason to refuse a model; None if there is none.
 
     Args:
         champion: what serves now, on the same prompts; None where nothing of this name does.
     """
+    # Checked first: the figures below are of those that were answered.
     if candidate.failed:
         return f"{candidate.failed} of {candidate.prompts} held-out prompts were not answered"
     if candidate.valid < settings.least_valid:
@@ -165,8 +169,8 @@ def refusal(
 def loss_of_old(
     candidate: Examination, champion: Examination | None, settings: CheckSettings
 ) -> str | None:
-    """Return what a model has forgotten of earlier runs' prompts, that what serves now knows; None
-    where nothing.
+    """Return the reason to refuse a model that answers prompts of earlier runs worse than what
+    serves now; None if it does not.
     """
     if champion is None or candidate.agreement >= champion.agreement - settings.tolerance:
         return None
@@ -178,8 +182,8 @@ def loss_of_old(
 
 
 def written_answer(message: dict[str, Any], tools: list[dict[str, Any]]) -> tuple[str, list[float]]:
-    """Return a message as the model wrote it, and for each of its tool calls whether the schema
-    allows it.
+    """Return a message as the text that the model wrote, and for each of its tool calls 1 if the
+    schema allows it, else 0.
     """
     calls = message.get("tool_calls") or []
     text = message.get("content") or ""

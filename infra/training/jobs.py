@@ -1,5 +1,5 @@
-"""A run as a folder: the order in `job.json`, progress a line each, and in the end the result or
-the failure.
+"""The folder of a run: the job in `job.json`, a line of progress for each step, and at the end the
+result or the failure.
 """
 
 import os
@@ -27,12 +27,12 @@ CASES = "held_out.jsonl"
 
 
 class Job(BaseModel):
-    """What a run is to do. The same job gives the same weights.
+    """The task of a run. The same job gives the same weights.
 
     Attributes:
         target: logical name of what learns.
-        parent: version whose weights it begins with, which lie in `parent_folder`; None for the
-            base.
+        parent: version whose weights the run starts from; None for the base.
+        parent_folder: folder of these weights.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,7 +45,7 @@ class Job(BaseModel):
 
     @property
     def id(self) -> str:
-        """The run's name, by what decides its outcome."""
+        """The run's name: a hash of everything that decides its outcome."""
         said = [self.target, self.config.sha256, self.manifest.sha256, self.parent]
         return f"{self.config.method}-{sha256(orjson.dumps(said)).hexdigest()[:16]}"
 
@@ -59,7 +59,7 @@ class Progress(BaseModel):
 
 
 class Failure(BaseModel):
-    """Why a run came to nothing."""
+    """Why a run failed."""
 
     reason: str
 
@@ -102,19 +102,19 @@ class JobFolder:
 
     @property
     def result(self) -> RunResult | None:
-        """What it came to, if it succeeded."""
+        """The result, if the run succeeded."""
         path = self.folder / RESULT
         return RunResult.model_validate_json(path.read_bytes()) if path.exists() else None
 
     @property
     def failure(self) -> Failure | None:
-        """Why it failed, if it said so."""
+        """Why the run failed, if it left a reason."""
         path = self.folder / FAILURE
         return Failure.model_validate_json(path.read_bytes()) if path.exists() else None
 
     @property
     def cases(self) -> list[Case]:
-        """The held-out prompts of its rows."""
+        """The held-out prompts of its examples."""
         path = self.folder / CASES
         return (
             [Case.model_validate_json(line) for line in path.read_bytes().splitlines()]
@@ -130,6 +130,7 @@ class JobFolder:
         with path.open("rb") as lines:
             lines.seek(after)
             written = lines.read()
+        # The run may be in the middle of a line. The rest is read next time.
         whole = written[: written.rfind(b"\n") + 1]
         return [Progress.model_validate_json(line) for line in whole.splitlines()], after + len(
             whole
@@ -146,14 +147,16 @@ def start_process(
 ) -> "subprocess.Popen[bytes]":
     """Start the process of a job, with its output in the job's folder.
 
-    One that a killed predecessor of this process left running there is ended first.
+    If a killed trainer left a process running for this job, that process is ended first.
 
     Args:
         module: runs the job of a folder, which is its only argument.
         python: interpreter that has the extra `learn`; None is this process's own.
         environment: variables that lead the process to this installation.
     """
+    # Two processes of one job would write to the same files.
     _end_other(folder)
+    # The reason of an earlier attempt must not be taken for this one's.
     (folder.folder / FAILURE).unlink(missing_ok=True)
     with (folder.folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
@@ -178,6 +181,7 @@ def _end_other(folder: JobFolder) -> None:
     try:
         left = _JobProcess.model_validate_json((folder.folder / RUNNING).read_bytes())
         process = psutil.Process(left.pid)
+        # The system may have given the pid to another process.
         if process.create_time() == left.created:
             process.kill()
             process.wait()

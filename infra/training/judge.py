@@ -15,7 +15,7 @@ from schemas.envelope import UnitInterval
 
 NAME = "judge@1"
 FORM = (
-    'GradedAnswer with one JSON object and nothing else: {"score": S},'
+    'Answer with one JSON object and nothing else: {"score": S},'
     " S from 0 (worthless) to 1 (could not be better)."
 )
 

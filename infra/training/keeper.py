@@ -1,5 +1,5 @@
-"""Keeping trained models served: whatever a route leads to, is under way, or may be brought
-back.
+"""The keeper: keeps trained models served. A model needs a server while a route leads to it, while
+it is a candidate, and while a rollback may bring it back.
 """
 
 import json
@@ -29,10 +29,10 @@ SERVED = frozenset(
 """States in which a checkpoint's server must answer."""
 
 RETRY_S = 30.0
-"""After which what could not be served is tried again."""
+"""Seconds until a server that could not be started is tried again."""
 
 ATTEMPTS = 3
-"""How often in a row, before something else is to be served in its place."""
+"""Failed attempts in a row, after which a version is given up."""
 
 logger = structlog.get_logger(__name__)
 
@@ -41,8 +41,8 @@ class Keeper:
     """Serves checkpoints from the artifact store, as long as something needs them.
 
     Args:
-        data_dir: of the installation; weights are laid out in its `models`.
-        known: what the log says, which its owner keeps up to date.
+        data_dir: of the installation; its folder `models` holds the weights.
+        known: views of the log. The caller keeps them up to date.
     """
 
     def __init__(
@@ -61,8 +61,7 @@ class Keeper:
         self.servers.adopt()  # what is not needed any more is stopped like any other
 
     def keep(self) -> list[Checkpoint]:
-        """Start servers that died, and those that routes lead to; stop what nothing leads to any
-        more.
+        """Start every server that is needed and does not run. Stop the others.
 
         Returns:
             Checkpoints that are given up, with the state and the reason to announce.
@@ -74,6 +73,7 @@ class Keeper:
             if self._must_serve(c)
         }
         for checkpoint in wanted.values():
+            # To start a server takes seconds and memory. A broken one is not tried in each round.
             if time.monotonic() < self._not_before.get(checkpoint.version, 0.0):
                 continue
             try:
@@ -85,13 +85,18 @@ class Keeper:
                 if self._failures[checkpoint.version] >= ATTEMPTS and self._replaceable(checkpoint):
                     given_up.append(_withdrawal(checkpoint, str(error)))
                 logger.warning(
-                    "not served", name=checkpoint.name, version=checkpoint.version, error=str(error)
+                    "a model cannot be served",
+                    name=checkpoint.name,
+                    version=checkpoint.version,
+                    error=str(error),
                 )
         names = {version for _, version in wanted}
         for weights, server in list(self.servers.servers.items()):
             for adapter in [a for a in server.adapters if a not in names]:
                 if self._idle(adapter):
                     self.servers.unload(server, adapter)
+            # A base has no checkpoint of its own. Its server is needed as long as an adapter is
+            # loaded.
             needed = server.name in names or bool(server.adapters)
             if not needed and self._idle(server.name):
                 self.servers.stop(weights)
@@ -100,9 +105,10 @@ class Keeper:
         return given_up
 
     def serve(self, checkpoint: Checkpoint) -> Server:
-        """Serve a checkpoint, where it was served before if it was."""
+        """Serve a checkpoint, at the port where it was served before if there was one."""
         folder = self.weights(checkpoint.name, checkpoint.version, checkpoint.artifact)
         assert folder is not None  # noqa: S101 - a checkpoint of ours has an artifact
+        # At the same port again: routes already name it.
         port = _port(checkpoint.endpoint)
         if checkpoint.kind != "adapter":
             return self.servers.serve(str(folder), checkpoint.version, port)
@@ -112,8 +118,11 @@ class Keeper:
     def weights(
         self, name: str, version: str | None, artifact: Artifact | None = None
     ) -> Path | None:
-        """Return the folder of a version's weights, laid out from the artifact store; None for the
+        """Return the folder of a version's weights, filled from the artifact store; None for the
         base.
+
+        Raises:
+            RejectedRecordError: the version has no weights, or they are damaged.
         """
         if version is None:
             return None
@@ -127,9 +136,7 @@ class Keeper:
         )
 
     def _must_serve(self, checkpoint: Checkpoint) -> bool:
-        """Return whether one of our checkpoints must be served: it is under way, a route leads to
-        it, or may again.
-        """
+        """Return whether a checkpoint that was trained here needs a server."""
         if (
             checkpoint.endpoint is None
             or checkpoint.artifact is None
@@ -140,7 +147,7 @@ class Keeper:
         routed = [target.version for target in route.all_targets] if route else []
         promoted = self._known.promoted(checkpoint.name)
         parent = promoted.lineage.parent if promoted is not None and promoted.lineage else None
-        # The parent of what serves is what a drop would bring back.
+        # If the promoted version earns less, its parent serves again.
         return (
             checkpoint.state in SERVED
             or checkpoint.version in routed
@@ -148,14 +155,12 @@ class Keeper:
         )
 
     def _replaceable(self, checkpoint: Checkpoint) -> bool:
-        """Return whether something else answers calls when this does not."""
+        """Return whether a fallback answers the calls that this version does not."""
         route = self._known.routes.current.get(checkpoint.name)
         return checkpoint.state in SERVED and route is not None and bool(route.fallbacks)
 
     def _idle(self, name: str) -> bool:
-        """Return whether a server has been unneeded for long enough that no call of it is in
-        flight.
-        """
+        """Return whether a server was not needed for so long that no call is in flight."""
         since = self._idle_since.setdefault(name, time.monotonic())
         if time.monotonic() - since < self._settings.drain_s:
             return False
@@ -177,6 +182,7 @@ def _base(folder: Path) -> str:
 
 def _withdrawal(checkpoint: Checkpoint, error: str) -> Checkpoint:
     answered = checkpoint.state in (CheckpointState.CANARY, CheckpointState.PROMOTED)
+    # Only what has served can be rolled back.
     state = CheckpointState.ROLLED_BACK if answered else CheckpointState.REJECTED
     return checkpoint.model_copy(
         update={"state": state, "reason": f"cannot be served any more: {error}"}

@@ -10,19 +10,19 @@ from learners.training.config import AnyConfig
 
 
 class CheckSettings(Section):
-    """What a trained model must do before it is announced.
+    """The check of a trained model before it is announced. It is compared with what serves now.
 
     Attributes:
-        prompts: most held-out prompts that it and what serves now are asked; 0 asks none.
-        earlier: most held-out prompts of earlier runs, drawn from all of them, that both are asked:
-            who learns from new traffic may forget the old.
-        tolerance: how much less it may agree with the expected answers, as a share of the prompts.
-        least_valid: share of its tool calls that their schemas must allow.
-        least_distinct: share of its answers that must differ, of those that the expected ones let
-            differ; a model that has collapsed says one thing only.
-        most_latency: how much longer its answers may take, as a ratio to what serves now.
-        most_length: how much longer they may be, as a ratio; what is rewarded for words alone
-            grows.
+        prompts: most held-out prompts of its run that both are asked; 0 asks none.
+        earlier: most held-out prompts of earlier runs that both are asked. A model that learns
+            from new traffic may forget the old.
+        tolerance: by how much its agreement with the expected answers may be lower, in [0, 1].
+        least_valid: least share of its tool calls that their schemas allow, in [0, 1].
+        least_distinct: least number of different answers, as a share of the different expected
+            answers. A model that has collapsed always says the same.
+        most_latency: most time of its answers, as a ratio to what serves now.
+        most_length: most length of its answers, as a ratio to what serves now. A model that is
+            rewarded for words alone writes ever more.
     """
 
     prompts: int = Field(default=50, ge=0)
@@ -38,11 +38,11 @@ class GradingModelSettings(Section):
     """The model behind the grader `judge@1`.
 
     Attributes:
-        base_url: of an OpenAI-compatible server, `/v1` included; the gateway's, so that what it
-            says is on the log.
+        base_url: of an OpenAI-compatible server, up to and including `/v1`. With the gateway's
+            URL, its answers are on the log.
         api_key_env: environment variable with its key.
         rubric: what it is told to look for.
-        timeout_s: for one answer.
+        timeout_s: most seconds for one answer.
     """
 
     base_url: str
@@ -59,15 +59,15 @@ class TrainingSettings(Section):
     """Models that are trained.
 
     Attributes:
-        models: logical name to how it learns, the cheapest way first. A batch is learned by the
-            first way that suits its examples and did not fail on what serves now (a way fails where
-            its run does, or what it made was refused or rolled back), or by the method that the
-            command names.
+        models: logical name to the configurations of its methods, the cheapest first. A command
+            may name the method. Else a batch takes the first method that suits its examples and
+            has not failed on what serves now. A method fails if its run fails, or if its version
+            is rejected or rolled back.
         python: interpreter that has the extra `learn`; None is the trainer's own.
-        concurrency: runs at once.
-        track: experiment trackers that are told each step: `tensorboard`, `mlflow`, `wandb`.
-        judge: the model behind the grader `judge@1`; None where nobody grades so.
-        attempts: how often a run is begun that ends without saying why; it goes on from its last
+        concurrency: most runs at one time.
+        track: experiment trackers that get each step: `tensorboard`, `mlflow`, `wandb`.
+        judge: the model behind the grader `judge@1`; None if that grader is not used.
+        attempts: how often a run is started that ends without a reason. It goes on from its last
             saved state.
     """
 

@@ -1,7 +1,6 @@
-"""Experiment trackers: whoever is installed and named in `training.track` is told each step,
-through one hook.
+"""Experiment trackers. Each one that `training.track` names gets every step of every run.
 
-ClickHouse needs none: analytics read the topic of trainings.
+ClickHouse needs no tracker: analytics reads the topic of trainings.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,6 +44,7 @@ def trackers(names: Sequence[str], folder: Path) -> list[Track]:
 def _tensorboard(folder: Path) -> Track:
     from tensorboard.summary import Writer
 
+    # One writer for each run. It lives until the run ends.
     writers: dict[str, Any] = {}
 
     def track(training: Training) -> None:
@@ -74,6 +74,7 @@ def _mlflow(folder: Path) -> Track:
             )
             runs[training.job] = client.create_run(number, run_name=training.job).info.run_id
         for name, value in training.metrics.items():
+            # MLflow refuses `@` in names of metrics.
             client.log_metric(runs[training.job], name.replace("@", "_"), value, step=training.step)
         if training.state in ENDED:
             status = "FINISHED" if training.state == "succeeded" else "FAILED"

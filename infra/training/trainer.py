@@ -1,10 +1,9 @@
-"""The trainer: follows commands, runs jobs, serves what they made, checks it, announces it, stops
-what nothing needs.
+"""The trainer: follows commands and runs jobs. It serves what a job made, checks it and announces
+it. It stops the servers that nothing needs.
 
-Everything it knows it reads from the log again when it starts: orders on `commands`, what became of
-    them on
-`trainings`, what was announced on `checkpoints` and what is served on `routes`. So one that was
-killed goes on.
+It keeps no state of its own. When it starts, it reads the log: orders on `commands`, runs on
+`trainings`, announced versions on `checkpoints`, and what serves on `routes`. So a trainer that was
+killed goes on where it was.
 """
 
 import subprocess
@@ -78,9 +77,7 @@ class Trainer:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        """Work until `stop`; jobs that run then are stopped, and go on when a trainer starts
-        again.
-        """
+        """Work until `stop`. Jobs that run then are stopped. The next trainer goes on with them."""
         try:
             while not self._stop.is_set():
                 self.run_once()
@@ -93,7 +90,7 @@ class Trainer:
         self._stop.set()
 
     def run_once(self) -> None:
-        """Read what is new, and do what follows from it."""
+        """Read new events, take orders, advance runs and keep servers."""
         self._known.catch_up(self._log)
         self._take_orders()
         for run in list(self._runs.values()):
@@ -108,7 +105,7 @@ class Trainer:
         self.keeper.servers.close()
 
     def _take_orders(self) -> None:
-        """Queue what was ordered and has not come to an end; end what is cancelled."""
+        """Queue new orders, and cancel runs."""
         for order in self._known.orders.take():
             if order.payload.action == "cancel":
                 self._cancel(str(order.payload.arguments.get("job", "")))
@@ -116,10 +113,9 @@ class Trainer:
                 self._queue(order)
 
     def _queue(self, order: CommandEvent) -> None:
-        """Queue a run; one that an earlier trainer began goes on with the parent that it began
-        with.
-        """
+        """Queue a run. A run that an earlier trainer began keeps its configuration and parent."""
         before = self._known.trainings.runs.get(order.event_id)
+        # The log is read from its beginning at each start, so finished orders come again.
         if before is not None and before.state in ENDED:
             return
         config = self._config(order.payload) if before is None else self._first_config(before)
@@ -133,6 +129,7 @@ class Trainer:
             manifest=order.payload.manifest,
             parent=parent,
         )
+        # The same job was ordered twice. Two processes must not write to one folder.
         if job.id in self._runs:
             self._known.orders.waiting.append(order)  # when the one that runs has ended
             return
@@ -148,8 +145,8 @@ class Trainer:
             self._end_run(run, TrainingState.CANCELLED, "asked for")
 
     def _config(self, order: Command) -> AnyConfig | None:
-        """Return how to learn from an order's examples: the first way that has not failed on
-        what serves now.
+        """Return the configuration for an order: of the methods that suit its examples, the first
+        that has not failed on what serves now. If all have, the first.
         """
         assert order.manifest is not None  # noqa: S101 - orders without one are not for us
         wanted = order.arguments.get("method")
@@ -160,22 +157,25 @@ class Trainer:
         ]
         if not suited:
             logger.warning(
-                "nothing learns so", target=order.target, method=wanted, head=order.manifest.head
+                "no method of the target learns from these examples",
+                target=order.target,
+                method=wanted,
+                head=order.manifest.head,
             )
             return None
         failed = self._known.failed_configs(order.target, self._parent(order.target))
         return next((config for config in suited if config.sha256 not in failed), suited[0])
 
     def _first_config(self, before: Training) -> AnyConfig | None:
-        """Return the configuration that a run began with, where it still stands."""
+        """Return the configuration that a run began with; None if the settings have it no more."""
         for config in self._training.models[before.target]:
             if config.sha256 == before.config_sha256:
                 return config
-        logger.warning("its configuration is gone; order it again", job=before.job)
+        logger.warning("the configuration of a run is gone; order it again", job=before.job)
         return None
 
     def _parent(self, target: str) -> str | None:
-        """Return the version that a run begins with: what serves, where it was trained here."""
+        """Return the version that a run starts from: what is promoted, if it was trained here."""
         promoted = self._known.promoted(target)
         ours = (
             promoted is not None
@@ -228,16 +228,20 @@ class Trainer:
             self._publish(run.training)
 
     def _finish(self, run: Run, folder: JobFolder, status: int) -> None:
-        """Serve and announce what a job made; begin it again where it said nothing, or give it
-        up.
+        """Take the result of a job that ended. If it left neither result nor failure, start it
+        again, or give it up after too many attempts.
         """
         if folder.result is not None:
             self._follow(run, folder)
             self._take_result(run, folder)
         elif folder.failure is not None:
             self._end_run(run, TrainingState.FAILED, folder.failure.reason)
+        # It left no reason, so it was killed, perhaps for its memory. It goes on from its last
+        # saved state.
         elif run.attempts < self._training.attempts:
-            logger.warning("a training died, beginning it again", job=run.job.id, status=status)
+            logger.warning(
+                "the process of a run died, starting it again", job=run.job.id, status=status
+            )
             self._start(run, folder)
         else:
             how = (
@@ -270,11 +274,13 @@ class Trainer:
             metrics=result.metrics,
             reason=f"{run.job.manifest.examples} examples",
         )
+        # The version is the hash of the weights, and a version is announced once.
         if (candidate.name, version) in self._known.checkpoints.all:
             self._end_run(run, TrainingState.SUCCEEDED, "the same weights as before", version)
             return
         reason = None
         try:
+            # Served before it is announced: promotion may give it rollouts at once.
             server = self.keeper.serve(candidate)
             candidate = candidate.model_copy(update={"endpoint": server.endpoint(version)})
             metrics, reason = self._check(candidate, run, folder)
@@ -282,6 +288,7 @@ class Trainer:
         except (ServingError, RejectedRecordError) as error:
             reason = f"cannot be served: {error}"
         if reason is not None:
+            # A rejected version is not kept served, so its address would be wrong.
             candidate = candidate.model_copy(update={"endpoint": None})
         self._announce(candidate)
         if reason is not None:
@@ -293,8 +300,10 @@ class Trainer:
     def _check(
         self, candidate: Checkpoint, run: Run, folder: JobFolder
     ) -> tuple[dict[str, float], str | None]:
-        """Ask a candidate, and what serves now, held-out prompts; return the figures and why to
-        refuse it.
+        """Ask a candidate, and what serves now, the held-out prompts.
+
+        Returns:
+            The figures, and the reason to refuse the candidate; None if there is none.
         """
         check = self._training.check
         cases = folder.cases[: check.prompts]
@@ -306,7 +315,7 @@ class Trainer:
         )
 
     def _earlier(self, run: Run) -> list[Case]:
-        """Return held-out prompts of the target's earlier runs, some of all."""
+        """Return held-out prompts of the target's earlier runs, a sample if there are many."""
         jobs = dict.fromkeys(
             training.job
             for training in self._known.trainings.runs.values()
@@ -319,7 +328,7 @@ class Trainer:
             for case in JobFolder(self._folder / job).cases
         ]
         most = self._training.check.earlier
-        # no secret
+        # Seeded by the job, so that a repeated run is asked the same prompts.
         return found if len(found) <= most else Random(run.job.id).sample(found, most)  # noqa: S311
 
     def _change(self, run: Run, state: TrainingState, reason: str) -> None:
@@ -336,6 +345,7 @@ class Trainer:
     def _publish(self, training: Training) -> None:
         event = TrainingEvent(payload=training)
         self._log.append([Outgoing.of(TRAININGS, training.target, event).record()])
+        # Not only when the log is read again: the next step must already know it.
         self._known.trainings.apply(event)
         for track in self._trackers:
             track(training)

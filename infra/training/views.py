@@ -80,6 +80,8 @@ class TrainingViews:
             ):
                 continue
             made = self.checkpoints.all.get((target, training.version or ""))
+            # The dictionary keeps the last run of each configuration: a method that failed once may
+            # work now.
             came_to[training.config_sha256] = training.state is TrainingState.FAILED or (
                 made is not None and made.state in REFUSED
             )

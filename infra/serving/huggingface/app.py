@@ -124,6 +124,7 @@ async def _complete(engine: GenerationEngine, content: bytes, chat: bool) -> Res
             f"the prompt has {len(prompt)} tokens; the model takes {engine.context} with the answer"
         )
     most = min(left, asked.max_completion_tokens or asked.max_tokens or left)
+    # Each of the n answers needs a seed of its own, or all would be the same.
     seeds = [None if asked.seed is None else asked.seed + index for index in range(asked.n)]
     answers = await asyncio.gather(
         *(
@@ -162,6 +163,7 @@ def _prompt(engine: GenerationEngine, asked: TextRequest, chat: bool) -> list[in
         )
     except Exception as error:  # a template may raise anything, and does so on purpose
         raise UnanswerableError(f"the chat template refuses the messages: {error}") from error
+    # The template has written the special tokens already.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -172,6 +174,7 @@ def _cut_at_stop(engine: GenerationEngine, answer: Generated, stop: str | list[s
     sequences = [stop] if isinstance(stop, str) else stop
     if not any(sequence in answer.text for sequence in sequences):
         return answer
+    # Token by token: token ids and log-probabilities must end where the text ends.
     for count in range(1, len(answer.token_ids) + 1):
         text = engine.text(answer.token_ids[:count])
         found = [text.index(sequence) for sequence in sequences if sequence in text]
@@ -286,19 +289,21 @@ async def _chunks(document: dict[str, Any], chat: bool) -> AsyncIterator[bytes]:
             if "prompt_token_ids" in document
             else {}
         )
-        yield _sent(head | {"object": kind, "choices": [piece | {"finish_reason": None}]} | more)
+        yield _server_sent_event(
+            head | {"object": kind, "choices": [piece | {"finish_reason": None}]} | more
+        )
         end: dict[str, Any] = {
             "index": choice["index"],
             "finish_reason": choice["finish_reason"],
             "logprobs": None,
         }
         end["delta" if chat else "text"] = {} if chat else ""
-        yield _sent(head | {"object": kind, "choices": [end]})
-    yield _sent(head | {"object": kind, "choices": [], "usage": document["usage"]})
+        yield _server_sent_event(head | {"object": kind, "choices": [end]})
+    yield _server_sent_event(head | {"object": kind, "choices": [], "usage": document["usage"]})
     yield b"data: [DONE]\n\n"
 
 
-def _sent(chunk: dict[str, Any]) -> bytes:
+def _server_sent_event(chunk: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 

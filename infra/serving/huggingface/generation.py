@@ -88,7 +88,9 @@ class GenerationEngine:
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
             self._model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32
+                # CPUs compute half precision slowly, and log-probabilities would be coarse.
+                folder,
+                dtype=torch.float32,
             ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())
@@ -100,6 +102,7 @@ class GenerationEngine:
         self._lock = threading.Lock()  # weights are not exchanged in the middle of an answer
         self.context = int(self._model.config.max_position_embeddings)
         ends = self._model.generation_config.eos_token_id
+        # Some models name several end tokens, others none but the tokenizer's.
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
         if self.tokenizer.eos_token_id is not None:
             self._ends.add(self.tokenizer.eos_token_id)
@@ -181,14 +184,15 @@ class GenerationEngine:
                 return
             time.sleep(0.002)  # what was asked at the same moment is answered together
             batch = [first]
-            held += self._all_waiting()
+            # Requests for other adapters wait: one batch has one set of weights.
+            held += self._take_waiting()
             for asked in list(held):
                 if asked is not None and asked.model == first.model and len(batch) < self._together:
                     batch.append(asked)
                     held.remove(asked)
             self._answer(batch)
 
-    def _all_waiting(self) -> list[Any]:
+    def _take_waiting(self) -> list[Any]:
         found = []
         while True:
             try:
@@ -226,11 +230,13 @@ class GenerationEngine:
         tokens = torch.tensor(
             [[0] * (longest - len(asked.prompt)) + asked.prompt for asked in batch]
         )
+        # Padded on the left, so that the next token of every row is in the last column.
         mask = torch.tensor([[0] * (longest - len(a.prompt)) + [1] * len(a.prompt) for a in batch])
         generators = [_generator(asked.sampling.seed) for asked in batch]
         found: list[tuple[list[int], list[float]]] = [([], []) for _ in batch]
         open_rows, cache = set(range(len(batch))), None
         while open_rows:
+            # Positions count from the first real token, so padding changes no answer.
             positions = torch.clamp(mask.cumsum(dim=1) - 1, min=0)[:, -tokens.shape[1] :]
             output = self._model(
                 input_ids=tokens,
@@ -242,7 +248,7 @@ class GenerationEngine:
             cache = output.past_key_values
             logprobs = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
             drawn = [
-                _drawn(logprobs[row], asked.sampling, generators[row])
+                _draw_token(logprobs[row], asked.sampling, generators[row])
                 for row, asked in enumerate(batch)
             ]
             for row in list(open_rows):
@@ -251,6 +257,7 @@ class GenerationEngine:
                 values.append(float(logprobs[row, drawn[row]]))
                 if drawn[row] in self._ends or len(ids) >= batch[row].sampling.most:
                     open_rows.remove(row)
+            # Rows that have ended go on with the others, and what they draw is not kept.
             tokens = torch.tensor(drawn).unsqueeze(1)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
         return [self._generated_text(ids, values) for ids, values in found]
@@ -278,7 +285,7 @@ def _generator(seed: int | None) -> torch.Generator:
     return generator
 
 
-def _drawn(logprobs: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def _draw_token(logprobs: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Return a token drawn by temperature and top-p (nucleus sampling: Holtzman et al., 2020,
     arXiv:1904.09751).
     """
@@ -287,6 +294,7 @@ def _drawn(logprobs: torch.Tensor, sampling: Sampling, generator: torch.Generato
     probabilities = torch.softmax(logprobs / sampling.temperature, dim=-1)
     if sampling.top_p < 1.0:
         ordered, order = probabilities.sort(descending=True)
+        # The mass before a token: so the token that crosses top_p is kept, and one token at least.
         beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
         probabilities = torch.zeros_like(probabilities).scatter(
             0, order, ordered.masked_fill(beyond, 0.0)

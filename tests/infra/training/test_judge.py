@@ -62,7 +62,7 @@ def test_the_score_is_the_reward(model: Model, judge: GradingModel) -> None:
     assert judge(ANSWER) == 0.75
     (asked,) = model.asked
     assert asked["model"] == "m"
-    assert asked["messages"][0]["content"].startswith("Be strict.\n")
+    assert asked["messages"][0]["content"].startswith("Be strict.\nAnswer with one JSON object")
     assert json.loads(asked["messages"][1]["content"]) == {
         "conversation": ANSWER.prompt,
         "answer": "Rome.",
