@@ -98,6 +98,10 @@ def _messages(small: bool = False) -> bytes:
     return _chat(messages=[{"role": role, "content": "how are you? " * 8} for role in roles])
 
 
+def _no_messages(small: bool = False) -> bytes:
+    return _chat(messages=[{}] * (1 if small else 20_000))
+
+
 def _deep(small: bool = False) -> bytes:
     value: Any = 1
     for _ in range(80):
@@ -142,6 +146,7 @@ REQUESTS: dict[str, tuple[str, Callable[..., bytes]]] = {
     "16 MiB of text in one message": (CHAT, _text),
     "16 MiB of Cyrillic in one message": (CHAT, _letters),
     "10,000 messages, 1.4 MB": (CHAT, _messages),
+    "20,000 empty messages, 60 kB": (CHAT, _no_messages),
     "1,000 parts nested 80 deep, 0.5 MB": (CHAT, _deep),
     "16 MiB of brackets (refused)": (CHAT, _too_deep),
     "1,000,000 numbers in one message, 2 MB": (CHAT, _numbers),

@@ -18,6 +18,7 @@ from learners.contract import PolicyError, chances
 from learners.policies import UNIFORM_VERSION, UniformPolicy
 from schemas.decisions import Candidate, Decision, DecisionEvent
 from schemas.routes import Choice, Option
+from streams.storage.errors import RejectedRecordError
 
 CONTEXT_CHARACTERS = 4000
 AT_ONCE = 16_384
@@ -44,7 +45,7 @@ def decided(
         ProblemError: 404, there is no such policy.
     """
     target, _ = services.routing.resolve(policy, "policy", call.key(rollout_id))
-    return _decision(services.redactor, target, call, rollout_id, policy, context, candidates)
+    return make_decision(services.redactor, target, call, rollout_id, policy, context, candidates)
 
 
 async def decided_aside(
@@ -62,14 +63,14 @@ async def decided_aside(
     target, _ = services.routing.resolve(policy, "policy", call.key(rollout_id))
     redactor = services.redactor
     asked = redactor, target, call, rollout_id, policy, context, candidates
-    return await asyncio.to_thread(_decision, *asked)
+    return await asyncio.to_thread(make_decision, *asked)
 
 
 def _size(context: str, candidates: Sequence[Candidate]) -> int:
     return len(context) + sum(len(one.text) + 16 * (1 + len(one.numbers)) for one in candidates)
 
 
-def _decision(
+def make_decision(
     redactor: Redactor,
     target: Target,
     call: CallContext,
@@ -78,14 +79,15 @@ def _decision(
     context: str,
     candidates: Sequence[Candidate],
 ) -> DecisionEvent:
-    """Choose with a policy; any thread may do this."""
-    assert target.policy is not None  # noqa: S101 - routes of kind policy have one
+    """Choose with a policy; any thread or process may do this."""
     tenant, key = call.caller.tenant, call.key(rollout_id)
     context, shown = redactor.text(context), redactor.candidates(list(candidates))
-    version, feature_version = target.version, target.policy.feature_version
+    version = target.version
     try:
-        probabilities = chances(target.policy, context, shown, tenant)
-    except PolicyError as error:
+        chooser = target.chooser
+        feature_version = chooser.feature_version
+        probabilities = chances(chooser, context, shown, tenant)
+    except (PolicyError, ValueError, RejectedRecordError) as error:
         # The agent needs a choice now. The baseline makes it and is logged as its maker, so that
         # the propensity is right.
         logger.error("baseline chose", policy=policy, version=version, error=str(error))

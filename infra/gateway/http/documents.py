@@ -73,29 +73,42 @@ class Elsewhere:
         content = await self._readers.run(_changed, function, self.content, *args, **kwargs)
         return Elsewhere(content, self._readers)
 
+    async def here(self) -> Here:
+        """Return the body in memory; a thread parses it.
+
+        Raises:
+            ProblemError: 400, it is no JSON object, or nested too deeply.
+        """
+        return Here(await run_aside(self.size, parse_object, self.content), self.size)
+
 
 Document = Here | Elsewhere
 
 
-def document_of(content: bytes, readers: Readers) -> Document:
+def document_of(content: bytes, readers: Readers, most: int = LARGE_BYTES) -> Document:
     """Return a body as a document.
+
+    Args:
+        most: readers work on bodies from this size on; see `is_large`.
 
     Raises:
         ProblemError: 400, it is small, and no JSON object, or nested too deeply. A large one is
             first looked at when something is done with it.
     """
-    if is_large(content):
+    if is_large(content, most):
         return Elsewhere(content, readers)
     return Here(parse_object(content), len(content))
 
 
-def is_large(content: bytes) -> bool:
-    """Return whether work on a document may take longer than about a millisecond."""
-    if len(content) >= LARGE_BYTES:
+def is_large(content: bytes, most: int = LARGE_BYTES) -> bool:
+    """Return whether a document weighs `most` bytes or more, with its brackets and quotation
+    marks.
+    """
+    if len(content) >= most:
         return True
     brackets = content.count(b"{") + content.count(b"[")
     weight = len(content) + BRACKET_BYTES * brackets + QUOTE_BYTES * content.count(b'"')
-    return weight >= LARGE_BYTES
+    return weight >= most
 
 
 def _applied(function: Callable[..., Any], content: bytes, *arguments: Any) -> Any:

@@ -7,6 +7,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from streams.storage.errors import LogUnavailableError
@@ -69,6 +70,13 @@ def answer(error: Exception) -> JSONResponse:
             return problem(503, "Not recorded", detail)
     logger.error("request failed", error=repr(error), exc_info=error)
     return problem(500, "Gateway failed", "the gateway has a defect; its log says which")
+
+
+def unprocessable(error: ValidationError) -> ProblemError:
+    """Return the problem of a body that does not fit, as FastAPI's own check would say it."""
+    items = error.errors(include_url=False, include_input=False)[:5]
+    details = [f"{'.'.join(map(str, ('body', *item['loc'])))}: {item['msg']}" for item in items]
+    return ProblemError(422, "Invalid request", "; ".join(details))
 
 
 def install(app: FastAPI) -> None:

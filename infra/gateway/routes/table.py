@@ -1,11 +1,14 @@
 """Routing: what serves each logical name now, and what each open rollout is pinned to."""
 
+import pickle
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from types import MappingProxyType
+from typing import Any
 
 import structlog
 
@@ -13,6 +16,7 @@ from infra.gateway.http.egress import check_address
 from infra.gateway.http.problems import ProblemError
 from learners.contract import Policy
 from learners.policies import BUILT_IN, PolicyLoader, UniformPolicy
+from schemas.checkpoints import Artifact
 from schemas.endpoints import Endpoint
 from schemas.rollouts import Fault, Recorded, Split
 from schemas.routes import STAND_IN, Choice, Route, RouteTarget
@@ -26,13 +30,70 @@ logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class PolicySource:
+    """Where a policy is loaded from, also in another process."""
+
+    artifact: Artifact
+    artifacts: ArtifactReader = field(compare=False)
+    policies: PolicyLoader = field(compare=False)
+
+    def load(self) -> Policy:
+        """Return the policy.
+
+        Raises:
+            ValueError, RejectedRecordError: its artifact is not there, or cannot be read.
+        """
+        return self.policies.load(self.artifacts.get(self.artifact), self.artifact.media_type)
+
+    @cached_property
+    def portable(self) -> bool:
+        """Whether another process can be told of it: its classes belong to modules."""
+        try:
+            pickle.dumps(self)
+        except (AttributeError, TypeError, pickle.PicklingError):
+            return False
+        return True
+
+
+@lru_cache(maxsize=8)
+def _loaded(source: PolicySource) -> Policy:
+    return source.load()
+
+
+@dataclass(frozen=True)
 class Target:
-    """One version that can serve: an endpoint for models, a policy for policies."""
+    """One version that can serve: an endpoint for models, a policy for policies.
+
+    Attributes:
+        source: where the policy comes from; None for the baseline.
+    """
 
     version: str
     weight: float
     endpoint: Endpoint | None = None
     policy: Policy | None = None
+    source: PolicySource | None = field(default=None, compare=False)
+
+    @property
+    def chooser(self) -> Policy:
+        """The policy of a route of kind policy; another process loads it when it first needs it.
+
+        Raises:
+            ValueError, RejectedRecordError: see `PolicySource.load`.
+        """
+        if self.policy is not None:
+            return self.policy
+        assert self.source is not None  # noqa: S101 - only pickling leaves the policy behind
+        return _loaded(self.source)
+
+    @property
+    def portable(self) -> bool:
+        """Whether another process can choose with it."""
+        return self.source is None or self.source.portable
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind a policy that can be loaded."""
+        return {**self.__dict__, "policy": self.policy if self.source is None else None}
 
 
 @dataclass(frozen=True)
@@ -371,14 +432,13 @@ class RoutingTable:
         known = self._versions.get((route.name, target.version))
         if route.kind == "policy":
             if known is not None and known.policy is not None:
-                policy = known.policy
+                policy, source = known.policy, known.source
             elif target.artifact is not None:
-                policy = self._policies.load(
-                    self._artifacts.get(target.artifact), target.artifact.media_type
-                )
+                source = PolicySource(target.artifact, self._artifacts, self._policies)
+                policy = source.load()
             else:
-                policy = UniformPolicy()
-            return Target(target.version, target.weight, policy=policy)
+                policy, source = UniformPolicy(), None
+            return Target(target.version, target.weight, policy=policy, source=source)
         if route.kind == "choice":
             return Target(target.version, target.weight)
         if target.endpoint is None:

@@ -92,18 +92,27 @@ class Services:
         self._count(topic, events)
         self.publisher.publish(self._outgoing(topic, events), urgent=False)
 
-    async def record_durably(self, topic: Topic, *events: AnyEvent, size: int = 0) -> None:
+    async def record_durably(self, topic: Topic, *events: AnyEvent) -> None:
         """Hand over events of one rollout and return when they are durable.
-
-        Args:
-            size: bytes of the events, about.
 
         Raises:
             LogUnavailableError: they could be written neither to the log nor to the spool.
         """
         self._count(topic, events)
-        outgoing = await run_aside(size, self._outgoing, topic, events)
-        await asyncio.wrap_future(self.publisher.publish(outgoing))
+        await asyncio.wrap_future(self.publisher.publish(self._outgoing(topic, events)))
+
+    async def record_encoded(self, topic: Topic, key: str, event_id: str, value: bytes) -> None:
+        """Hand over an event that is redacted and encoded, and return when it is durable.
+
+        Args:
+            key: of its rollout.
+
+        Raises:
+            LogUnavailableError: it could be written neither to the log nor to the spool.
+        """
+        self.routing.count(key, topic.name, 1)
+        outgoing = Outgoing(topic, key, event_id, value)
+        await asyncio.wrap_future(self.publisher.publish([outgoing]))
 
     def record_span(self, key: str, size: int, span: Callable[[], SpanEvent]) -> None:
         """Hand over a span without waiting for the disk. A large one is made in a thread.
