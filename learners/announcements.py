@@ -49,6 +49,8 @@ class Announcements:
         grown = self.changes - self.announced >= max(1.0, config.growth * self.announced)
         if not self.announced:
             grown = self.changes >= config.first
+        # Each announcement for corrections alone takes twice as much: else many small ones would
+        # announce for ever.
         shifted = self.announced > 0 and self.moved >= config.shift * 2.0**self.doublings
         self.due = grown or shifted
         if self.due:

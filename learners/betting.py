@@ -35,6 +35,7 @@ class Wager(BaseModel):
 
     def take(self, value: float) -> None:
         """Play one round with a value."""
+        # At least -1: the worst value loses the whole share that was bet, and never more.
         odds = (value - self.mean) / (self.mean - self.least)
         self.stakes = [
             stake + log1p(share * odds) for stake, share in zip(self.stakes, FRACTIONS, strict=True)
@@ -42,6 +43,7 @@ class Wager(BaseModel):
         # Take the greatest out of the sum, so that exp() cannot overflow.
         highest = max(self.stakes)
         mixed = highest + log(sum(exp(stake - highest) for stake in self.stakes) / len(self.stakes))
+        # The maximum counts: by Ville's inequality the stake may be looked at after every value.
         self.most = max(self.most, mixed)
         self.values += 1
 

@@ -101,6 +101,7 @@ def the_state_survives_its_bytes_at_every_moment(make: Make) -> None:
     stored = learner.encode(learner.initial())
     for number, example in enumerate(examples):
         kept = learner.fold(kept, example)
+        # After every example: a state may lose something only at certain moments.
         stored = learner.encode(learner.fold(learner.decode(stored), example))
         if learner.encode(kept) != stored:
             raise AssertionError(
@@ -117,6 +118,7 @@ def replay_equals_live(make: Make) -> None:
     _, announced = run(learner, examples[:half])
     for example in examples[:half]:
         state = learner.fold(state, example)
+    # A new learner, as in a new process: nothing may be kept outside of the state.
     again = make()
     _, rest = run(again, examples[half:], again.decode(learner.encode(state)))
     if announced + rest != live:

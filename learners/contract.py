@@ -165,6 +165,7 @@ def chances(
         raise PolicyError(
             f"the policy returned {len(found)} probabilities for {len(candidates)} candidates"
         )
+    # NaN compares false with everything, so it must be asked for.
     if not all(isfinite(one) and one >= 0.0 for one in found) or (
         abs(fsum(found) - 1.0) > SUM_TOLERANCE
     ):

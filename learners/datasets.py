@@ -163,6 +163,7 @@ def sft_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[Sf
             _is_valid(call, answer.tools) for call in _calls(messages)
         ):
             continue
+        # The tenant is part of the name: a row must not say that another tenant's events made it.
         name = _hash([answer.origin.tenant, messages, answer.tools])
         known = rows.get(name)
         if known is None:
@@ -170,7 +171,10 @@ def sft_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[Sf
             continue
         ids = tuple(dict.fromkeys((*known.origin.event_ids, *answer.origin.event_ids)))
         origin = replace(
-            known.origin, event_ids=ids, held_out=known.origin.held_out or answer.origin.held_out
+            # Held out if any of its examples is: a model must not train on what it is checked by.
+            known.origin,
+            event_ids=ids,
+            held_out=known.origin.held_out or answer.origin.held_out,
         )
         rows[name] = replace(known, reward=max(known.reward, reward), origin=origin)
     return list(rows.values())
@@ -194,6 +198,7 @@ def preference_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> 
                 margin = better.event.payload.reward - worse.event.payload.reward
                 if margin >= config.margin and better.response != worse.response:
                     found.append(_preference(better, worse, margin))
+        # The sort is stable, so pairs of one margin keep the order of the log.
         found.sort(key=lambda row: -row.margin)
         rows += found[: config.pairs]
     return rows
@@ -209,6 +214,8 @@ def rl_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[RlR
         body = answer.event.payload.body
         if not isinstance(body, RlExample) or not body.prompt_token_ids:
             continue
+        # A server may cut log-probabilities off. A row with a part of them would be weighed
+        # wrongly.
         if not 0 < len(body.response_token_ids) == len(body.response_logprobs):
             continue
         rows.append(
@@ -236,6 +243,7 @@ def prompt_rows(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list
     for answers in by_prompt.values():
         best = max(answers, key=lambda answer: answer.event.payload.reward)
         enough = best.event.payload.reward >= config.least_reward
+        # The label of the task is surer than the best answer that was given.
         label = best.event.payload.expected
         expected = label if label is not None else best.response if enough else None
         ids = tuple(
@@ -265,6 +273,8 @@ def pack_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
             the fewest possible, plus one.
     """
     bins: list[tuple[int, list[int]]] = []
+    # The longest first: short rows then fill the gaps. Ties by index, so that the result is the
+    # same each time.
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[index] > budget:
             continue
@@ -288,6 +298,7 @@ def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_A
             # one.
             newest[event.payload.body.head, event.payload.source_event_ids[-1]] = event
     newest = {name: event for name, event in newest.items() if not event.payload.retracted}
+    # Age counts from the newest example, not from a clock: the same manifest gives the same rows.
     latest = max((event.time for event in newest.values()), default=None)
     found = []
     for event in newest.values():
@@ -312,6 +323,7 @@ def _outlying(answers: Iterable[_Answer], limit: float) -> set[str]:
     rewards: dict[str, list[float]] = {}
     for answer in answers:
         rewards.setdefault(answer.origin.tenant, []).append(answer.event.payload.reward)
+    # Means of few examples lie far apart by chance.
     means = {tenant: fmean(of) for tenant, of in rewards.items() if len(of) >= EXAMPLES_TO_TELL}
     if len(means) < TENANTS_TO_TELL:
         return set()
@@ -328,6 +340,7 @@ def _answer(event: ExampleEvent, node: str, config: DatasetConfig) -> _Answer:
     else:
         assert isinstance(body, RlExample)  # noqa: S101 - decisions were left out
         prompt, response = body.prompt, body.response
+    # Without a task, equal prompts are one task, so that none is in both parts.
     task = example.task_id or _hash([prompt])
     held_out = example.split != "train" or _unit(task) < config.held_out
     ids = (event.event_id, *example.source_event_ids)
@@ -368,5 +381,6 @@ def _hash(of: Any) -> str:
 
 def _unit(task: str) -> float:
     """Return a number in [0, 1) that depends on the task alone."""
+    # A person of its own: this share must not depend on what others draw from the same id.
     digest = blake2b(task.encode(), digest_size=8, person=b"everloop-rows").digest()
     return int.from_bytes(digest) / 2**64

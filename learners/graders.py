@@ -102,6 +102,7 @@ def check_reward(reward: Any, name: str) -> float:
     Raises:
         ValueError: it is not a number in [0, 1].
     """
+    # True is an int in Python, but a grader that returns it means something else.
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
         raise ValueError(f"grader {name} returned {reward!r}, which is not a number from 0 to 1")
     return float(reward)
@@ -221,9 +222,11 @@ def passes_tests(answer: GradedAnswer) -> float:
     if not isinstance(answer.expected, dict) or not answer.expected.get("cases"):
         return 0.0
     text = THOUGHT.sub("", answer.text)
+    # A model that corrects itself writes its final code last.
     blocks = CODE.findall(text)
     code, cases = blocks[-1] if blocks else text, answer.expected["cases"]
     if "function" not in answer.expected:
+        # A generator: the first case that fails ends it, and the others are not run.
         programs = ((run_program(code, str(case["stdin"])), str(case["stdout"])) for case in cases)
         return float(
             all(

@@ -25,6 +25,7 @@ def violation(schema: dict[str, Any], value: Any) -> str | None:
         UncheckableSchemaError: the document is not a JSON Schema, a `$ref` points outside it, or a
             `pattern` does not compile.
     """
+    # As bytes, because a dictionary cannot be the key of a cache.
     validator = _validator(orjson.dumps(schema, option=orjson.OPT_NON_STR_KEYS))
     try:
         worst = best_match(validator.iter_errors(value))

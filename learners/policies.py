@@ -41,6 +41,7 @@ class PolicyLoader:
         self._types: dict[str, PolicyType] = {}
         both: list[PolicyType] = [BanditPolicy, *types]
         for one in both:
+            # The same type may come twice: a learner with several targets.
             known = self._types.setdefault(one.media_type, one)
             if known is not one:
                 raise ValueError(f"{known!r} and {one!r} both read {one.media_type}")

@@ -41,6 +41,7 @@ def resolve(reference: str, form: str = FUNCTION) -> Any:
     folder = str(Path.cwd())
     added = folder not in sys.path
     if added:
+        # At the end: a file of the user's must not hide an installed package.
         sys.path.append(folder)
     try:
         found = getattr(import_module(module), name)

@@ -45,8 +45,10 @@ def run_program(program: str, stdin: str = "", timeout_s: float = 5.0) -> Progra
 
     def limits() -> None:
         seconds = math.ceil(timeout_s)
+        # Every process that the program starts has these limits, too.
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        # Also bounds the output, which goes to a file.
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_OUTPUT, MOST_OUTPUT))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -57,6 +59,7 @@ def run_program(program: str, stdin: str = "", timeout_s: float = 5.0) -> Progra
         process = subprocess.Popen(  # noqa: S603 - this module exists to run it
             [*_jail(), sys.executable, "-I", "-S", "-B", "-c", program],
             cwd=folder,
+            # Nothing of our environment, which holds keys.
             env={"LANG": "C.UTF-8"},
             stdin=subprocess.PIPE,
             stdout=output,
@@ -84,6 +87,7 @@ def _jail() -> tuple[str, ...]:
     unshare = which("unshare")
     if unshare is None:
         return ()
+    # Tried once: some systems have the program and forbid the namespaces.
     trial = subprocess.run(  # noqa: S603
         [unshare, *JAIL, str(Path("/bin/true"))], capture_output=True, check=False
     )

@@ -111,6 +111,7 @@ def _check_state(reference: str, learner: Any) -> None:
         raise NotALearnerError(
             f"{reference} is no learner: encode gives {type(content).__name__}, not bytes"
         )
+    # Encoded twice, and once more after decoding: a set or a dictionary may have no fixed order.
     if not content == learner.encode(state) == learner.encode(learner.decode(content)):
         raise NotALearnerError(
             f"{reference} is no learner: encode gives other bytes for the same state"

@@ -35,6 +35,7 @@ async def usable_answer(
         return _read(messages[-1], output), 0
     except OutputParserException as error:
         reason = str(error).splitlines()[0]
+        # The reason goes back to the model, which can often mend its answer.
         again = HumanMessage(
             f"That answer cannot be used: {reason}\nAnswer again with the JSON object alone."
         )

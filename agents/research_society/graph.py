@@ -134,6 +134,7 @@ class Society:
         model = self._models[role.name].bind(extra_headers=call_headers(config, role.name))
         if role.has_tools:
             begun = {"messages": messages, "sender": role.name, "rounds": 0}
+            # Two steps for each round, one to think and one to act, and a final answer.
             limited: RunnableConfig = {**config, "recursion_limit": 2 * MAX_TOOL_ROUNDS + 2}
             messages = (await self._react[role.name].ainvoke(begun, limited))["messages"]
         else:
@@ -146,6 +147,7 @@ class Society:
             answer, turns = await self._ask(
                 role, JuniorResearch, {"research_goal": state["research_goal"]}, config
             )
+            # Not the name that the model wrote: credit goes by it.
             proposal = answer.model_copy(update={"agent_name": role.name})
             return {"initial_hypotheses": [proposal], "turn_count": turns}
 
@@ -154,12 +156,14 @@ class Society:
     async def _supervise(self, state: SocietyState, config: RunnableConfig) -> Update:
         """Let the policy choose, and the supervisor's model say why."""
         order = {role.name: index for index, role in enumerate(JUNIORS)}
+        # Juniors run in parallel and finish in any order. The candidates must not depend on it.
         proposals = sorted(
             state["initial_hypotheses"], key=lambda proposal: order[proposal.agent_name]
         )
         candidates = [
             Candidate(id=proposal.agent_name, text=proposal.hypothesis) for proposal in proposals
         ]
+        # The policy chooses, and not the model: only then is the propensity known.
         chosen = await self._decide(
             config["configurable"]["rollout_id"], state["research_goal"], candidates
         )

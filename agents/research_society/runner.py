@@ -65,6 +65,7 @@ class Runner:
         waiting = iter(attempts)
         running: set[asyncio.Task[Finished]] = set()
         while True:
+            # Goes on where it stopped: `waiting` is one iterator.
             for attempt in waiting:
                 before_each(attempt)
                 running.add(asyncio.create_task(self._run_one(attempt)))

@@ -59,6 +59,7 @@ class ResearchTask(BaseModel):
         """Whether the task is learned from or held out: a fifth of all tasks is, by a hash of the
         id.
         """
+        # A hash, not a draw: a task stays on the same side in every run.
         digest = blake2b(self.id.encode(), digest_size=4, person=b"everloop-split").digest()
         return "validation" if int.from_bytes(digest) / 2**32 < VALIDATION_SHARE else "train"
 

@@ -57,6 +57,7 @@ class LocalIndex:
             if not must_mention or any(word in task.context.lower() for word in must_mention)
         ]
         self._index = bm25s.BM25()
+        # BM25 refuses an empty index.
         if self._tasks:
             texts = [f"{task.goal} {task.context}" for task in self._tasks]
             self._index.index(

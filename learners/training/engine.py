@@ -39,6 +39,7 @@ def prepare() -> None:
     # verl patches a class that TRL has removed. Nothing here uses that class.
     monkey_patch.is_trl_available = lambda: False
     if not torch.distributed.is_initialized():
+        # A store in memory: with one process there is no port to agree on.
         store = torch.distributed.HashStore()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -255,6 +256,7 @@ class TrainingEngine:
             micro_batch_size_per_gpu=micro_batch,
             use_fused_kernels=False,
             calculate_entropy=False,
+            # Served log-probabilities are those of the model itself, before any temperature.
             temperature=1.0,
             pad_token_id=self._pad,
             global_batch_size=rows,

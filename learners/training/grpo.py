@@ -92,6 +92,7 @@ def _trl_grader(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], n
             for text, index in zip(texts, row, strict=True)
         ]
 
+    # TRL names the metrics of a grader after its function.
     reward.__name__ = name
     return reward
 

@@ -116,12 +116,14 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     source, pad = folder / "parent", loaded.tokenizer.pad_token_id or 0
     if not (source / "config.json").exists():
+        # verl loads from a folder. The parent is written once; a run that continues finds it.
         loaded.model.save_pretrained(source)
         loaded.tokenizer.save_pretrained(source)
     actor = TrainingEngine(source, "language_model", config, config.learning_rate, pad, adapter)
     critic = None
     if config.estimator == "gae":
         critic = TrainingEngine(source, "value_model", config, config.critic_learning_rate, pad)
+    # Before the first step: advantages and weights are those of the parent, in all epochs.
     batch, measured = prepare(kept, actor, critic, config, pad)
     order = np.random.default_rng(config.seed)
     epochs = math.ceil(config.epochs)
@@ -133,6 +135,7 @@ def train(
             order.permutation(len(kept)), max(1, round(len(kept) / config.batch))
         )
     ][: config.steps]
+    # After `prepare`, which needs the parent's weights.
     done = _resume(folder, actor, critic)
     for step, picked in enumerate(batches[done:], start=done + 1):
         metrics = actor.step(batch.sampled[picked], batch.of_policy(picked), policy_loss(config))

@@ -43,6 +43,7 @@ def train(
     evaluated = bool(pairs[True])
     trainer = DPOTrainer(
         model=loaded.model,
+        # TRL then takes the base of the adapter, or makes a copy.
         ref_model=None,
         args=TrlConfig(
             **trainer_arguments(config, folder, evaluated),

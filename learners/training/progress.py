@@ -74,8 +74,10 @@ def trainer_arguments(config: TrainingConfig, folder: Path, evaluated: bool) -> 
         "warmup_steps": config.warmup,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.gradient_clip,
+        # Every step, so that a loss that is not finite ends the run at once.
         "logging_steps": 1,
         "save_steps": config.save_every,
+        # The best and the last. Each is larger than the model, because of its optimizer.
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,
@@ -103,6 +105,7 @@ def on_this_device() -> dict[str, Any]:
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
+        # Pinned memory speeds up copies to a GPU, and there is none.
         "dataloader_pin_memory": False,
     }
 

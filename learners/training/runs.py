@@ -61,9 +61,11 @@ def run(
     Raises:
         TrainingError: the run cannot produce weights that may be served.
     """
+    # Before the weights are loaded: new adapters draw random numbers.
     make_repeatable(config)
     rows = rows_for(examples, config)
     folder.mkdir(parents=True, exist_ok=True)
+    # Before training, so that the rows of a failed run can be looked at.
     tables.write(rows, folder / ROWS)
     loaded = _load(config, parent)
     metrics = _train(loaded, rows, config, parent, folder / STATES, report)

@@ -43,6 +43,7 @@ def train(
             **trainer_arguments(config, folder, bool(held_out)),
             # With a length limit TRL would cut through the tokens of an image.
             max_length=config.max_length if loaded.processor is None else None,
+            # The mask decides which tokens count, in every turn.
             completion_only_loss=True,
             # `_pack` has packed whole rows already; TRL would cut rows in two.
             packing=False,

@@ -29,6 +29,7 @@ _TYPES: dict[str, pa.DataType] = {
 
 def write(rows: Sequence[SftRow | PreferenceRow | PromptRow | RlRow], path: Path) -> None:
     """Write rows of one kind, in their order. The same rows give the same bytes."""
+    # JSON columns have sorted keys, and the types are given: so equal rows give equal bytes.
     documents = [_flat(row) for row in rows]
     names = list(documents[0]) if documents else []
     schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])

@@ -53,6 +53,7 @@ def _parts(content: Any, images: list[Image.Image]) -> list[ContentPart]:
         if part.get("type") == "text":
             parts.append({"type": "text", "text": part["text"]})
         elif part.get("type") == "image_url":
+            # In the order of the parts: TRL matches images and parts by it.
             images.append(_image(part["image_url"]))
             parts.append({"type": "image", "text": None})
         else:

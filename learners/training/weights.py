@@ -47,6 +47,7 @@ def make_repeatable(config: TrainingConfig) -> None:
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     if not torch.cuda.is_available():
+        # On a CPU only: some GPU operations have no deterministic form, and torch would raise.
         torch.use_deterministic_algorithms(mode=True)
 
 
@@ -65,6 +66,7 @@ def load(config: AnyConfig, parent: Path | None) -> Loaded:
     adapter = parent if is_adapter(parent) else None
     source = str(parent) if parent is not None and adapter is None else config.base
     try:
+        # An adapter's folder has the tokenizer that it was trained with.
         tokenizer = AutoTokenizer.from_pretrained(adapter or source)
         sees = hasattr(AutoConfig.from_pretrained(source), "vision_config")
         processor = AutoProcessor.from_pretrained(adapter or source) if sees else None
@@ -76,6 +78,7 @@ def load(config: AnyConfig, parent: Path | None) -> Loaded:
         raise TrainingError(
             f"{source} is a vision model, which only sft can train; the method is {config.method}"
         )
+    # Before the adapter: it must see the embeddings in their final size.
     _add_tokens(config, model, tokenizer)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)

@@ -92,6 +92,7 @@ def beginning(
 
 
 def _digest(value: Any) -> str:
+    # Sorted keys: equal inputs are one task, in whatever order their fields come.
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return f"input-{sha256(text.encode()).hexdigest()[:16]}"
 
@@ -143,6 +144,7 @@ def reward(
         "source": source,
         "grader": grader,
         "supersedes": supersedes,
+        # Made here and not in each try, so that a repeated try is the same reward.
         "idempotency_key": idempotency_key or str(uuid4()),
     }
     return Call("/everloop/v1/rewards", _given(body), repeatable=True)
@@ -153,6 +155,7 @@ def retract(rollout_id: str, event_id: str) -> Call:
     body = {
         "rollout_id": rollout_id,
         "retracts": event_id,
+        # Named by the reward: to take it back twice is to take it back once.
         "idempotency_key": f"retract:{event_id}",
     }
     return Call("/everloop/v1/rewards", body, repeatable=True)
@@ -207,12 +210,15 @@ def pause(call: Call, tries: int, outcome: httpx.Response | httpx.HTTPError) -> 
         return None
     asked_for = 0.0
     if isinstance(outcome, httpx.Response):
+        # 503 is the one answer that says that the gateway has done nothing.
         if outcome.status_code != 503:
             return None
         after = outcome.headers.get("retry-after", "")
         asked_for = float(after) if after.isascii() and after.isdigit() else 0.0
+        # A caller must not hang for minutes; it sees the refusal instead.
         if asked_for > LONGEST_PAUSE_S:
             return None
+    # Without a connection nothing was done. After a timeout it may have been.
     elif not call.repeatable and not isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout):
         return None
     bound = min(FIRST_PAUSE_S * 2**tries, LONGEST_PAUSE_S)

@@ -26,6 +26,7 @@ from everloop_client.calls import ROLLOUT_HEADER, headers
 
 NODE_HEADER = "x-everloop-node"
 EXPORT_EVERY_MS = 500
+# Large, because the exporter drops spans when its queue is full.
 QUEUE = 65_536
 
 
@@ -114,6 +115,7 @@ class RolloutTracer(BaseCallbackHandler):
         elif name in self._nodes and not self._is_inside(parent_run_id, name):
             attributes = {SpanAttribute.AGENT_NAME: name, SpanAttribute.NODE: name}
             self._begin(run_id, parent_run_id, f"invoke_agent {name}", "invoke_agent", attributes)
+        # No span of its own, but its children must find the one around it.
         elif (around := self.span_around(parent_run_id)) is not None:
             self._spans[run_id] = around
 
@@ -174,11 +176,13 @@ class RolloutTracer(BaseCallbackHandler):
                 **{key.value: value for key, value in attributes.items()},
             },
         )
+        # By run, not by context variable: LangGraph runs nodes in tasks of their own.
         self._spans[run_id] = span
         self._own.add(run_id)
 
     def _end(self, run_id: UUID, error: BaseException | None = None) -> None:
         span = self._spans.pop(run_id, None)
+        # A run that was lent a span must not end it.
         if span is None or run_id not in self._own:
             return
         self._own.discard(run_id)

@@ -100,6 +100,7 @@ def finding_of(text: str) -> Finding:
     """Return which way most of the text's finding sentences point; a tie counts as positive."""
     positive = negative = 0
     for sentence in sentences(text):
+        # First: `no significant difference` matches the positive pattern, too.
         if _NEGATIVE.search(sentence):
             negative += 1
         elif _POSITIVE.search(sentence):

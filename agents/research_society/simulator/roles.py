@@ -61,6 +61,7 @@ def part_read_by(role: str, goal: str) -> Part:
     """Return which part of the abstract a junior reads. It changes from goal to goal, so no role is
     always right.
     """
+    # crc32 and not `hash`, which Python seeds anew in each process.
     return PARTS[(crc32(goal.encode()) + JUNIORS.index(role)) % len(PARTS)]
 
 
