@@ -355,9 +355,7 @@ def compare_after(
     Raises:
         AssertionError: it differs.
     """
-    (_, wanted), (_, found) = run(learner, right), run(learner, other)
-    if not wanted or not found:
-        raise AssertionError(f"nothing was announced in {len(right)} examples")
+    wanted, found = _announcements(learner, right, other)
     last = {checkpoint.examples: checkpoint.artifact for checkpoint in wanted}
     after = [c for c in found[-3:] if c.examples in last]
     if not after:
@@ -377,9 +375,7 @@ def compare_choices(
     Raises:
         AssertionError: a probability differs by more than `NEAR`.
     """
-    (_, wanted), (_, found) = run(learner, right), run(learner, other)
-    if not wanted or not found:
-        raise AssertionError(f"nothing was announced in {len(right)} examples")
+    wanted, found = _announcements(learner, right, other)
     for which, context in enumerate(CONTEXTS):
         expected, chosen = (
             chances(
@@ -394,6 +390,20 @@ def compare_choices(
             raise AssertionError(
                 f"after {what} the policy chooses with {chosen}, and without them with {expected}"
             )
+
+
+def _announcements(
+    learner: Learner[Any], right: Sequence[ExampleEvent], other: Sequence[ExampleEvent]
+) -> tuple[list[NewCheckpoint], list[NewCheckpoint]]:
+    """Return what a learner announces in each of two histories.
+
+    Raises:
+        AssertionError: it announces nothing in one of them.
+    """
+    (_, wanted), (_, found) = run(learner, right), run(learner, other)
+    if not wanted or not found:
+        raise AssertionError(f"nothing was announced in {len(right)} examples")
+    return wanted, found
 
 
 def expect_effect(

@@ -1,6 +1,6 @@
 """Commands that evaluate: what a policy would have earned on decisions that were made anyway."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,10 +58,6 @@ def ope(
     """Estimate what a policy would have earned, off-policy, and whether it is better than
     another.
     """
-    from learners.bounds import decisions_needed
-    from learners.evaluation import compare, evaluate
-    from learners.gains import difference_deviation
-
     settings = load_settings()
     splits: tuple[Split, ...] = (*HELD_OUT, "train") if everything else HELD_OUT
     with existing_log(settings) as log:
@@ -74,25 +70,42 @@ def ope(
             f"{len(decisions)} rewarded decisions of {name} on {', '.join(splits)} tasks; two"
             " are needed"
         )
-    compared = compare(first, second, decisions, confidence)
+    policies = ((policy, first), (against, second))
+    document = {"name": name, "decisions": len(decisions), "splits": splits}
+    document |= _evaluated(policies, decisions, confidence, gain)
+    if as_json:
+        print_json(document)
+    else:
+        _print_evaluation(document, policy, against, gain)
+
+
+def _evaluated(
+    policies: tuple[tuple[str, Policy], tuple[str, Policy]],
+    decisions: "Sequence[Logged]",
+    confidence: float,
+    gain: float,
+) -> dict[str, Any]:
+    """Return what two policies would have earned, and how much more the first."""
+    from learners.bounds import decisions_needed
+    from learners.evaluation import compare, evaluate
+    from learners.gains import difference_deviation
+
+    (_, first), (_, second) = policies
     deviation = difference_deviation(first, second, decisions)
-    document: dict[str, Any] = {
-        "name": name,
-        "decisions": len(decisions),
-        "splits": splits,
+    return {
         "confidence": confidence,
         "policies": {
-            version: asdict(evaluate(of, decisions, confidence))
-            for version, of in ((policy, first), (against, second))
+            version: asdict(evaluate(of, decisions, confidence)) for version, of in policies
         },
-        "difference": asdict(compared),
+        "difference": asdict(compare(first, second, decisions, confidence)),
         "decisions_needed_to_tell": {
             str(gain): decisions_needed(gain, deviation) if deviation > 0 else None
         },
     }
-    if as_json:
-        print_json(document)
-        return
+
+
+def _print_evaluation(document: dict[str, Any], policy: str, against: str, gain: float) -> None:
+    confidence, difference = document["confidence"], document["difference"]
     rows = [
         (
             version,
@@ -112,11 +125,11 @@ def ope(
         f"{confidence:.0%} at any time",
         "effective n",
     )
-    print_table(f"{name}: mean reward over {len(decisions)} decisions", columns, rows)
-    interval = _range(asdict(compared.interval))
+    title = f"{document['name']}: mean reward over {document['decisions']} decisions"
+    print_table(title, columns, rows)
     console.print(
-        f"{policy} minus {against}: {compared.difference:+.3f}, {confidence:.0%} interval"
-        f" {interval}"
+        f"{policy} minus {against}: {difference['difference']:+.3f}, {confidence:.0%} interval"
+        f" {_range(difference['interval'])}"
     )
     needed = document["decisions_needed_to_tell"][str(gain)]
     console.print(

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -19,6 +19,9 @@ from schemas.examples import ExampleEvent
 from schemas.serialization import readable
 from schemas.topics import EXAMPLES
 from streams.storage.log import read_events
+
+if TYPE_CHECKING:
+    from learners.logged import Logged
 
 POINTS = 10
 SEED = 0
@@ -43,8 +46,8 @@ def what_if(
     Raises:
         ConfigError: there is nothing to compare with, or the function or the file cannot be used.
     """
-    from learners.evaluation import compare, evaluate
-    from learners.what_if import held_out, refitted, replayed, rewarded_by, weighted_mean
+    from learners.evaluation import compare
+    from learners.what_if import held_out, refitted, replayed, weighted_mean
 
     function = _function(reward) if reward else None
     settled = settings.bandit.learner_config()
@@ -53,18 +56,14 @@ def what_if(
         OTHERWISE: BanditLearner(name, _config(settled, config) if config else settled),
     }
     logged = _examples(settings, name)
-    try:
-        otherwise = rewarded_by(logged, function)
-    except RewardFunctionError as error:
-        raise ConfigError(f"--reward {reward}: {error}") from error
-    taught = {AS_IT_IS: logged, OTHERWISE: otherwise}
+    taught = {AS_IT_IS: logged, OTHERWISE: _rewarded(logged, function, reward)}
     # Both are judged by the new reward. By two rewards they could not be compared.
-    evidence = held_out(otherwise, learners[OTHERWISE].config)
+    evidence = held_out(taught[OTHERWISE], learners[OTHERWISE].config)
     fitted = {
         which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()
     }
     if len(evidence) < 2 or not all(fitted.values()):
-        examples = sum(event.payload.split == "train" for event in otherwise)
+        examples = sum(event.payload.split == "train" for event in taught[OTHERWISE])
         raise ConfigError(
             f"{examples} examples and {len(evidence)} held-out decisions of {name}; one and two"
             " at least are needed"
@@ -81,14 +80,7 @@ def what_if(
         "config": str(config) if config else None,
         "held_out": len(evidence),
         "policies": {
-            which: {
-                "examples": points[-1].examples,
-                "evaluation": asdict(evaluate(points[-1].policy, evidence)),
-                "curve": [
-                    {"examples": examples, "value": value} for examples, value in curves[which]
-                ],
-                "replay_method": _replay_method(through[which]),
-            }
+            which: _learned(points[-1], evidence, curves[which], through[which])
             for which, points in fitted.items()
         },
         "difference": asdict(
@@ -100,6 +92,32 @@ def what_if(
         print_json(document)
     else:
         _print_comparison(document, fitted)
+
+
+def _rewarded(
+    logged: list[ExampleEvent], function: RewardFunction | None, reward: str | None
+) -> list[ExampleEvent]:
+    """Return examples with the rewards of a function; as they are without one."""
+    from learners.what_if import rewarded_by
+
+    try:
+        return rewarded_by(logged, function)
+    except RewardFunctionError as error:
+        raise ConfigError(f"--reward {reward}: {error}") from error
+
+
+def _learned(
+    last: Refitted, evidence: "Sequence[Logged]", curve: list[tuple[int, float]], through: Replayed
+) -> dict[str, Any]:
+    """Return what is known of a policy that was learned again."""
+    from learners.evaluation import evaluate
+
+    return {
+        "examples": last.examples,
+        "evaluation": asdict(evaluate(last.policy, evidence)),
+        "curve": [{"examples": examples, "value": value} for examples, value in curve],
+        "replay_method": _replay_method(through),
+    }
 
 
 def _print_comparison(document: dict[str, Any], fitted: dict[str, list[Refitted]]) -> None:

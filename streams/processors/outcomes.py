@@ -8,7 +8,7 @@ from schemas.decisions import Decision, DecisionEvent
 from schemas.identifiers import derived_event_id
 from schemas.outcomes import OutcomeEvent, RolloutOutcome
 from schemas.rewards import RewardEvent
-from schemas.rollouts import TERMINAL, RolloutEvent
+from schemas.rollouts import TERMINAL, Rollout, RolloutEvent
 from schemas.serialization import decode
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import OUTCOMES
@@ -47,14 +47,13 @@ def new_outcomes(
     reward, about = _reward(counted)
     for name, version in payload.assigned.items():
         mine = _decisions_of(name, decisions) if payload.split == "validation" else []
-        # The cost and the decisions of an open rollout grow with each call. They are told with the
-        # next change of what matters.
-        why = about.event_id if about is not None else None
         # A tenant's own version of a model, NAME@TENANT, is asked for as NAME.
         by = answered.get(name.partition("@")[0], [])
         replaced = any(other != version for other in by)
-        sign = f"{reward} {why} {payload.state} {payload.fault} {payload.split} {replaced}"
+        sign = _sign(payload, reward, about, replaced)
         if payload.state in TERMINAL:
+            # The cost and the decisions of an open rollout grow with each call. They are told with
+            # the next change of what matters.
             sign += f" {len(mine)} {cost!r}"
         before = told.get(name, "None")
         if before == sign:
@@ -76,15 +75,27 @@ def new_outcomes(
             cost=cost,
             decisions=mine,
         )
-        event = OutcomeEvent(
-            event_id=derived_event_id(time, "outcomes", rollout.rollout_key, name, sign),
-            time=time,
-            tenant=rollout.tenant,
-            rollout_id=rollout.rollout_id,
-            trace_id=rollout.trace_id,
-            payload=outcome,
-        )
-        yield Outgoing.of(OUTCOMES, name, event)
+        yield _outgoing(rollout, outcome, sign, time)
+
+
+def _sign(payload: Rollout, reward: float | None, about: RewardEvent | None, replaced: bool) -> str:
+    """Return what must change of an outcome before it is told again."""
+    why = about.event_id if about is not None else None
+    return f"{reward} {why} {payload.state} {payload.fault} {payload.split} {replaced}"
+
+
+def _outgoing(
+    rollout: RolloutEvent, outcome: RolloutOutcome, sign: str, time: datetime
+) -> Outgoing:
+    event = OutcomeEvent(
+        event_id=derived_event_id(time, "outcomes", rollout.rollout_key, outcome.name, sign),
+        time=time,
+        tenant=rollout.tenant,
+        rollout_id=rollout.rollout_id,
+        trace_id=rollout.trace_id,
+        payload=outcome,
+    )
+    return Outgoing.of(OUTCOMES, outcome.name, event)
 
 
 def _reward(counted: Sequence[RewardEvent]) -> tuple[float | None, RewardEvent | None]:

@@ -15,7 +15,7 @@ from infra.gateway.calls.faults import fault_of_call, fault_of_refusal
 from infra.gateway.calls.formats import CHAT, Api
 from infra.gateway.calls.model_call import Ending, ModelCall
 from infra.gateway.calls.placement import Placement, place_call, record_placement
-from infra.gateway.calls.requests import read_request
+from infra.gateway.calls.requests import Asked, read_request
 from infra.gateway.calls.shadows import send_shadows
 from infra.gateway.calls.tool_calls import InvalidToolCallError
 from infra.gateway.http.context import (
@@ -89,9 +89,7 @@ async def serve(
     """
     with _refusal_noted(services, call):
         # 1. Refuse a malformed request, or one over a limit, before anything is kept of it.
-        speaker = None if call.rollout_id else (call.caller.tenant, call.caller.key_id)
-        asked = await document.apply(read_request, api, speaker)
-        services.limits.check(call.caller.key)
+        asked = await _read_asked(services, api, call, document)
 
         # 2. Find its rollout and the version that serves it. From here to the first `try` of the
         # call nothing may wait: a cancelled wait would leave the conversation busy for ever.
@@ -101,13 +99,32 @@ async def serve(
     record_placement(services, call, placement)
 
     # 4. Tell the observer, and send copies to the shadows.
-    rollout_id, route = placement.rollout_id, placement.route
-    key = call.key(rollout_id)
+    model_call = _model_call(services, api, call, placement, asked)
+    if observer is not None:
+        observer.on_begin(model_call)
+    if placement.route.shadows:
+        send_shadows(services, placement.route, model_call)
+
+    # 5. Ask, and pass the answer back. The span is recorded when the answer ends.
+    return await _answer(services, request, placement, model_call, observer)
+
+
+async def _read_asked(services: Services, api: Api, call: CallContext, document: Document) -> Asked:
+    speaker = None if call.rollout_id else (call.caller.tenant, call.caller.key_id)
+    asked = await document.apply(read_request, api, speaker)
+    services.limits.check(call.caller.key)
+    return asked
+
+
+def _model_call(
+    services: Services, api: Api, call: CallContext, placement: Placement, asked: Asked
+) -> ModelCall:
+    key = call.key(placement.rollout_id)
     group, (split, _) = services.routing.group(key), services.routing.split(key)
-    model_call = ModelCall(
+    return ModelCall(
         api,
         call,
-        rollout_id,
+        placement.rollout_id,
         group,
         placement.asked,
         placement.document,
@@ -115,13 +132,22 @@ async def serve(
         split,
         asked.transcript,
     )
-    if observer is not None:
-        observer.on_begin(model_call)
-    if route.shadows:
-        send_shadows(services, route, model_call)
 
-    # 5. Ask, and pass the answer back. The span is recorded when the answer ends.
-    repairs = services.settings.tool_calls == "repair" and api is CHAT
+
+async def _answer(
+    services: Services,
+    request: Request,
+    placement: Placement,
+    model_call: ModelCall,
+    observer: Observer | None,
+) -> Response:
+    """Ask, and once more if the model called a tool against its schema and settings allow it.
+
+    Raises:
+        ProblemError: no model server answered, or no tool call was allowed.
+    """
+    repairs = services.settings.tool_calls == "repair" and model_call.api is CHAT
+    route = placement.route
     finish = _Finish(services, model_call, placement, observer, repairs)
     try:
         return await _call(services, request, route, model_call, finish)
@@ -129,8 +155,6 @@ async def serve(
         if not repairs:
             raise ProblemError(502, "Invalid tool call", str(invalid)) from invalid
         again = await model_call.repair_call()
-
-    # 6. Ask once more for tool calls that no schema allows.
     finish = _Finish(services, again, placement, None)
     try:
         return await _call(services, request, route, again, finish)

@@ -208,37 +208,58 @@ class Upstreams:
             ProblemError: 400, the request is nested too deeply; 503, a server's key is not set.
         """
         request = _Request(path, headers)
-        attempts = 0
         failure: UpstreamError | None = None
         for place, target in enumerate(targets, start=1):
-            endpoint = _endpoint(target)
-            breaker = self.breaker(endpoint.base_url)
-            content = await document.apply(_content, endpoint)
-            for number in range(self.config.retries + 1):
-                # 1. Leave a server alone that failed too often. What failed before says more.
-                if not breaker.admit():
-                    failure = failure or _left_alone(target, breaker, attempts)
-                    break
-
-                # 2. Ask the server once. Its breaker hears how that went.
-                attempts += 1
-                outcome = await self._ask_once(target, request, content, number, attempts)
-                again = outcome.wait_s is not None and number < self.config.retries
-
-                # 3. Return a final answer, or one that no further try can replace.
-                stuck = not again or breaker.open_until > 0.0
-                if outcome.reply is not None:
-                    if outcome.failure is None or (place == len(targets) and stuck):
-                        return outcome.reply
-                    outcome.reply.close()
-                failure = outcome.failure
-
-                # 4. Ask the same server again after a wait, or go on to the next fallback.
-                if not again:
-                    break
-                await asyncio.sleep(outcome.wait_s or 0.0)
+            content = await document.apply(_content, _endpoint(target))
+            last = place == len(targets)
+            reply, failure = await self._ask_server(target, request, content, failure, last)
+            if reply is not None:
+                return reply
         assert failure is not None  # noqa: S101 - there is at least one target
         raise failure
+
+    async def _ask_server(
+        self,
+        target: Target,
+        request: _Request,
+        content: bytes,
+        failure: UpstreamError | None,
+        last: bool,
+    ) -> tuple[Reply | None, UpstreamError | None]:
+        """Ask a server until it answers, or until no other try of it makes sense.
+
+        Args:
+            failure: why what was asked before did not answer; None if nothing was.
+            last: whether there is no fallback behind it.
+
+        Returns:
+            Its answer, or why there is none.
+        """
+        breaker = self.breaker(_endpoint(target).base_url)
+        attempts = failure.attempts if failure is not None else 0
+        for number in range(self.config.retries + 1):
+            # 1. Leave a server alone that failed too often. What failed before says more.
+            if not breaker.admit():
+                return None, failure or _left_alone(target, breaker, attempts)
+
+            # 2. Ask the server once. Its breaker hears how that went.
+            attempts += 1
+            outcome = await self._ask_once(target, request, content, number, attempts)
+            again = outcome.wait_s is not None and number < self.config.retries
+
+            # 3. Return a final answer, or one that no further try can replace.
+            stuck = not again or breaker.open_until > 0.0
+            if outcome.reply is not None:
+                if outcome.failure is None or (last and stuck):
+                    return outcome.reply, None
+                outcome.reply.close()
+            failure = outcome.failure
+
+            # 4. Ask the same server again after a wait, or go on to the next fallback.
+            if not again:
+                break
+            await asyncio.sleep(outcome.wait_s or 0.0)
+        return None, failure
 
     async def _ask_once(
         self, target: Target, request: _Request, content: bytes, number: int, attempts: int
