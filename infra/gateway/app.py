@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from infra.gateway.apis import (
     feedback,
     lightning,
+    lightning_proxy,
     metrics,
     openai,
     operations,
@@ -45,6 +46,17 @@ from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import Log
 from streams.views.keys import Keys
 
+APIS = (
+    openai,
+    feedback,
+    metrics,
+    operations,
+    rollouts,
+    traces,
+    lightning,
+    lightning_proxy,
+    stand_in,
+)
 # Seconds for which the log may be locked or away before events go to the spool. Whoever waits for a
 # durable reward or decision waits as long.
 SPOOL_AFTER_S = 2.0
@@ -84,7 +96,7 @@ def create_app(
 
     app = FastAPI(title="Everloop gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     problems.install(app)
-    for module in (openai, feedback, metrics, operations, rollouts, traces, lightning, stand_in):
+    for module in APIS:
         app.include_router(module.router)
     # The middleware that is added last sees a request first: CORS, then the shell, then `Direct`.
     app.add_middleware(Direct, handlers=openai.HANDLERS)

@@ -35,7 +35,7 @@ from streams.storage.log import read_all
 from tests.benchmarks.gateway import process
 from tests.benchmarks.machine import machine
 from tests.infra.conftest import model_route, publish
-from tests.infra.gateway.test_hostile import mutated, sent, valid_requests
+from tests.infra.gateway.mutations import mutated, sent, valid_requests
 
 CALLERS = 8
 PAUSE_S = 0.05

@@ -101,3 +101,12 @@ class Part(AbstractContextManager["Part"]):
             stdout=self._output,
             stderr=self._output,
         )
+
+
+def assert_one_line(done: Any, says: str) -> None:
+    """Check that a command said in one line what was wrong, and that it exited 2."""
+    assert done.returncode == 2, done
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("everloop: ")
+    assert says in lines[0]

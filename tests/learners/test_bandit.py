@@ -2,25 +2,20 @@
 bit.
 """
 
-import itertools
 from functools import cache
 from hashlib import sha256
 from random import Random
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from river import checks
 
 from learners.announcements import AnnouncementConfig
 from learners.bandit import BanditConfig, BanditLearner, BanditPolicy, BanditState, OnlineBandit
-from learners.bandit.exploration import greedy, squarecb, thompson, with_floor
 from learners.bandit.features import features, names_of
 from learners.bandit.policy import Weights
-from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
 from learners.bandit.serialization import regressor_to_json
 from learners.bandit.worth import earned
 from learners.bandit.worth import taught as taught_value
@@ -287,41 +282,6 @@ def test_probabilities_sum_to_one_and_the_order_of_candidates_changes_nothing(
     assert shuffled == pytest.approx([chances[index] for index in order], abs=1e-9)
 
 
-values = st.lists(st.floats(-5, 5), min_size=1, max_size=10)
-
-
-@given(values, st.floats(0, 1e6), st.floats(1e-3, 1))
-def test_exploration_prefers_what_is_believed_better(
-    rewards: list[float], gamma: float, epsilon: float
-) -> None:
-    means = np.array(rewards)
-    for chances in (
-        squarecb(rewards, gamma),
-        thompson(means, np.full(len(means), 0.1)),
-        greedy(rewards),
-    ):
-        floored = with_floor(chances, epsilon)
-        assert sum(floored) == pytest.approx(1.0, abs=1e-9)
-        for (first, p), (second, q) in itertools.combinations(
-            zip(rewards, floored, strict=True), 2
-        ):
-            assert (p >= q - 1e-9) if first >= second else (q >= p - 1e-9)
-
-
-def test_thompson_sampling_is_integrated_exactly() -> None:
-    """Beside ten million draws from the same beliefs."""
-    means, deviations = np.array([0.5, 0.45, 0.2, 0.5]), np.array([0.1, 0.2, 0.3, 0.01])
-    draws = np.random.default_rng(0).normal(means, deviations, size=(1_000_000, 4))
-    drawn = np.bincount(draws.argmax(axis=1), minlength=4) / len(draws)
-    assert thompson(means, deviations) == pytest.approx(drawn, abs=0.01)
-
-
-@pytest.mark.parametrize(("rewards", "epsilon"), [([], 0.1), ([1.0], 0.0), ([1.0], 1.5)])
-def test_impossible_exploration_is_refused(rewards: list[float], epsilon: float) -> None:
-    with pytest.raises(ValueError, match=r"no candidate|epsilon"):
-        with_floor(rewards, epsilon)
-
-
 numbers = st.dictionaries(st.text(max_size=5), st.floats(-1, 1), max_size=3)
 
 
@@ -337,77 +297,6 @@ def test_features_are_bounded_named_and_the_same_every_time(
     indices = {index for of in found for index in of}
     assert all(0 <= index < 2**18 for index in indices)
     assert indices <= set(names_of(context, candidates, "acme"))
-
-
-def test_the_regressor_passes_rivers_own_checks() -> None:
-    for check in checks.yield_checks(BlockBayesianRegressor()):
-        check(BlockBayesianRegressor())
-
-
-def test_within_a_block_it_is_bayesian_linear_regression() -> None:
-    """Beside the normal equations, the reward's mean and noise held where the regressor holds
-    them.
-    """
-    config = RegressorConfig(forgetting=(1e-12,))
-    regressor, random = BlockBayesianRegressor(config), np.random.default_rng(1)
-    precision, moments = np.zeros((4, 4)), np.zeros(4)
-    prior = 0.0
-    for _ in range(50):
-        x = random.choice([-1.0, 1.0], size=4)  # of norm 2 every time, so the prior does not move
-        y = float(x @ [0.2, -0.1, 0.4, 0.0] + random.normal(0, 0.05))
-        noise = max(1e-4, config.noise_share * float(regressor.errors[0]))
-        regressor.learn_one(dict(enumerate(x.tolist(), start=1)), y)
-        precision += np.outer(x, x) / noise
-        moments += x * (y - config.prior_mean) / noise
-        prior = regressor.prior
-    solved = np.linalg.solve(precision + np.eye(4) / prior, moments)
-    weights = regressor.weights()
-    assert [weights[index] for index in (1, 2, 3, 4)] == pytest.approx(solved, abs=1e-6)
-
-
-def test_blocks_that_meet_are_joined_and_what_has_no_room_is_learned_without_covariance() -> None:
-    regressor = BlockBayesianRegressor(RegressorConfig(block=4, dense=6))
-    regressor.learn_one({1: 1.0, 2: 1.0}, 1.0).learn_one({3: 1.0, 4: 1.0}, 0.0).learn_one(
-        {1: 1.0, 3: 1.0}, 0.5
-    )
-    assert {block.width for block in regressor.beliefs.blocks.values()} == {4}
-    regressor.learn_one({1: 1.0, 5: 1.0}, 1.0).learn_one({6: 1.0, 7: 1.0, 8: 1.0}, 1.0)
-    assert sum(block.width for block in regressor.beliefs.blocks.values()) == 6
-    assert len(regressor.beliefs.slot_of) == 8
-    for block in regressor.beliefs.blocks.values():
-        for member in block.filled:
-            assert np.linalg.eigvalsh(member).min() > 0.0
-            assert (member == member.T).all()
-
-
-@pytest.mark.slow
-def test_the_regressor_stays_a_regressor_over_many_examples() -> None:
-    """`make bench-bandit` does ten million."""
-    regressor, random = BlockBayesianRegressor(RegressorConfig(dense=24, block=16)), Random(5)
-    for _ in range(100_000):
-        x = {random.randrange(40): random.choice([-1.0, 0.5, 1e3, 1e-3]) for _ in range(5)}
-        regressor.learn_one(x, random.random())
-    assert np.isfinite(regressor.beliefs.means).all()
-    assert all(
-        np.linalg.eigvalsh(member).min() > 0.0
-        for block in regressor.beliefs.blocks.values()
-        for member in block.filled
-    )
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"prior_variance": 0.0},
-        {"noise_share": 0.0},
-        {"forgetting": ()},
-        {"forgetting": (1.0,)},
-        {"block": 0},
-    ],
-)
-def test_impossible_beliefs_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must be"):
-        RegressorConfig(**wrong)
 
 
 def test_weights_that_are_not_finite_are_not_loaded() -> None:
