@@ -4,7 +4,8 @@ hidden.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class Round:
     rewards: list[float]
 
 
-def classification(load: Callable[[], Any], seed: int) -> list[Round]:
+def classification(load: Callable[[], Any], seed: int, count: int = ROUNDS) -> list[Round]:
     """Return a data set as a bandit: each class a candidate with standardised features; the right
     one earns 1.
     """
@@ -63,8 +64,8 @@ def classification(load: Callable[[], Any], seed: int) -> list[Round]:
     features: NDArray[np.float64] = StandardScaler().fit_transform(data.data)
     classes = range(len(data.target_names))
     order = np.concatenate(
-        [random.permutation(len(features)) for _ in range(ROUNDS // len(features) + 1)]
-    )[:ROUNDS]
+        [random.permutation(len(features)) for _ in range(count // len(features) + 1)]
+    )[:count]
     return [
         Round(
             [
@@ -77,7 +78,7 @@ def classification(load: Callable[[], Any], seed: int) -> list[Round]:
     ]
 
 
-def hypotheses(seed: int, changed: Callable[[float], float]) -> list[Round]:
+def hypotheses(changed: Callable[[float], float], seed: int, count: int = ROUNDS) -> list[Round]:
     """Return sentences whose words, and pairs of verb and object, have hidden worths; rewards are
     noisy.
 
@@ -87,8 +88,8 @@ def hypotheses(seed: int, changed: Callable[[float], float]) -> list[Round]:
     random = np.random.default_rng(1000 + seed)
     before, after = _worths(random), _worths(random)
     rounds = []
-    for number in range(ROUNDS):
-        share = changed(number / ROUNDS)
+    for number in range(count):
+        share = changed(number / count)
         texts: list[Candidate] = []
         rewards = []
         for _ in range(HYPOTHESES):
@@ -111,11 +112,19 @@ def _worth(worths: dict[str, float], words: Sequence[str]) -> float:
     return sum(worths[word] for word in words) + worths[f"{words[VERB]} {words[OBJECT]}"]
 
 
-PROBLEMS: dict[str, Callable[[int], list[Round]]] = {
-    "digits": lambda seed: classification(load_digits, seed),
-    "wine": lambda seed: classification(load_wine, seed),
-    "breast cancer": lambda seed: classification(load_breast_cancer, seed),
-    "hypotheses": lambda seed: hypotheses(seed, lambda _: 0.0),
-    "hypotheses, abrupt drift": lambda seed: hypotheses(seed, lambda time: float(time >= 0.5)),
-    "hypotheses, gradual drift": lambda seed: hypotheses(seed, lambda time: time),
+class Problem(Protocol):
+    """Makes the rounds of a problem."""
+
+    def __call__(self, seed: int, count: int = ROUNDS) -> list[Round]:
+        """Return so many rounds."""
+        ...
+
+
+PROBLEMS: dict[str, Problem] = {
+    "digits": partial(classification, load_digits),
+    "wine": partial(classification, load_wine),
+    "breast cancer": partial(classification, load_breast_cancer),
+    "hypotheses": partial(hypotheses, lambda _: 0.0),
+    "hypotheses, abrupt drift": partial(hypotheses, lambda time: float(time >= 0.5)),
+    "hypotheses, gradual drift": partial(hypotheses, lambda time: time),
 }

@@ -28,7 +28,7 @@ def measured(tasks: Path, vw: str) -> dict[str, Any]:
     Args:
         vw: arguments of Vowpal Wabbit, as tuned on the six problems.
     """
-    rounds = [_round(task) for task in load_tasks(str(tasks))]
+    rounds = [round_of(task) for task in load_tasks(str(tasks))]
     fixed = {
         role: fmean(shown.rewards[place] for shown in rounds) for place, role in enumerate(JUNIORS)
     }
@@ -49,7 +49,8 @@ def measured(tasks: Path, vw: str) -> dict[str, Any]:
     }
 
 
-def _round(task: ResearchTask) -> Round:
+def round_of(task: ResearchTask) -> Round:
+    """Return the hypotheses of the juniors for a task, and what the decision on each earns."""
     paper = {"id": task.id, "sections": [section.model_dump() for section in task.sections]}
     texts: list[Candidate] = []
     rewards = []

@@ -1,0 +1,1 @@
+"""The path that production takes, from `everloop up` with its defaults, beside Vowpal Wabbit."""
