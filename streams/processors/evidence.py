@@ -81,6 +81,7 @@ class Evidence(BaseModel):
         latest: time of the newest outcome, which is what the time is taken to be.
         counted: when the youngest rollout began that was old enough. What began earlier has been
             counted, or came too late to be.
+        late: how many rollouts came too late, since the age was set.
     """
 
     held_out: dict[str, HeldOut] = Field(default_factory=dict)
@@ -92,6 +93,7 @@ class Evidence(BaseModel):
     maturity: float = FIRST_MATURITY_S
     latest: float = 0.0
     counted: float = 0.0
+    late: int = 0
 
     def take(self, event: OutcomeEvent, worth: Worth, config: GateConfig) -> None:
         """Take in what a rollout came to, except for comparisons."""
@@ -137,6 +139,7 @@ class Evidence(BaseModel):
         one is on trial, so that nothing is tried at an age that its own rewards have chosen. A
         watch may go on meanwhile; its age changes for both versions alike.
         """
+        self.late = 0
         if config.maturity is not None:
             self.maturity = config.maturity.total_seconds()
         elif self.delays:
@@ -147,7 +150,11 @@ class Evidence(BaseModel):
         """Follow a rollout of a comparison until it is old enough."""
         outcome, rollout = event.payload, event.rollout_key
         begun = outcome.begun.timestamp()
-        if not _is_followed(rollout, self.thinning) or begun <= self.counted:
+        if not _is_followed(rollout, self.thinning):
+            return
+        if begun <= self.counted:
+            # Its first outcome. Later ones of a rollout that was counted come here too.
+            self.late += outcome.state is RolloutState.STARTED and outcome.reward is None
             return
         value = worth_of(outcome, worth, config)
         came = outcome.rewarded.timestamp() if outcome.rewarded is not None else begun

@@ -26,7 +26,8 @@ def status_of(name: str, state: PromotionState, config: GateConfig) -> tuple[Gat
         status = _of_watch(name, state, state.watched, config)
     # A status for every rollout would fill the topic and say little that is new.
     steps = int(log(status.evidence + 1) / log(1.1))
-    return status, f"{status.phase} {status.version} {steps} {state.verdict != ''}"
+    late = state.evidence.late.bit_length()
+    return status, f"{status.phase} {status.version} {steps} {state.verdict != ''} {late}"
 
 
 def _waiting(name: str, state: PromotionState, config: GateConfig) -> GateStatus:
@@ -89,6 +90,11 @@ def _compared(
     rate: float | None,
     text: str,
 ) -> GateStatus:
+    if late := state.evidence.late:
+        text += (
+            f"; rollouts left out, since they were heard of too long after they began: {late}"
+            " (the clock of a gateway is behind, or its events came late)"
+        )
     arms = [
         ArmSummary(
             version=version,

@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from learners.gate import GateConfig
+from learners.trial import Comparison
 from schemas.outcomes import OutcomeEvent
+from schemas.rollouts import RolloutState
 from streams.processors.evidence import MOST_YOUNG, Evidence, dated, failed, worth_of
+from streams.processors.gate_status import status_of
 from streams.processors.promotion import Promotion
+from streams.processors.promotion_state import PromotionState
 from streams.storage.artifacts import ArtifactStore
 from tests import events
 from tests.streams.promotions import AT_ONCE, TARGET, held_out, rewarded
@@ -78,3 +82,28 @@ def test_a_newer_reward_of_a_held_out_rollout_replaces_the_older(tmp_path: Path)
     assert state is not None
     assert [item.worth for item in state.evidence.held_out.values()] == [0.25]
     assert promotion.decode_state(promotion.encode_state(state)) == state
+
+
+def test_rollouts_of_a_gateway_whose_clock_is_behind_do_not_count_and_the_status_says_so() -> None:
+    evidence, config = Evidence(maturity=1.0), GateConfig()
+
+    def hear(rollout_id: str, begun: float, state: RolloutState) -> None:
+        event = events.outcome(rollout_id, "v2", None, begun=begun, after=0.0, state=state)
+        evidence.take(event, lambda outcome: 1.0, config)
+        evidence.follow(event, lambda outcome: 1.0, config)
+
+    for number in range(20):
+        hear(f"on-time-{number}", float(number), RolloutState.STARTED)
+    counted = len(evidence.matured())
+    assert counted > 0
+    hear("on-time-0", 0.0, RolloutState.SUCCEEDED)
+    assert evidence.late == 0, "it was counted before it ended"
+    hear("behind", -30.0, RolloutState.STARTED)
+    hear("behind", -30.0, RolloutState.SUCCEEDED)
+    assert (evidence.late, evidence.matured()) == (1, [])
+    trial = Comparison.of("v2", "v1", level=0.05, tolerance=0.02, config=config)
+    state = PromotionState(evidence=evidence, comparison=trial)
+    status, _ = status_of("supervisor-policy", state, config)
+    assert "too long after they began: 1 (the clock of a gateway is behind" in status.text
+    evidence.learn_maturity(config)
+    assert evidence.late == 0
