@@ -70,6 +70,7 @@ class NewReward(BaseModel):
 
     def event(self, caller: Caller) -> RewardEvent:
         """Return it as an event."""
+        # Programs send numbers. A thumb or a better answer comes from a person.
         human = self.thumb is not None or self.edit is not None
         payload = Reward(
             value=self.value if self.value is not None else float(self.thumb == "up"),
@@ -87,6 +88,7 @@ class NewReward(BaseModel):
         event = RewardEvent(tenant=caller.tenant, rollout_id=self.rollout_id, payload=payload)
         if self.idempotency_key is None:
             return event
+        # A fixed time: the same key gives the same id, whenever it is sent again.
         repeatable = derived_event_id(
             _EPOCH, "reward", event.rollout_key, self.idempotency_key.encode().hex()
         )

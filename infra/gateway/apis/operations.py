@@ -174,6 +174,7 @@ async def _operate(services: Services, work: Callable[[Log], Route]) -> Route:
     """
 
     def change() -> Route:
+        # `power`: what a person decided must survive a power cut.
         with services.open_log("power") as log:
             return work(log)
 

@@ -81,6 +81,7 @@ async def create(
     }
     if not begun:
         routing.begin(key, new.group, split, split_chosen)
+        # Both, because the lifecycle has both; nothing happens between them here.
         states = [RolloutState.CREATED, RolloutState.STARTED]
     elif (split, split_chosen) != known:
         routing.choose_split(key, split)
@@ -123,6 +124,7 @@ async def end(
         tenant=caller.tenant, rollout_id=rollout_id, trace_id=call.trace_id, payload=payload
     )
     await services.record_durably(ROLLOUTS, event)
+    # After the event is durable: if that fails, the caller ends the rollout again.
     services.routing.release(key)
     services.conversations.forget(caller.tenant, rollout_id)
     return JSONResponse({"event_id": event.event_id}, status_code=202)

@@ -50,6 +50,7 @@ async def export(request: Request, services: Shared, caller: Agent) -> Response:
     as_json = request.headers.get("content-type", "").startswith("application/json")
     batch = _parse_json(body) if as_json else _parse_protobuf(body)
     events: list[SpanEvent] = []
+    # One bad span must not cost the others: OTLP has a field for partial success.
     refused: list[str] = []
     for span, attributes in _spans(batch):
         try:
@@ -76,6 +77,7 @@ async def export(request: Request, services: Shared, caller: Agent) -> Response:
 def _inflate(body: bytes, limit: int) -> bytes:
     inflater = zlib.decompressobj(wbits=31)  # 15 bits of window, + 16 for gzip's header
     try:
+        # With a limit, because a few bytes of gzip can unpack to gigabytes.
         content = inflater.decompress(body, limit)
     except zlib.error as error:
         raise ProblemError(400, "Malformed body", f"the body is not gzip: {error}") from error
@@ -150,7 +152,7 @@ def _event(services: Services, caller: Caller, span: Any, attributes: dict[str, 
         ),
     )
     if not attributes.get(Attribute.ROLLOUT_ID):
-        services.conversations.heard(caller.tenant, event.trace_id)
+        services.conversations.note_span(caller.tenant, event.trace_id)
         if not services.routing.knows_begun(event.rollout_key):
             assign(services, event.tenant, event.rollout_id, event.trace_id, {}, AGENT)
     return event

@@ -81,6 +81,7 @@ def make_decision(
 ) -> DecisionEvent:
     """Choose with a policy; any thread or process may do this."""
     tenant, key = call.caller.tenant, call.key(rollout_id)
+    # Redacted before the policy reads it: the log must hold what the policy read.
     context, shown = redactor.text(context), redactor.candidates(list(candidates))
     version = target.version
     try:
@@ -171,4 +172,5 @@ def _drawn(probabilities: list[float], draw: float) -> int:
         draw -= probability
         if draw < 0:
             return index
+    # Rounding may leave a rest. The likeliest one, whose propensity is surely not 0.
     return max(range(len(probabilities)), key=probabilities.__getitem__)

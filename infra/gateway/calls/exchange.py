@@ -414,7 +414,7 @@ class _Finish:
         _count(services, model_call, ending, _outcome(status, error, failed))
         conversation = self._placement.conversation
         if conversation is not None and not goes_on:
-            services.conversations.answered(conversation, ending.said, failed)
+            services.conversations.note_answer(conversation, ending.said, failed)
         if self._observer is not None:
             self._observer.on_end(model_call, status, wrong)
 

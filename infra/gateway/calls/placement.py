@@ -67,7 +67,7 @@ async def place_call(
     try:
         return await _served_by(services, api, call, *request, rollout_id, conversation)
     except BaseException:  # also a caller who hung up: the conversation would be busy for ever
-        services.conversations.refused(conversation)
+        services.conversations.withdraw_call(conversation)
         raise
 
 
@@ -107,6 +107,7 @@ async def _served_by(
         taken = await chosen(services, call, rollout_id, choice, asked.context)
         model = taken.option.model
         document = await document.changed(with_option, api, taken.option)
+    # After the choice: the chosen model may have a version of the tenant's own.
     own = services.routing.own(model, call.caller.tenant)
     target, route = services.routing.resolve(own, "model", call.key(rollout_id))
     return Placement(rollout_id, conversation, model, own, document, target, route, taken)

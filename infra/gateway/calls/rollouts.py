@@ -73,7 +73,7 @@ async def end_conversations(services: Services, every_s: float) -> None:
     """
     while True:
         await asyncio.sleep(every_s)
-        for conversation in services.conversations.ended():
+        for conversation in services.conversations.take_ended():
             end_conversation(services, conversation)
 
 
@@ -95,4 +95,5 @@ def end_conversation(services: Services, conversation: Conversation) -> None:
         payload=ended,
     )
     services.record(ROLLOUTS, event)
+    # A call that comes later begins a new rollout.
     services.routing.release(key)

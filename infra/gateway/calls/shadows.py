@@ -24,6 +24,7 @@ def send_shadows(services: Services, route: LoadedRoute, model_call: ModelCall) 
     for shadow in route.shadows:
         if unit_draw(route.name, shadow.version, model_call.call.span_id) < shadow.weight:
             copy = _copy_of(services, shadow, route.name, model_call)
+            # Shadows are dropped first when there is much to do: nobody waits for them.
             if not services.in_background(copy):
                 services.counts.shadows["skipped"] += 1
 
@@ -50,6 +51,7 @@ async def _copy_of(services: Services, shadow: Target, name: str, original: Mode
     status: int | None = None
     ending = Ending()
     try:
+        # Uncompressed, because the answer is read here and not passed on.
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         reply = await services.upstreams.ask((shadow,), original.api.path, document, headers)
         status, copy.attempts = reply.response.status, reply.attempts

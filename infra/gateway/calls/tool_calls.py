@@ -58,6 +58,8 @@ def repair_request(
             wrong = problems.get(
                 str(call.get("id") or ""), "not carried out, since another call was invalid"
             )
+            # Each call needs an answer: model servers refuse a conversation with calls that have
+            # none.
             told = f"Invalid call: {wrong}. Try again."
             said.append({"role": "tool", "tool_call_id": call.get("id"), "content": told})
     if "" in problems:

@@ -72,6 +72,7 @@ class KeyRing:
                 )
             return ANONYMOUS
         key = self._keys.all.get(credential[len(KEY_PREFIX) :].partition("_")[0])
+        # The log holds hashes only, so a key that is shown is hashed and compared.
         shown = sha256(credential.encode("utf-8", "surrogateescape")).hexdigest()
         # An unknown id is compared as well, so that it takes as long as a wrong secret.
         if not compare_digest(shown, key.sha256 if key is not None else _NO_HASH) or key is None:

@@ -56,7 +56,7 @@ class PolicySource:
 
 
 @lru_cache(maxsize=8)
-def _loaded(source: PolicySource) -> Policy:
+def _load_policy(source: PolicySource) -> Policy:
     return source.load()
 
 
@@ -84,7 +84,7 @@ class Target:
         if self.policy is not None:
             return self.policy
         assert self.source is not None  # noqa: S101 - only pickling leaves the policy behind
-        return _loaded(self.source)
+        return _load_policy(self.source)
 
     @property
     def portable(self) -> bool:
@@ -98,8 +98,10 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadedRoute:
-    """A route with its policies in memory; `shadows` get a share `weight` of calls each, and
-    `control` its share of all new rollouts.
+    """A route with its policies in memory.
+
+    Each of `shadows` gets a copy of a share `weight` of the calls. `control` gets a share `weight`
+    of all new rollouts.
     """
 
     name: str
@@ -112,18 +114,22 @@ class LoadedRoute:
     control: Target | None = None
 
     def target_for(self, rollout: str) -> Target:
-        """Return the target of a rollout: always the same one, by weight over many rollouts."""
+        """Return the target of a rollout, drawn by weight. One rollout always gets the same."""
+        # A hash and not a random number: every gateway process draws the same for a rollout.
         draw = unit_draw(self.name, rollout)
         if self.control is not None:
             draw -= self.control.weight
             if draw < 0:
                 return self.control
+            # What is left is stretched to [0, 1) again, so that the targets share it by their
+            # weights.
             draw /= 1.0 - self.control.weight
         draw *= sum(target.weight for target in self.targets)
         for target in self.targets:
             draw -= target.weight
             if draw < 0:
                 return target
+        # Rounding may leave a rest.
         return self.targets[-1]
 
 
@@ -135,10 +141,10 @@ class PinnedRollout:
     """What is known of a rollout that has not ended.
 
     Attributes:
-        pins: the target of each logical name, taken when the rollout began; of a name that came
-            later, when it was first used.
+        pins: the target of each logical name, taken when the rollout began. A name that was
+            announced later is pinned when the rollout first uses it.
         begun: whether its beginning is recorded.
-        counts: its events by topic; None where it began before this process did, or elsewhere.
+        counts: its events by topic; None if it began before this process did, or elsewhere.
         group: experiment arm.
         split_chosen: whether the agent named the split.
         assigned: the logical names it has used, whose versions are recorded.
@@ -208,6 +214,7 @@ class RoutingTable:
             logger.error("route refused, the old one serves on", name=route.name, error=str(error))
             return
         before = self._routes.get(route.name)
+        # A gateway that restarts reads every route again. That is no switch.
         if before == loaded:
             return
         self._know(loaded)
@@ -219,6 +226,7 @@ class RoutingTable:
             if single
             else None
         )
+        # Last, and in one assignment: a request that reads it sees the old routes or the new ones.
         self._routes = MappingProxyType(routes)
         if before is not None:
             self.switches += 1
@@ -228,7 +236,7 @@ class RoutingTable:
 
     def pin(self, rollout: str) -> Pins:
         """Return what a rollout is pinned to, pinning it to what is served now if it is new."""
-        return self._opened(rollout).pins
+        return self._open_rollout(rollout).pins
 
     def begin(
         self,
@@ -244,7 +252,7 @@ class RoutingTable:
             split_chosen: whether the agent named the split.
             assigned: the logical names whose use was recorded with it.
         """
-        known = self._opened(rollout)
+        known = self._open_rollout(rollout)
         known.begun = True
         known.group, known.split, known.split_chosen = group, split, split_chosen
         known.assigned = tuple(assigned)
@@ -256,19 +264,19 @@ class RoutingTable:
 
     def split(self, rollout: str) -> tuple[Split, bool]:
         """Return the split of a rollout that has begun, and whether its agent named it."""
-        known = self._opened(rollout)
+        known = self._open_rollout(rollout)
         return known.split, known.split_chosen
 
     def choose_split(self, rollout: str, split: Split) -> None:
         """Note that the agent has named the split."""
-        known = self._opened(rollout)
+        known = self._open_rollout(rollout)
         known.split, known.split_chosen = split, True
 
     def assign(self, rollout: str, versions: Mapping[str, str]) -> dict[str, str]:
         """Return the versions of the names that this rollout uses for the first time. They are to
         be recorded by the caller, once.
         """
-        known = self._opened(rollout)
+        known = self._open_rollout(rollout)
         new = {name: version for name, version in versions.items() if name not in known.assigned}
         if new:
             known.assigned = (*known.assigned, *new)
@@ -276,7 +284,7 @@ class RoutingTable:
 
     def note_fault(self, rollout: str, fault: Fault | None) -> None:
         """Note why the last call of a rollout failed; None where it worked."""
-        self._opened(rollout).fault = fault
+        self._open_rollout(rollout).fault = fault
 
     def fault(self, rollout: str) -> Fault | None:
         """Return why the last call of an open rollout failed; None where it worked, or where this
@@ -292,8 +300,8 @@ class RoutingTable:
             known.counts[topic] += events
 
     def recorded(self, rollout: str) -> Recorded | None:
-        """Return what was recorded of an open rollout; None if it began before this process did, or
-        not here.
+        """Return how many events of an open rollout were recorded; None if it began before this
+        process did, or elsewhere.
         """
         known = self._rollouts.get(rollout)
         if known is None or not known.begun or known.counts is None:
@@ -314,8 +322,9 @@ class RoutingTable:
         split_chosen: bool = False,
         assigned: Iterable[str] = (),
     ) -> None:
-        """Pin a rollout that began before this process did, as far as its versions are still
-        known.
+        """Pin a rollout that began before this process did.
+
+        A version that is not known any more is replaced by what serves now.
         """
         known = {
             name: self._versions[name, version]
@@ -323,7 +332,7 @@ class RoutingTable:
             if (name, version) in self._versions
         }
         with self._lock:
-            pins = {**self._drawn(rollout), **known}
+            pins = {**self._draw_pins(rollout), **known}
             self._remember(
                 rollout,
                 PinnedRollout(
@@ -349,7 +358,7 @@ class RoutingTable:
             ProblemError: 404, there is no such name.
         """
         route = self._routes.get(name)
-        opened = self._opened(rollout)
+        opened = self._open_rollout(rollout)
         target = opened.pins.get(name)
         if target is None and route is not None:  # announced after the rollout began
             target = route.target_for(rollout)
@@ -374,7 +383,7 @@ class RoutingTable:
 
     @property
     def stands_in(self) -> bool:
-        """Whether the stand-in answers for every model: while there is none."""
+        """Whether the stand-in answers for every model. It does while no model is configured."""
         return self._stand_in is not None and not any(
             route.kind == "model" for route in self._routes.values()
         )
@@ -394,6 +403,8 @@ class RoutingTable:
         if own in self._routes:
             return own
         if self.is_own(name) and not name.endswith(f"@{tenant}"):
+            # The same answer as for a name that does not exist: tenants must not learn of each
+            # other.
             raise ProblemError(404, "Unknown model", f"there is no model {name[:200]!r}")
         return name
 
@@ -409,21 +420,22 @@ class RoutingTable:
     def pinned(self, name: str) -> Counter[str]:
         """Return how many open rollouts are pinned to each version of a name."""
         with self._lock:
+            # Under the lock: another thread may open a rollout while this walks over them.
             pins = [known.pins.get(name) for known in self._rollouts.values()]
         return Counter(target.version for target in pins if target is not None)
 
-    def _opened(self, rollout: str) -> PinnedRollout:
+    def _open_rollout(self, rollout: str) -> PinnedRollout:
         known = self._rollouts.get(rollout)
         if known is not None:
             return known
         with self._lock:
             known = self._rollouts.get(rollout)
             if known is None:
-                known = PinnedRollout(self._drawn(rollout))
+                known = PinnedRollout(self._draw_pins(rollout))
                 self._remember(rollout, known)
             return known
 
-    def _drawn(self, rollout: str) -> Pins:
+    def _draw_pins(self, rollout: str) -> Pins:
         if self._only is not None:
             return self._only
         return {name: route.target_for(rollout) for name, route in self._routes.items()}
@@ -431,6 +443,7 @@ class RoutingTable:
     def _load(self, route: Route, target: RouteTarget) -> Target:
         known = self._versions.get((route.name, target.version))
         if route.kind == "policy":
+            # Loaded once: a route that returns to an old version needs no artifact.
             if known is not None and known.policy is not None:
                 policy, source = known.policy, known.source
             elif target.artifact is not None:
@@ -443,6 +456,7 @@ class RoutingTable:
             return Target(target.version, target.weight)
         if target.endpoint is None:
             raise ValueError(f"model {route.name} {target.version} has no endpoint")
+        # Here too, because routes come from the log, which others may write.
         check_address(target.endpoint.base_url)
         return Target(target.version, target.weight, endpoint=target.endpoint)
 

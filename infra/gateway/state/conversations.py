@@ -1,11 +1,11 @@
-"""Rollouts of agents that name none: calls that continue one conversation, or one trace, are one
+"""Rollouts of agents that name no rollout. The calls of one conversation, or of one trace, are one
 rollout.
 
-An agent that only changes its base URL says nothing of rollouts, but it sends the whole
-conversation each time. A request that begins with what an earlier one said and was answered
-continues it, if the same user says it with the same key. If two open conversations have said the
-same, nobody knows which one a request continues: it begins a new one, since a reward must never go
-to somebody else's. Such a rollout ends when nothing has continued it for a while.
+An agent that only changes its base URL names no rollout, but it sends the whole conversation with
+each request. A request continues a conversation if it begins with the messages and the answer of an
+earlier request, and comes from the same user with the same key. Two open conversations may have
+said the same. Then a request that continues them begins a new rollout, because a reward must never
+go to somebody else's. A rollout ends when nothing has continued it for a while.
 """
 
 import time
@@ -20,7 +20,7 @@ import orjson
 from schemas.identifiers import new_event_id
 
 AGENT = "conversation"
-"""What rollouts that the gateway began by itself have as their agent."""
+"""Name of the agent of rollouts that the gateway began by itself."""
 
 IDENTITY = ("user", "safety_identifier", "prompt_cache_key", "metadata")
 """Members of a request that say whose conversation it is."""
@@ -29,7 +29,7 @@ Messages = list[dict[str, Any]]
 
 
 class Transcript:
-    """What a request says of its conversation, as hashes.
+    """A request's conversation, as hashes.
 
     Args:
         key_id: the caller's key, if it has one.
@@ -37,7 +37,7 @@ class Transcript:
         messages: of the request, in OpenAI's chat format; None where the API has none.
 
     Attributes:
-        continues: what it continues, if anything.
+        continues: hash of the answer that the request continues; None if it continues none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Transcript:
             self.continues = self._named(previous)
 
     def after(self, answers: Iterable[dict[str, Any]], answer_id: str | None) -> list[bytes]:
-        """Return what the requests will continue that continue one of these answers.
+        """Return the hashes by which later requests continue one of these answers.
 
         Args:
             answers: the assistant's messages, in OpenAI's chat format.
@@ -116,13 +116,14 @@ class Conversations:
         self._said: OrderedDict[bytes, set[str]] = OrderedDict()
 
     def join(self, tenant: str, trace_id: str | None, continues: bytes | None) -> Conversation:
-        """Return the conversation that a call belongs to, a new one where it continues none.
+        """Return the conversation that a call belongs to; a new one if it continues none.
 
         Args:
             trace_id: of a caller's own trace; calls of one trace are one rollout, which has its id.
             continues: what the request continues (`Transcript.continues`).
         """
-        rollout_id = trace_id or self._continued(tenant, continues) or new_event_id()
+        # A trace is the surer sign: the agent itself says that its calls belong together.
+        rollout_id = trace_id or self._find_continued(tenant, continues) or new_event_id()
         conversation = self._open.get((tenant, rollout_id))
         if conversation is None:
             conversation = Conversation(tenant, rollout_id, trace_id, time.monotonic())
@@ -131,22 +132,19 @@ class Conversations:
         conversation.calls += 1
         return conversation
 
-    def heard(self, tenant: str, trace_id: str) -> None:
-        """Note that a span of a trace came: a trace is a rollout whether or not its calls go
-        through here.
-        """
+    def note_span(self, tenant: str, trace_id: str) -> None:
+        """Note a span of a trace. A trace is a rollout even if no call passes the gateway."""
         conversation = self._open.setdefault(
             (tenant, trace_id), Conversation(tenant, trace_id, trace_id, time.monotonic())
         )
         conversation.last = time.monotonic()
         self._open.move_to_end((tenant, trace_id))
 
-    def answered(self, conversation: Conversation, said: Iterable[bytes], failed: bool) -> None:
-        """Note that a call has ended, and what continues it: nothing, if its rollout was ended
-        meanwhile.
+    def note_answer(self, conversation: Conversation, said: Iterable[bytes], failed: bool) -> None:
+        """Note that a call has ended. If its rollout was ended meanwhile, nothing continues it.
 
         Args:
-            said: what continues it (`Transcript.after`).
+            said: hashes by which later requests continue it (`Transcript.after`).
         """
         conversation.busy -= 1
         if not self._is_open(conversation):
@@ -157,10 +155,8 @@ class Conversations:
         for one in said:
             self._remember(one, conversation)
 
-    def refused(self, conversation: Conversation) -> None:
-        """Note that a call was none after all; a conversation that was this call alone has never
-        been.
-        """
+    def withdraw_call(self, conversation: Conversation) -> None:
+        """Take a call back that was refused. A conversation that had no other call is forgotten."""
         conversation.busy -= 1
         conversation.calls -= 1
         if conversation.calls == 0 and conversation.busy == 0 and self._is_open(conversation):
@@ -170,13 +166,14 @@ class Conversations:
         """Take in a conversation that an earlier process left open."""
         self._open[tenant, rollout_id] = Conversation(tenant, rollout_id, None, time.monotonic())
 
-    def ended(self) -> list[Conversation]:
+    def take_ended(self) -> list[Conversation]:
         """Return the conversations that have been silent long enough, and forget them."""
         before = time.monotonic() - self._idle_s
         ended = []
         for conversation in self._open.values():  # those heard of last are at the end
             if conversation.last > before:
                 break
+            # A long stream says nothing until it ends.
             if conversation.busy == 0:
                 ended.append(conversation)
         for conversation in ended:
@@ -196,7 +193,7 @@ class Conversations:
         # Of one trace another may have begun since: then this one is forgotten all the same.
         return self._open.get((conversation.tenant, conversation.rollout_id)) is conversation
 
-    def _continued(self, tenant: str, continues: bytes | None) -> str | None:
+    def _find_continued(self, tenant: str, continues: bytes | None) -> str | None:
         """Return the one open conversation that has said this; None where several have."""
         sayers = self._said.get(continues) if continues is not None else None
         if sayers is None or len(sayers) > 1:
@@ -217,6 +214,7 @@ class Conversations:
 def _essence(message: dict[str, Any]) -> list[Any]:
     """Return who said and called what, without what clients add or leave out."""
     calls = message.get("tool_calls") or ()
+    # The ids alone: clients write the arguments of a call anew, with other spaces.
     called = [call.get("id") for call in calls if isinstance(call, dict)]
     return [message.get("role"), message.get("content") or "", called]
 

@@ -89,6 +89,7 @@ class GatewayFollower:
     def _restore(self, log: Log) -> None:
         """Serve what was served, then pin the open rollouts: a pin names a version of a route."""
         self._follower.catch_up(log)
+        # Read once: from now on this process knows the rollouts that it serves.
         rollouts, calls = Rollouts(), _LightningCalls()
         unreadable = read_views(log, rollouts, calls)
         for key, rollout in rollouts.open.items():
@@ -101,6 +102,7 @@ class GatewayFollower:
                 rollout.split_chosen,
                 rollout.assigned,
             )
+            # Conversations have no agent that ends them, so this process must do it.
             if began.payload.agent == AGENT:
                 self._conversations.restore(began.tenant, began.rollout_id)
         self._lightning.restore(calls.events)

@@ -129,6 +129,8 @@ class Services:
             return
         task = asyncio.create_task(self._record_aside(size, span))
         self._large.add(task)
+        # asyncio keeps weak references only; without this set a task may be collected before it
+        # ends.
         task.add_done_callback(self._large.discard)
 
     def record_encoded_span(

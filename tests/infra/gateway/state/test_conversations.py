@@ -26,7 +26,7 @@ def said(
     """Make a call that is answered; return its rollout."""
     request = transcript(messages, key, **more)
     conversation = conversations.join("default", None, request.continues)
-    conversations.answered(conversation, request.after([ANSWER], answer_id), failed=False)
+    conversations.note_answer(conversation, request.after([ANSWER], answer_id), failed=False)
     return conversation.rollout_id
 
 
@@ -39,7 +39,7 @@ def test_what_continues_an_answer_is_the_same_and_what_has_ended_is_forgotten() 
     conversations = Conversations(idle_s=0.0)
     first = said(conversations, ASKED, "a1")
     assert said(conversations, more("more")) == first
-    assert [conversation.rollout_id for conversation in conversations.ended()] == [first]
+    assert [conversation.rollout_id for conversation in conversations.take_ended()] == [first]
     assert conversations._said == {}
     assert conversations._open == {}
     assert said(conversations, more("more")) != first
@@ -48,16 +48,16 @@ def test_what_continues_an_answer_is_the_same_and_what_has_ended_is_forgotten() 
 def test_a_call_under_way_keeps_its_conversation_open() -> None:
     conversations = Conversations(idle_s=0.0)
     busy = conversations.join("default", None, None)
-    assert conversations.ended() == []
-    conversations.answered(busy, [], failed=True)
-    (ended,) = conversations.ended()
+    assert conversations.take_ended() == []
+    conversations.note_answer(busy, [], failed=True)
+    (ended,) = conversations.take_ended()
     assert ended.failed
 
 
 def test_a_call_that_was_refused_leaves_no_conversation() -> None:
     conversations = Conversations(idle_s=0.0)
-    conversations.refused(conversations.join("default", None, None))
-    assert conversations.ended() == []
+    conversations.withdraw_call(conversations.join("default", None, None))
+    assert conversations.take_ended() == []
 
 
 def test_the_oldest_answers_are_forgotten_when_there_are_too_many() -> None:
@@ -69,7 +69,7 @@ def test_the_oldest_answers_are_forgotten_when_there_are_too_many() -> None:
 
 def test_a_trace_is_one_and_its_spans_keep_it_open() -> None:
     conversations = Conversations(idle_s=0.0)
-    conversations.heard("default", "a" * 32)
+    conversations.note_span("default", "a" * 32)
     assert conversations.join("default", "a" * 32, None).rollout_id == "a" * 32
     assert conversations.join("other", "a" * 32, None).tenant == "other"
 
@@ -78,9 +78,9 @@ def test_a_conversation_that_is_ended_during_a_call_stays_ended() -> None:
     conversations = Conversations(idle_s=0.0)
     busy = conversations.join("default", None, None)
     conversations.forget("default", busy.rollout_id)
-    conversations.answered(busy, transcript(ASKED).after([ANSWER], "a1"), failed=False)
+    conversations.note_answer(busy, transcript(ASKED).after([ANSWER], "a1"), failed=False)
     assert conversations._said == {}
-    assert conversations.ended() == []
+    assert conversations.take_ended() == []
 
 
 def test_a_call_of_an_ended_conversation_ends_no_other_of_its_trace() -> None:
@@ -89,9 +89,9 @@ def test_a_call_of_an_ended_conversation_ends_no_other_of_its_trace() -> None:
     first = conversations.join("default", trace, None)
     conversations.forget("default", trace)
     second = conversations.join("default", trace, None)
-    conversations.refused(first)
-    conversations.answered(second, [], failed=False)
-    assert conversations.ended() == [second]
+    conversations.withdraw_call(first)
+    conversations.note_answer(second, [], failed=False)
+    assert conversations.take_ended() == [second]
 
 
 def test_a_call_that_two_conversations_may_continue_begins_a_new_one() -> None:
