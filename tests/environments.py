@@ -29,6 +29,24 @@ def uv() -> str:
     return found
 
 
+def is_uv_here() -> bool:
+    """Return whether uv is here, without which no environment can be made."""
+    try:
+        uv()
+    except UnavailableError:
+        return False
+    return True
+
+
+def is_python_here(version: str) -> bool:
+    """Return whether a Python of this version is here."""
+    try:
+        _interpreter(version)
+    except UnavailableError:
+        return False
+    return True
+
+
 def environment(python: str, *packages: str) -> str:
     """Return the interpreter of an environment with these packages.
 

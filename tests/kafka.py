@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient
 
+from infra.kafka.jars import jars, java
 from infra.kafka.local import Broker, LocalCluster
 from infra.runtime.errors import ConfigError
 from schemas.topics import PREFIX
@@ -35,18 +36,19 @@ def cluster(folder: Path) -> Iterator[str]:
 def local_cluster(
     folder: Path, brokers: int = 1, more: Callable[[Broker], Mapping[str, object]] = lambda _: {}
 ) -> Iterator[LocalCluster]:
-    """Run brokers that a test may stop; skip the test where they cannot run, unless Kafka is
-    required.
+    """Run brokers that a test may stop; skip the test without Java or Kafka's jars, unless Kafka is
+    required. Brokers that are here and do not start are a failure.
     """
-    local = LocalCluster(folder, more)
     try:
-        local.start(brokers)
+        java()
+        jars()
     except ConfigError as error:
-        local.stop()
         if os.environ.get(REQUIRED) == "1":
             raise
         pytest.skip(f"no Kafka: {error}")
+    local = LocalCluster(folder, more)
     try:
+        local.start(brokers)
         yield local
     finally:
         local.stop()

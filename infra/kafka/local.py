@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from infra.kafka.jars import jars, java
 from infra.runtime.errors import ConfigError
+from infra.runtime.pids import is_running
 
 HOST = "127.0.0.1"
 STATE_FILE = "cluster.json"
@@ -54,13 +55,7 @@ class Broker(BaseModel):
     @property
     def alive(self) -> bool:
         """Whether its process runs."""
-        try:
-            process = psutil.Process(self.pid)
-            return (
-                process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except psutil.NoSuchProcess:
-            return False
+        return is_running(self.pid, self.created)
 
 
 class _Description(BaseModel):

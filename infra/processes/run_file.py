@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import orjson
-import psutil
 from pydantic import BaseModel
+
+from infra.runtime.pids import is_running
 
 RUN_FILE = "run.json"
 
@@ -43,14 +44,7 @@ class Running(BaseModel):
     @property
     def alive(self) -> bool:
         """Whether the supervisor has not ended yet."""
-        try:
-            process = psutil.Process(self.pid)
-            return (
-                # The system may have given the pid to another process.
-                process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except psutil.NoSuchProcess:
-            return False
+        return is_running(self.pid, self.created)
 
     def write(self, data_dir: Path) -> None:
         """Leave it in a data folder; a reader sees the old one or the new one, never a part."""

@@ -99,7 +99,7 @@ def slate_of(
     """
     vocabulary = vocabulary or Vocabulary()
     count = len(candidates)
-    shared = _shared([candidate.numbers for candidate in candidates])
+    shared = shared_numbers([candidate.numbers for candidate in candidates])
     identities = [identity_of(candidate) for candidate in candidates]
     words, others = _read(candidates, identities)
     numbers = _numbers(candidates, shared)
@@ -156,7 +156,7 @@ def names_of(
     """Return what the features of these candidates stand for, such as `word effect` or `context
     pain × word drug`.
     """
-    shared = _shared([candidate.numbers for candidate in candidates])
+    shared = shared_numbers([candidate.numbers for candidate in candidates])
     lefts = [("context", word) for word in set(tokens(context[:TEXT_CHARACTERS]))] + [
         ("number", name) for name in shared
     ]
@@ -272,7 +272,7 @@ def _bounded(value: float) -> float:
     return copysign(most + saturated(sqrt(abs(value) - most), 30.0), value)
 
 
-def _shared(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def shared_numbers(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the numbers that are the same for all candidates, in order; none where there is no
     choice.
     """

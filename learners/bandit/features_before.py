@@ -5,13 +5,13 @@ features.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise, product
 from math import sqrt
 from zlib import crc32
 
-from learners.bandit.features import Described
+from learners.bandit.features import Described, shared_numbers
 from learners.bandit.tokens import tokens
 
 BITS = 18
@@ -65,7 +65,7 @@ def features(
         For each candidate, index in [0, 2**18) to value. The hash is CRC-32, the same on every
         machine.
     """
-    shared = _shared([candidate.numbers for candidate in candidates])
+    shared = shared_numbers([candidate.numbers for candidate in candidates])
     lefts = [
         [("context", word, 1.0) for word in _longest(version, context)],
         [("number", *pair) for pair in shared.items()],
@@ -107,7 +107,7 @@ def names_of(
     """Return what the features of these candidates stand for, such as `word effect` or `context
     pain × word drug`.
     """
-    shared = _shared([candidate.numbers for candidate in candidates])
+    shared = shared_numbers([candidate.numbers for candidate in candidates])
     lefts = [("context", word) for word in _longest(version, context)] + [
         ("number", name) for name in shared
     ]
@@ -153,21 +153,6 @@ def _crosses(left: Sequence[Term], right: Sequence[Term]) -> list[tuple[int, flo
 
 def _cross(first: int, second: int) -> int:
     return (first * _ODD ^ second) & _MASK
-
-
-def _shared(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the numbers that are the same for all candidates, in order; none where there is no
-    choice.
-    """
-    if len(numbers) < 2:
-        return {}
-    first, *others = numbers
-    same = first.items() & others[0].items()
-    for other in others[1:]:
-        if not same:
-            break
-        same &= other.items()
-    return {name: value for name, value in first.items() if (name, value) in same} if same else {}
 
 
 def _longest(version: int, context: str) -> list[str]:

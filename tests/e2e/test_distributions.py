@@ -18,11 +18,14 @@ from schemas.topics import REWARDS, ROLLOUTS, SPANS
 from streams.processors.promotion_state import baseline_route
 from tests.conftest import serving
 from tests.docs.pages import ROOT, blocks_of
-from tests.environments import UnavailableError, uv
+from tests.environments import is_uv_here, uv
 from tests.infra.conftest import Gateway, model_route, publish, running_gateway
 from tests.infra.upstream import Upstream
 
-pytestmark = pytest.mark.slow  # they build wheels and fill environments
+pytestmark = [
+    pytest.mark.slow,  # they build wheels and fill environments
+    pytest.mark.skipif(not is_uv_here(), reason="uv is not here; `make setup` brings it"),
+]
 CLIENT_ALONE = """
 import importlib.util, sys
 from everloop_client import Client
@@ -118,13 +121,7 @@ def _environment(folder: Path, *packages: str) -> Path:
 
 
 def _uv(*arguments: str) -> None:
-    try:
-        program = uv()
-    except UnavailableError as error:
-        pytest.skip(str(error))
-    done = subprocess.run(
-        [program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([uv(), *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -18,7 +18,7 @@ from schemas.rollouts import RolloutEvent
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import REWARDS, ROLLOUTS, SPANS
 from streams.storage.embedded.log import EmbeddedLog
-from tests.environments import UnavailableError, environment
+from tests.environments import environment, is_python_here, is_uv_here
 from tests.infra.conftest import (
     Gateway,
     gateway,
@@ -31,15 +31,13 @@ from tests.infra.conftest import (
 from tests.infra.upstream import Upstream
 
 __all__ = ["gateway", "upstream", "upstream_url"]
-pytestmark = pytest.mark.slow  # their environments have a Python of their own
+PYTHON = "3.12"
+pytestmark = [
+    pytest.mark.slow,  # their environments have a Python of their own
+    pytest.mark.skipif(not is_uv_here(), reason="uv is not here; `make setup` brings it"),
+    pytest.mark.skipif(not is_python_here(PYTHON), reason=f"Python {PYTHON} is not here"),
+]
 PEERS = Path(__file__).parents[1] / "peers"
-
-
-def environment_of(*packages: str) -> str:
-    try:
-        return environment("3.12", *packages)
-    except UnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ def run(python: str, script: str, *arguments: str) -> str:
 def test_agent_lightnings_controller_and_rollout_manager_work_unchanged(
     tmp_path: Path, upstream_url: str
 ) -> None:
-    python = environment_of("agentlightning==1.0.2", "numpy")
+    python = environment(PYTHON, "agentlightning==1.0.2", "numpy")
     settings = Settings(data_dir=tmp_path / "data", gateway=GatewaySettings(keys="required"))
     publish(settings.log_path, model_route("tiny", upstream_url))
     with EmbeddedLog(settings.log_path) as log:
@@ -104,7 +102,7 @@ def test_agent_lightnings_controller_and_rollout_manager_work_unchanged(
 def test_openais_agents_sdk_needs_nothing_but_the_base_url(
     gateway: Gateway, upstream: Upstream, api: str
 ) -> None:
-    python = environment_of("openai-agents==0.24.0")
+    python = environment(PYTHON, "openai-agents==0.24.0")
     assert run(python, "openai_agent.py", gateway.url, api).splitlines() == ["hello there"] * 3
     spans = gateway.soon(SPANS, SpanEvent, 3)
     first, second, streamed = (span.rollout_id for span in spans)

@@ -8,8 +8,9 @@ from typing import Any, Self
 import httpx
 
 from everloop_client import calls
-from everloop_client.calls import Candidate, Choice, Source, Split
+from everloop_client.calls import Beginning, Candidate, Choice, Source, Split
 from everloop_client.errors import GatewayError
+from everloop_client.parts import RolloutParts
 
 
 class AsyncClient:
@@ -136,36 +137,12 @@ class AsyncClient:
             await asyncio.sleep(seconds)
 
 
-class AsyncRollout:
-    """A rollout. `async with` begins it; leaving ends it as succeeded, an exception as failed.
+class AsyncRollout(RolloutParts):
+    """A rollout. `async with` begins it; leaving ends it as succeeded, an exception as failed."""
 
-    Attributes:
-        id: names it, in `client.reward` days later.
-        output: what the agent produced, as JSON; set it before the end.
-        turns: how many turns the agent took; set it before the end.
-    """
-
-    def __init__(self, client: AsyncClient, beginning: calls.Beginning) -> None:
-        self.id = beginning.id
-        self.output: Any = None
-        self.turns: int | None = None
+    def __init__(self, client: AsyncClient, beginning: Beginning) -> None:
+        super().__init__(client.url, beginning)
         self._client = client
-        self._beginning = beginning
-
-    @property
-    def gateway_url(self) -> str:
-        """The gateway's URL, without a path."""
-        return self._client.url
-
-    @property
-    def base_url(self) -> str:
-        """The base URL for an OpenAI client whose calls belong to this rollout."""
-        return f"{self._client.url}{calls.base_path(self.id)}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers for a client with the gateway's own base URL; they do what `base_url` does."""
-        return {calls.ROLLOUT_HEADER: self.id}
 
     async def begin(self) -> None:
         """Begin it. Beginning it twice is beginning it once."""

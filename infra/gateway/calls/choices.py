@@ -27,7 +27,7 @@ AT_ONCE = 16_384
 logger = structlog.get_logger(__name__)
 
 
-def decided(
+async def decide(
     services: Services,
     call: CallContext,
     rollout_id: str,
@@ -39,30 +39,16 @@ def decided(
 
     A policy that raises or returns no distribution is replaced by the uniform baseline.
     The draw depends on rollout, policy and context only: asked again, the same policy chooses the
-    same.
+    same. A large decision is made in a thread; an agent may ask for any size.
 
     Raises:
         ProblemError: 404, there is no such policy.
     """
-    target, _ = services.routing.resolve(policy, "policy", call.key(rollout_id))
-    return make_decision(services.redactor, target, call, rollout_id, policy, context, candidates)
-
-
-async def decided_aside(
-    services: Services,
-    call: CallContext,
-    rollout_id: str,
-    policy: str,
-    context: str,
-    candidates: Sequence[Candidate],
-) -> DecisionEvent:
-    """Do as `decided`, in a thread if the decision is large. An agent may ask for any size."""
-    if _size(context, candidates) <= AT_ONCE:
-        return decided(services, call, rollout_id, policy, context, candidates)
     # The routes belong to the event loop, so they are read here.
     target, _ = services.routing.resolve(policy, "policy", call.key(rollout_id))
-    redactor = services.redactor
-    asked = redactor, target, call, rollout_id, policy, context, candidates
+    asked = services.redactor, target, call, rollout_id, policy, context, candidates
+    if _size(context, candidates) <= AT_ONCE:
+        return make_decision(*asked)
     return await asyncio.to_thread(make_decision, *asked)
 
 
@@ -143,7 +129,7 @@ async def chosen(
         )
         for option in choice.options
     ]
-    decision = await decided_aside(services, call, rollout_id, choice.policy, context, candidates)
+    decision = await decide(services, call, rollout_id, choice.policy, context, candidates)
     decision = decision.model_copy(
         update={"span_id": call.span_id}
     )  # whose reward and cost are the decision's

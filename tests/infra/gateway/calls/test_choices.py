@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 import pytest
 
 from infra.config.settings import Settings, load_settings
-from infra.gateway.calls.choices import decided, decided_aside
+from infra.gateway.calls.choices import decide, make_decision
 from infra.gateway.http.access import Caller
 from infra.gateway.http.context import CallContext
 from infra.gateway.records.redaction import RedactionConfig, Redactor
@@ -288,9 +288,9 @@ async def test_a_large_decision_is_made_outside_of_the_event_loop(tmp_path: Path
     small = [Candidate(text="a few words"), Candidate(text="others")]
     large = [Candidate(text="many words " * 2_000), *small]
     for slate in (small, large):
-        event = await decided_aside(services, call, "r", "p", "which?", slate)
-        assert event == decided(services, call, "r", "p", "which?", slate).model_copy(
-            update={"event_id": event.event_id, "time": event.time}
-        )
-    here = threading.get_ident()
-    assert [thread == here for thread in Where.threads] == [True, True, False, True]
+        event = await decide(services, call, "r", "p", "which?", slate)
+        pinned, _ = table.resolve("p", "policy", call.key("r"))
+        here = make_decision(services.redactor, pinned, call, "r", "p", "which?", slate)
+        assert event == here.model_copy(update={"event_id": event.event_id, "time": event.time})
+    loop = threading.get_ident()
+    assert [thread == loop for thread in Where.threads] == [True, True, False, True]
