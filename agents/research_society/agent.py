@@ -32,7 +32,7 @@ async def solve(
     policy: str = POLICY,
     models: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return what the society makes of a task.
+    """Return the society's output for a task.
 
     Args:
         task: with `input`, which has a `goal`.

@@ -126,7 +126,7 @@ class Society:
     async def _ask(
         self, role: Role, output: type[O], given: Update, config: RunnableConfig
     ) -> tuple[O, int]:
-        """Return a role's answer to what it is given, and how many turns that took."""
+        """Return a role's answer to its input, and how many turns it took."""
         messages: list[AnyMessage] = [
             SystemMessage(role.system_prompt),
             HumanMessage("Input:\n" + orjson.dumps(given).decode()),
@@ -227,7 +227,7 @@ class Society:
 
 
 def _note_demands(state: SocietyState) -> Update:
-    """Write down what the reviewers ask for; the router after this node only reads."""
+    """Write down what the reviewers ask for. The router after this node only reads."""
     if state["turn_count"] >= MAX_TURNS:
         return {
             "messages": [

@@ -21,7 +21,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+")
 
 
 def grade(trajectory: Trajectory) -> dict[str, Any] | None:
-    """Return the measured criteria and their weighted sum; None where nothing can be measured."""
+    """Return the measured criteria and their weighted sum; None if nothing can be measured."""
     criteria = measured(trajectory.rollout)
     if criteria is None:
         return None

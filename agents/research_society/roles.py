@@ -1,4 +1,4 @@
-"""The nine roles: what each is told, what it must answer, and whether it has tools."""
+"""The nine roles: their prompts, the form of their answers, and whether they have tools."""
 
 from dataclasses import dataclass
 

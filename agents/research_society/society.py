@@ -1,4 +1,4 @@
-"""The society and what it calls: models and decisions at the gateway, a search index, a tracer."""
+"""The society with its models, its policy, its search index and its tracer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ class ResearchSociety:
         self._graphs: dict[str, Any] = {}
 
     async def solve(self, goal: str, rollout_id: str, policy: str) -> tuple[dict[str, Any], int]:
-        """Return what the society produced, as JSON, and how many turns it took.
+        """Return the society's output as JSON, and how many turns it took.
 
         Args:
             policy: logical name of the policy behind the supervisor.

@@ -1,5 +1,5 @@
-"""The analytics process: it owns the store, keeps it up to date, and answers from it: reports, and
-how far all are.
+"""The analytics process. It owns the store, keeps it up to date, and answers reports and metrics
+from it.
 """
 
 import threading

@@ -16,7 +16,7 @@ COLOURS = ("#1f6feb", "#8b949e", "#bf8700", "#8250df")
 
 
 def learning_curve(report: Report, axes: Axes) -> None:
-    """Draw each reward as a dot and the mean of the last ten as a line, a colour for each group."""
+    """Draw each reward as a dot, and the mean of the last ten as a line, in one colour a group."""
     for colour, group in zip(COLOURS, (g for g in report.groups if g.curve), strict=False):
         rollouts = range(1, len(group.curve) + 1)
         axes.plot(rollouts, group.curve, ".", color=colour, alpha=0.25, markersize=4)

@@ -1,4 +1,4 @@
-"""The report: how well the agents do, how they improved, what was learned and what was switched."""
+"""The report: rewards and success of the agents, what was learned, and what was switched."""
 
 from datetime import datetime
 from itertools import pairwise
@@ -47,7 +47,7 @@ class NodeReport(BaseModel):
 
 
 class CheckpointReport(BaseModel):
-    """One checkpoint and where it stands."""
+    """One checkpoint with its state."""
 
     name: str
     version: str
@@ -57,7 +57,7 @@ class CheckpointReport(BaseModel):
 
 
 class GateReport(BaseModel):
-    """What the gate of a logical name waits for, in a sentence."""
+    """The status of a gate, in a sentence."""
 
     name: str
     phase: str
@@ -87,8 +87,9 @@ class Report(BaseModel):
 
     @property
     def grouped_checkpoints(self) -> list[CheckpointReport]:
-        """The checkpoints, with one line for all that were rejected of a name: there may be
-        thousands, and the reason of the last tells most.
+        """The checkpoints, with one line for all rejected ones of a name.
+
+        There may be thousands of them, and the reason of the last one tells most.
         """
         kept = [c for c in self.checkpoints if c.state != "rejected"]
         rejected: dict[str, list[CheckpointReport]] = {}
@@ -107,7 +108,7 @@ class Report(BaseModel):
 
 
 def build_report(client: Any) -> Report:
-    """Return the report of what a store holds now."""
+    """Return the report of the store's present content."""
     tables = (
         "spans",
         "trajectories",
@@ -177,7 +178,7 @@ def _group(client: Any, name: str) -> GroupReport:
 
 
 def _switches(client: Any) -> list[SwitchReport]:
-    """Return changes from one route to the next of a name; the first route of a name is no
+    """Return the changes from one route of a name to the next. The first route of a name is no
     switch.
     """
     rows = client.query(

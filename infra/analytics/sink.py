@@ -65,8 +65,8 @@ class Sink:
             pass
 
     def _rows(self, table: Table, record: Record) -> list[list[Any]]:
-        """Return a row for each event of a record; none for tombstones and for what a processor
-        makes a dead letter.
+        """Return a row for each event of a record. Tombstones and records that cannot be read have
+        none.
         """
         if record.value is None:
             return []
@@ -83,7 +83,7 @@ class Sink:
 
 
 def follow(open_log: Callable[[], Log], connect: Callable[[], Any], stop: threading.Event) -> None:
-    """Keep the tables at the end of the log until `stop` is set, then insert what is left."""
+    """Copy new records into the tables until `stop` is set, then insert the rest."""
     with open_log() as log:
         sink = Sink(log, connect())
         while not stop.is_set():

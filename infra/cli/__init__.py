@@ -45,7 +45,9 @@ USER_ERRORS = (ConfigError, StartError, StreamError, NotDrainedError, ControlErr
 
 
 def main() -> None:
-    """Run a command. What a user can mend is one line on standard error and exit status 2."""
+    """Run a command. An error that a user can fix is one line on standard error, with exit status
+    2.
+    """
     configure_logging()
     try:
         app(prog_name="everloop")

@@ -1,6 +1,4 @@
-"""Commands that change what is served and who may ask: keys, routes, and the audit trail of
-both.
-"""
+"""Commands about keys and routes, and the audit trail of both."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -104,7 +102,7 @@ def revoke(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Refuse a key from now on; running gateways follow at once."""
+    """Refuse a key from now on. Running gateways follow at once."""
     with existing_log(load_settings()) as log:
         key = revoke_key(log, local_actor(), key_id, reason)
     if as_json:
@@ -115,7 +113,7 @@ def revoke(
 
 @routes_app.command("list")
 def list_routes(as_json: AsJson = False) -> None:
-    """List what is served."""
+    """List the routes: what serves each logical name."""
     with existing_log(load_settings()) as log:
         routes = sorted(routes_on(log).values(), key=lambda route: route.name)
     if as_json:
@@ -213,7 +211,7 @@ def release_command(name: Name, reason: Reason = "", as_json: AsJson = False) ->
 
 @app.command()
 def audit(as_json: AsJson = False) -> None:
-    """Show what was changed by hand, by whom and why, the oldest first."""
+    """Show all changes by hand, the oldest first: who made them, and why."""
     with existing_log(load_settings()) as log:
         trail = AuditTrail()
         read_views(log, trail)

@@ -38,7 +38,7 @@ def show(
     number: Annotated[int, typer.Argument(help="As in `list`.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter whole: where it lay, its headers, its bytes and why it is here."""
+    """Show one dead letter: its place, its headers, its bytes and the reason."""
     with existing_log(load_settings()) as log:
         ((_, event),) = _pick(list(dead_letters(log)), [number])
     letter = event.payload

@@ -1,4 +1,4 @@
-"""Commands that evaluate: what a policy would have earned on decisions that were made anyway."""
+"""Commands about evaluation: what a policy would have earned on logged decisions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -140,8 +140,8 @@ def _print_evaluation(document: dict[str, Any], policy: str, against: str, gain:
 def logged_decisions(
     log: Log, settings: Settings, name: str, splits: tuple[Split, ...], since: datetime | None
 ) -> Iterator["Logged"]:
-    """Yield the decisions of a policy with what they earned by their newest rewards, in the order
-    first rewarded.
+    """Yield the rewarded decisions of a policy, in the order of their first reward. The newest
+    reward of each counts.
     """
     from learners.logged import Logged
 
@@ -170,8 +170,8 @@ def logged_decisions(
 
 
 def only_policy(settings: Settings, log: Log) -> str:
-    """Return the policy that is meant where none is named: the only one that is configured, or, on
-    the log of another configuration, the only one that was ever announced.
+    """Return the only policy, for a command that names none: the only configured one, or, if none
+    is configured, the only one that was ever announced.
 
     Raises:
         ConfigError: there is none, or there are several.

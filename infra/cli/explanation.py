@@ -1,4 +1,4 @@
-"""Commands that say why: the features behind a decision, and what a policy has come to look at."""
+"""Commands that explain: the features behind a decision, and how a policy's features changed."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -45,7 +45,9 @@ def explain_decision(
     top: Top = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Say what the policy believed of each candidate of a decision, and which features made it."""
+    """Show which reward the policy expected of each candidate of a decision, and which features
+    made it.
+    """
     from learners.bandit.explanation import reasons
 
     settings = load_settings()
@@ -115,8 +117,8 @@ def explain_policy(
     top: Top = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Say which features have moved a policy's versions, what each candidate is worth, and how much
-    was missed.
+    """Show which features moved a policy's versions, what each candidate is worth, and how much was
+    missed.
     """
     from learners.bandit.explanation import importance
     from learners.evaluation import candidate_values

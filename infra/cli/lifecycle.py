@@ -1,5 +1,7 @@
 """Commands that start, stop and watch an installation: up, down, status, demo.
 
+Each command imports what it needs itself, so that no command waits for the imports of another.
+
 What a command needs is imported by the command, so that none waits for what only another needs.
 """
 
@@ -55,7 +57,9 @@ NO_MODEL = (
 
 @app.command()
 def up(as_json: AsJson = False) -> None:
-    """Run gateway, workers, learners and analytics until Ctrl-C; one that dies is started again."""
+    """Run gateway, workers, learners and analytics until Ctrl-C. A process that dies is started
+    again.
+    """
     from infra.processes.supervisor import Supervisor
 
     settings = load_settings()
@@ -90,9 +94,7 @@ def down(as_json: AsJson = False) -> None:
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Show what runs, whether it is healthy, how far each consumer group is behind, and what each
-    gate waits for.
-    """
+    """Show what runs, its health, the lag of each consumer group, and what each gate waits for."""
     settings = load_settings()
     state = running_installation(settings.data_dir)
     document: dict[str, Any] = {"running": state is not None, "data_dir": str(settings.data_dir)}

@@ -88,7 +88,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def progress_bar() -> Progress:
-    """Return a progress bar on standard error, where it is in nobody's way."""
+    """Return a progress bar on standard error, so that standard output has only results."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -29,8 +29,8 @@ def apply_command(
     ] = -1,
     as_json: AsJson = False,
 ) -> None:
-    """Create what is missing and set what differs, and show what that was. Nothing is ever shrunk
-    or deleted.
+    """Create missing topics and change different settings, and show these changes. Nothing is ever
+    shrunk or deleted.
     """
     from infra.installation.topics import declare_topics
 

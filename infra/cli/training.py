@@ -1,4 +1,4 @@
-"""Commands about training: run one by hand, and look at those that ran."""
+"""Commands about training: train by hand, and list the runs."""
 
 import time
 import tomllib
@@ -122,7 +122,7 @@ def _result_of(settings: Settings, job: Job) -> tuple[JobFolder, RunResult]:
 
 @app.command()
 def trainings(as_json: AsJson = False) -> None:
-    """List the runs of batch learners: what they learn, how far they are, and what came of them."""
+    """List the runs of batch learners: target, state, progress, and the version that came of it."""
     view = Trainings()
     with existing_log(load_settings()) as log:
         read_views(log, view)
@@ -160,7 +160,7 @@ def _loss(metrics: dict[str, float]) -> str:
 def _config(
     settings: Settings, method: Method, target: str | None, file: Path | None
 ) -> tuple[str, AnyConfig]:
-    """Return what learns, and how: the configured way, with a file's settings over it."""
+    """Return the target and its configuration. Settings of `file` replace the configured ones."""
     known = {
         name: c
         for name, ways in settings.training.models.items()

@@ -1,4 +1,6 @@
-"""Commands that look: report, checkpoints, events tail, config, doctor, graph.
+"""Commands that show things: report, checkpoints, events tail, config, doctor, graph.
+
+Each command imports what it needs itself, so that no command waits for the imports of another.
 
 What a command needs is imported by the command, so that none waits for what only another needs.
 """
@@ -120,7 +122,7 @@ def print_report(built: Report) -> None:
 
 @app.command()
 def checkpoints(as_json: AsJson = False) -> None:
-    """List every checkpoint with its state, its lineage and why it is there."""
+    """List every checkpoint with its state, its lineage and the reason of its state."""
     with existing_log(load_settings()) as log:
         view = Checkpoints()
         read_views(log, view)
@@ -147,7 +149,7 @@ def tail(
     ] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Print the last events, and with --follow those that come, one a line."""
+    """Print the last events, one a line. With --follow, print new events as they come."""
     with existing_log(load_settings()) as log:
         names = [_topic(name).name for name in topics] if topics else list(TOPICS)
         for record in _tail_records(log, names, count, follow):
@@ -175,8 +177,8 @@ def show_config(as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check that this machine has what Everloop needs, and say what is missing for what. Exits 1 if
-    it cannot run.
+    """Check that this machine has what Everloop needs. Show what is missing, and for which part.
+    Exits 1 if Everloop cannot run.
     """
     settings = load_settings()
     checks = [_check_log(settings), _check_models(settings)]
@@ -266,7 +268,9 @@ def current_report(settings: Settings) -> Report:
 
 @app.command()
 def batches(as_json: AsJson = False) -> None:
-    """List the batches of examples that learners were told to train on, with where they lie."""
+    """List the batches of examples: which examples batch learners were told to train on, by
+    offsets.
+    """
     orders = Orders()
     with existing_log(load_settings()) as log:
         read_views(log, orders)
@@ -299,7 +303,9 @@ def batches(as_json: AsJson = False) -> None:
 
 
 def existing_log(settings: Settings) -> Log:
-    """Return a connection to the log, which must be there: looking makes nothing."""
+    """Return a connection to the log. Raise ConfigError if there is none: a command that only looks
+    must not create one.
+    """
     if settings.log_kind == "sqlite" and not settings.log_path.exists():
         raise ConfigError(
             f"there is no log at {settings.log_path}; run `everloop demo` or `everloop up` first"

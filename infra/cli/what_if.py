@@ -189,8 +189,8 @@ def _replay_method(found: Replayed) -> dict[str, Any]:
 def _draw(
     curves: dict[str, list[tuple[int, float]]], through: dict[str, Replayed], path: Path
 ) -> Path:
-    """Draw what policies after ever more examples would earn, and what a learner would have earned
-    on the way.
+    """Draw two charts: the held-out value of policies after ever more examples, and the reward that
+    a learner would have earned meanwhile.
     """
     from matplotlib.figure import Figure
 

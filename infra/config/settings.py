@@ -1,5 +1,5 @@
-"""Configuration: every setting in one place, from defaults, `everloop.toml` and the environment,
-with its source.
+"""Configuration: all settings in one place. Values come from defaults, files, secrets and the
+environment.
 """
 
 import os
@@ -65,7 +65,7 @@ class BanditSettings(BanditConfig):
     targets: tuple[str, ...] = ()
 
     def learner_config(self) -> BanditConfig:
-        """Return what the learner itself is configured by."""
+        """Return the configuration of the learner, without `targets`."""
         return BanditConfig(**{name: getattr(self, name) for name in BanditConfig.model_fields})
 
 
@@ -252,7 +252,7 @@ class Settings(BaseSettings):
 
 
 def config_files() -> list[Path]:
-    """Return the configuration files; what an earlier one says counts.
+    """Return the configuration files. If two set the same thing, the earlier file counts.
 
     `EVERLOOP_CONFIG` names them, separated as in `PATH`; each is a file, or a package that has an
     `everloop.toml`. Without it, `everloop.toml` in the working directory is read if it is there.
@@ -300,7 +300,7 @@ def load_settings() -> Settings:
 
 
 def _check_environment() -> None:
-    """Refuse EVERLOOP_ variables that name no setting, which pydantic-settings would pass over."""
+    """Refuse EVERLOOP_ variables that name no setting. pydantic-settings would ignore them."""
     for name in os.environ:
         if name.startswith(PREFIX) and not is_known(name):
             raise ConfigError(
@@ -309,7 +309,7 @@ def _check_environment() -> None:
 
 
 def is_known(variable: str) -> bool:
-    """Return whether an environment variable names a setting, or is one that Everloop reads."""
+    """Return whether an environment variable names a setting, or is read by Everloop otherwise."""
     if variable in (
         CONFIG_VARIABLE,
         SECRETS_VARIABLE,

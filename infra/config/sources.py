@@ -1,4 +1,4 @@
-"""Where each setting's value came from, as `everloop config` shows it."""
+"""Sources: where each setting's value comes from, as `everloop config` shows it."""
 
 import os
 import tomllib
@@ -11,7 +11,7 @@ Source = Literal["default", "file", "secret", "environment"]
 
 
 def sourced_settings(settings: Settings) -> dict[str, tuple[Any, Source]]:
-    """Return every setting by its dotted name, with its value and where that came from."""
+    """Return every setting by its dotted name, with its value and the source of the value."""
     documents = [tomllib.loads(file.read_text()) for file in config_files()]
     rows: dict[str, tuple[Any, Source]] = {}
     for path, value in _leaves(settings.model_dump(mode="json"), ()):

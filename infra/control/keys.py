@@ -19,7 +19,7 @@ KEY_PREFIX = "evl_"
 
 
 def new_key() -> tuple[str, str, str]:
-    """Return a new key, its id and its hash. The key is shown once and kept nowhere."""
+    """Return a new key, its id and its hash. The key is shown once and stored nowhere."""
     # The id is part of the key, so the gateway finds an entry without trying every hash.
     key_id = secrets.token_hex(6)
     key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"

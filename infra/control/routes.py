@@ -1,4 +1,4 @@
-"""Routes changed by hand: promote, roll back, canary, drain, release, set."""
+"""Changes of routes by hand: promote, roll back, canary, drain, release, set."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ Change = tuple[Route, list[Checkpoint]]
 
 
 def routes_on(log: Log) -> dict[str, Route]:
-    """Return what is served by logical name, each with its history."""
+    """Return the present route of each logical name, with its history."""
     routes = Routes()
     read_views(log, routes)
     return routes.current
@@ -39,7 +39,7 @@ def change_route(
     reason: str,
     change: Callable[[Route | None], Change],
 ) -> Route:
-    """Write what a change makes of a route, with the checkpoints whose state changes with it.
+    """Change a route, with the checkpoints whose state changes with it.
 
     Args:
         change: from the present route, None where there is none.
@@ -109,7 +109,7 @@ def roll_back(log: Log, actor: str, name: str, reason: str) -> Route:
 
 
 def canary(log: Log, actor: str, name: str, version: str, share: float, reason: str) -> Route:
-    """Serve a version to a share of new rollouts, in (0, 1), beside what is served now.
+    """Serve a version to a share of new rollouts, in (0, 1), beside the versions that serve now.
 
     Raises:
         ControlError: there is no such route or version.
@@ -140,7 +140,7 @@ def canary(log: Log, actor: str, name: str, version: str, share: float, reason: 
 
 
 def drain(log: Log, actor: str, name: str, version: str, reason: str) -> Route:
-    """Give a version no new rollouts; those pinned to it go on to their end.
+    """Give a version no new rollouts. Rollouts that are pinned to it go on to their end.
 
     Raises:
         ControlError: it is not served, or nothing else is.
@@ -189,7 +189,7 @@ def _states_after(
     reason: str,
     leaving: CheckpointState,
 ) -> list[Checkpoint]:
-    """Return the changes that make checkpoints' states agree with what is served.
+    """Return the changes of checkpoints that follow from a new route.
 
     Args:
         leaving: what becomes of a promoted version that is served no more. A candidate on trial is
@@ -217,8 +217,8 @@ def _states_after(
 
 
 def _target(before: Route | None, version: str, checkpoint: Checkpoint | None) -> RouteTarget:
-    """Return how a version is served: as the route serves or served it, by its artifact, where its
-    checkpoint says, or as the baseline.
+    """Return the target of a version. Looked for in this order: the route and its history, the
+    baseline, the checkpoint's artifact or endpoint.
 
     Raises:
         ControlError: nothing tells.

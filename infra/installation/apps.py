@@ -39,7 +39,7 @@ def gateway_app(settings: Settings) -> FastAPI:
 
 
 def analytics_app(settings: Settings) -> FastAPI:
-    """Return what keeps the analytics and answers from them."""
+    """Return the analytics application."""
     from infra.analytics.app import create_app
 
     return create_app(settings.analytics_dsn, partial(open_log, settings), all_processors(settings))

@@ -1,4 +1,4 @@
-"""Which processors run, built from the configuration; the same for both runners."""
+"""The processors of an installation, built from its settings. Both runners carry the same."""
 
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from streams.storage.artifacts import ArtifactStore
 
 
 def stream_processors(settings: Settings) -> list[Processor[Any]]:
-    """Return what joins, routes, judges, promotes and collects batches."""
+    """Return the processors of the worker: join, router, judge, promotion, batches."""
     artifacts = ArtifactStore(settings.artifacts_dir)
     grader = configured_grader(settings)
     judges = [Judge(grader)] if grader is not None else []

@@ -18,7 +18,10 @@ CONFIGURED = "configured:"
 
 
 def publish_initial_routes(settings: Settings, apps: Mapping[str, str]) -> None:
-    """Write the routes that the configuration asks for, where the log does not say so already.
+    """Write the routes of the configuration that are not on the log yet.
+
+    A name keeps its route if a version was promoted or is on trial, or if a person holds it. The
+    configuration only says what serves first.
 
     What was promoted or is on trial keeps its route, and so does whatever a person holds: the
     configuration only says where it begins.
@@ -95,7 +98,7 @@ def _choice_routes(settings: Settings) -> list[Route]:
 
 
 def _serves_learned(route: Route) -> bool:
-    """Return whether a version serves that the configuration does not name."""
+    """Return whether a route leads to a version that is not from the configuration."""
     return any(not target.version.startswith(CONFIGURED) for target in route.targets)
 
 

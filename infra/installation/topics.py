@@ -31,8 +31,8 @@ def missing_topics(settings: Settings) -> list[str]:
 
 
 def declare_topics(settings: Settings, replication: int = -1) -> list[TopicChange]:
-    """Declare what is missing or different, and return what that was; nothing is shrunk or
-    deleted.
+    """Declare missing topics and change different settings. Return these changes. Nothing is shrunk
+    or deleted.
     """
     changes = planned_changes(settings)
     apply(settings.cluster, changes, replication)

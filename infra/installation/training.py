@@ -13,7 +13,7 @@ RUN_MODULE = "infra.installation.training_run"
 
 
 def configured_trainer(settings: Settings, log: Log) -> Trainer:
-    """Return what trains models and serves them, with a log of its own."""
+    """Return the trainer, with a log of its own."""
     return Trainer(
         settings.training,
         settings.data_dir,

@@ -1,5 +1,9 @@
 """The process of one run: `python -m infra.installation.training_run FOLDER`.
 
+It needs the extra `learn`. It reads the job in its folder and the examples that the manifest names,
+and nothing else. An error that a person can fix ends it with status 1, and `failure.json` has the
+reason. After a crash there is no such file, and the run may be started again in its folder.
+
 It needs the extra `learn`.
 
 It reads the order in its folder, the examples that the manifest names, and nothing else. What a
@@ -106,7 +110,7 @@ def _run(folder: JobFolder) -> dict[str, float]:
 
 
 def _write_cases(folder: JobFolder, job: Job, examples: list[ExampleEvent]) -> None:
-    """Leave the held-out prompts for whoever checks the model when it is served."""
+    """Write the held-out prompts, which the trainer uses to check the model."""
     rows = [
         row
         for row in prompt_rows(examples, job.config.dataset)

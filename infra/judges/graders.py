@@ -21,7 +21,7 @@ from streams.storage.errors import RejectedRecordError, TransientError
 
 
 class _Graded(BaseModel):
-    """What a grading function may return beside a number."""
+    """A result of a grading function that is not a plain number."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -64,7 +64,7 @@ class _Description(BaseModel):
 
 
 class LocalCluster:
-    """Brokers on free ports of the loopback interface. What is in the folder survives `stop`.
+    """Brokers on free ports of the loopback interface. The data in the folder survives `stop`.
 
     Args:
         folder: for the brokers' data, configurations and logs.
@@ -115,7 +115,7 @@ class LocalCluster:
         self._wait_until_ready(description)
 
     def stop(self) -> None:
-        """Stop every broker; one that does not stop in time is killed."""
+        """Stop every broker. A broker that does not stop in time is killed."""
         processes = [psutil.Process(broker.pid) for broker in self.brokers if broker.alive]
         for process in processes:
             process.terminate()

@@ -1,5 +1,5 @@
-"""What each process does: `python -m infra.processes.entry NAME [--fd N]`, started by the
-supervisor.
+"""The entry of each process: `python -m infra.processes.entry NAME [--fd N]`. The supervisor starts
+it.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def _run(name: str, settings: Settings, fd: int | None) -> None:
 
 
 def _train(settings: Settings) -> None:
-    """Run what trains models and serves them."""
+    """Run the trainer."""
     from infra.installation.log import open_log
     from infra.installation.training import configured_trainer
 
@@ -88,8 +88,8 @@ def _work(settings: Settings, processors: list[Processor[Any]]) -> None:
 
 
 def _freeze() -> None:
-    """Leave what was imported to the garbage collector no more: looking through it costs more than
-    most events.
+    """Keep the garbage collector from looking at imported modules: that costs more than most events
+    do.
 
     The gateway's slowest calls at 32 callers went from 190 ms to 20 ms by it (p99).
     """

@@ -1,4 +1,4 @@
-"""What a supervisor leaves in its data folder about itself, for other commands to find."""
+"""The run file: a supervisor writes into its data folder what runs, for other commands."""
 
 from pathlib import Path
 
@@ -47,14 +47,14 @@ class Running(BaseModel):
         return is_running(self.pid, self.created)
 
     def write(self, data_dir: Path) -> None:
-        """Leave it in a data folder; a reader sees the old one or the new one, never a part."""
+        """Write it into a data folder. A reader sees the old one or the new one, never a part."""
         partial = data_dir / f"{RUN_FILE}.partial"
         partial.write_bytes(orjson.dumps(self.model_dump(mode="json")))
         partial.replace(data_dir / RUN_FILE)
 
 
 def running_installation(data_dir: Path) -> Running | None:
-    """Return the installation that runs on a data folder, None where none does."""
+    """Return the installation that runs on a data folder; None if none does."""
     try:
         found = Running.model_validate_json((data_dir / RUN_FILE).read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,8 @@
-"""The supervisor: starts the processes, starts one that dies again, and stops them all.
+"""The supervisor: starts the processes, starts a process again that died, and stops them all.
+
+It binds the listening sockets itself and lends them to the processes. So a port that is taken is
+known before anything runs. And a server that died is replaced without a refused connection:
+connections wait in the queue of the socket.
 
 It binds the listening sockets itself and lends them to the processes, so a port that is taken is
 known before anything runs, and a server that dies is replaced without a connection being refused:
@@ -101,7 +105,7 @@ class Supervisor:
         return self._url("gateway")
 
     def start(self) -> None:
-        """Bind, start all, and return when the gateway serves.
+        """Bind the sockets, start all processes, and return when the gateway serves.
 
         Raises:
             ConfigError: a port is taken.
@@ -137,7 +141,7 @@ class Supervisor:
         self.stop()
 
     def stop(self) -> None:
-        """Stop all, the servers last, so that what workers still ask is answered."""
+        """Stop all. The servers come last, so that workers still get answers."""
         # First, or the watcher would start again what is stopped below.
         self._stop.set()
         if self._watcher.is_alive():
@@ -149,7 +153,9 @@ class Supervisor:
         (self._settings.data_dir / RUN_FILE).unlink(missing_ok=True)
 
     def _check_log(self) -> None:
-        """Open the log, which makes an embedded one; a cluster must have the topics."""
+        """Check that the log can be opened. An embedded log is created; a cluster must have the
+        topics.
+        """
         open_log(self._settings).close()
         if self._settings.log_kind == "kafka" and (missing := missing_topics(self._settings)):
             names = ", ".join(missing)
@@ -210,7 +216,9 @@ class Supervisor:
                     time.sleep(0.02)
 
     def _answers(self, http: httpx.Client, name: str) -> bool:
-        """Return whether a server is ready; one of the user's is, as soon as it answers at all."""
+        """Return whether a server is ready. An application of the user's is ready when it answers
+        at all.
+        """
         try:
             answer = http.get(f"{self._url(name)}/healthz")
         except httpx.HTTPError:
@@ -218,7 +226,7 @@ class Supervisor:
         return answer.is_success or name in self._settings.apps
 
     def _check_processes(self) -> None:
-        """Raise StartError where a process has ended."""
+        """Raise StartError if a process has ended."""
         for process in self.processes.values():
             if process.popen is not None and process.popen.poll() is not None:
                 raise StartError(

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints them as one line and exits with status 2."""
+"""Errors that a user can fix. The command line prints them as one line and exits with status 2."""
 
 
 class ConfigError(Exception):

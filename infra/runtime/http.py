@@ -1,4 +1,4 @@
-"""Serving an application on loopback or elsewhere, with clear errors for taken ports."""
+"""Servers: how an application is served, with clear errors for ports that are taken."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ HEAD_TIMEOUT_S = 20.0
 
 
 def bound_socket(host: str, port: int, setting: str) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one.
+    """Return a listening socket. Port 0 takes a free one.
 
     Raises:
         ConfigError: the port is taken or the address is not this machine's; `setting` is what to
@@ -38,8 +38,8 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 whose request heads are of bounded size and come in bounded time, and whose refusals
-    are problem bodies.
+    """HTTP/1.1 with two limits on the head of a request: its size and its time. Refusals are
+    problem bodies.
 
     uvicorn bounds neither: a head that never ends would be kept for ever, byte by byte.
     """
@@ -87,7 +87,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
+        """Refuse bytes that are not HTTP."""
         self._refuse(400, "Malformed request", msg)
 
     def _await_head(self) -> None:

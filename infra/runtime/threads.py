@@ -1,4 +1,4 @@
-"""Threads without which a process is of no use."""
+"""Threads that a process cannot do without."""
 
 import os
 import signal
@@ -11,8 +11,10 @@ logger = structlog.get_logger(__name__)
 
 
 def vital_thread(name: str, run: Callable[[], None]) -> threading.Thread:
-    """Return a thread that, when `run` raises, stops the process in order, so that its supervisor
-    starts it again.
+    """Return a thread that stops the process if `run` raises, so that its supervisor starts it
+    again.
+
+    Without this, a server would go on answering while its work in the background stands still.
 
     Without this a server would go on answering while what it must do behind its answers is not
     done.

@@ -142,7 +142,9 @@ class _Costs:
         self._all = fsum(self._costs.values())
 
     def of(self, span_id: str | None) -> float:
-        """Return the cost of the calls in a span and below it; of all calls where it has none."""
+        """Return the cost of the calls in a span and below it. If there are none, the cost of all
+        calls.
+        """
         if span_id is None:
             return self._all
         # With a set of what was found: spans come from anybody, and may form a circle.
@@ -179,8 +181,8 @@ def _demonstrations(trajectory: Trajectory, target: str, nodes: frozenset[str]) 
 def _credited_nodes(
     event: TrajectoryEvent, config: AdapterConfig, nodes: frozenset[str]
 ) -> frozenset[str]:
-    """Return the nodes that earned the reward; all where nothing was chosen among their
-    proposals.
+    """Return the nodes that earned the reward. If no decision chose among their proposals, all of
+    them did.
     """
     if config.sft_credit == "all":
         return nodes

@@ -1,4 +1,8 @@
-"""Implicit feedback: what a user or a tool says next tells how good the answer before it was.
+"""Implicit feedback: the next message of a user or a tool tells how good the answer before it was.
+
+A model call that continues a conversation contains the earlier answer and the replies to it. A
+reader makes a reward of the replies: rules (thanks and complaints of users, errors of tools), or a
+model. Replies that tell nothing give no reward.
 
 A model call that continues a conversation holds the earlier answer and what was said to it. A
 reader makes a reward of that: rules (thanks and complaints of users, errors of tools), or a model.
@@ -31,7 +35,7 @@ Reply = tuple[str, str]
 
 
 class ImplicitRule(BaseModel):
-    """What it means when a message matches.
+    """A rule: the reward of an answer if a reply matches.
 
     Attributes:
         role: whose messages are read.
@@ -97,7 +101,7 @@ class ImplicitConfig(BaseModel):
 
 
 class Reader(Protocol):
-    """Reads how good an answer was from what was said to it.
+    """Reads from the replies how good an answer was.
 
     Attributes:
         name: reader and version, such as `implicit@1`.
@@ -108,7 +112,7 @@ class Reader(Protocol):
     source: RewardSource
 
     def read(self, answer: str, replies: Sequence[Reply]) -> float | None:
-        """Return a reward in [0, 1]; None where nothing can be read.
+        """Return a reward in [0, 1]; None if the replies tell nothing.
 
         Raises:
             TransientError: the reader could not be asked; worth another try.
@@ -149,7 +153,7 @@ class ImplicitFeedback(Processor[Answers]):
         self.reader = reader
 
     def handle(self, state: Answers | None, event: AnyEvent, source: Record) -> Outcome[Answers]:
-        """Read what a call says to earlier answers, and remember its own."""
+        """Read the replies to earlier answers in a call, and remember the call's own answers."""
         assert isinstance(event, SpanEvent)  # noqa: S101 - the topic holds nothing else
         answers = dict(state or {})
         outputs = []
@@ -186,8 +190,8 @@ class ImplicitFeedback(Processor[Answers]):
         return answers
 
     def _read(self, answers: Answers, event: SpanEvent) -> Iterator[tuple[str, float, str]]:
-        """Yield span id, reward and the words for each remembered answer that is replied to; forget
-        it then.
+        """Yield span id, reward and replies of each remembered answer that got a reply. Forget
+        these answers.
         """
         messages = _messages(event, Attribute.INPUT_MESSAGES)
         for number, message in enumerate(messages):
@@ -226,7 +230,7 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def _fingerprint(message: dict[str, Any]) -> str:
-    """Return what tells an answer from others: its words and the calls in it."""
+    """Return a hash by which an answer is found again: of its words and its tool calls."""
     parts = message.get("parts")
     said = [
         # Only these: agents may add or drop other fields when they send an answer back.

@@ -1,4 +1,4 @@
-"""What the join keeps of one rollout, and its bytes."""
+"""The join's state of one rollout, and its bytes."""
 
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
@@ -23,8 +23,7 @@ from streams.storage.records import Record
 
 @dataclass(slots=True)
 class JoinState:
-    """What is known of one rollout. What is only passed on is kept as the bytes it will be passed
-    on as.
+    """The join's state of one rollout. Events that are only passed on are kept as bytes.
 
     Attributes:
         rollout: the latest state, with what earlier events said filled in; None until the rollout
@@ -71,7 +70,9 @@ class JoinState:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was recorded before the end is here, as far as that is known."""
+        """Whether everything that was recorded before the end has arrived. True if nobody knows how
+        much that is.
+        """
         recorded = self.rollout.payload.recorded if self.rollout is not None else None
         return recorded is None or (
             len(self.spans) >= recorded.spans and len(self.decisions) >= recorded.decisions

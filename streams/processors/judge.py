@@ -1,5 +1,5 @@
-"""The judge: a closed rollout gets a reward from a grader, or a dead letter, never a made-up
-score.
+"""The judge: gets a reward for each closed rollout from a grader. If the grader fails, the rollout
+gets a dead letter and no made-up score.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from streams.storage.records import Outgoing, Record
 
 @dataclass(frozen=True)
 class Grade:
-    """What a grader found: the weighted value and the criteria it is made of, all in [0, 1]."""
+    """A grade: the weighted value and its criteria, all in [0, 1]."""
 
     value: float
     criteria: dict[str, float] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Grader(Protocol):
     source: RewardSource
 
     def grade(self, trajectory: Trajectory) -> Grade | None:
-        """Return a grade; None where this grader has nothing to say of such rollouts.
+        """Return a grade; None if this grader does not grade such rollouts.
 
         Raises:
             TransientError: the grader could not be asked; worth another try.

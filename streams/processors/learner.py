@@ -1,5 +1,5 @@
-"""A learner as a processor: examples folded in the order of the log, checkpoints announced as they
-fall due.
+"""A learner as a processor. It folds examples in the order of the log, and announces checkpoints
+when they are due.
 """
 
 from collections.abc import Sequence
@@ -86,8 +86,8 @@ class Learning(Processor[Learned[S]]):
     def handle_all(
         self, state: Learned[S] | None, events: Sequence[AnyEvent], source: Record
     ) -> Outcome[Learned[S]]:
-        """Fold a record's examples, unless the state includes them; announce a checkpoint when one
-        is due.
+        """Fold a record's examples, unless the state contains them already. Announce a checkpoint
+        if one is due.
         """
         examples = [event for event in events if isinstance(event, ExampleEvent)]
         learned = state or Learned(self.learner.initial())

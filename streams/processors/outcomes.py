@@ -99,8 +99,8 @@ def _outgoing(
 
 
 def _reward(counted: Sequence[RewardEvent]) -> tuple[float | None, RewardEvent | None]:
-    """Return the reward of a rollout, with the event that tells of it: that of the rollout as a
-    whole, else the mean of its parts.
+    """Return the reward of a rollout and the event that gave it. A reward of the whole rollout
+    counts first; else the mean of the rewards of its parts.
     """
     whole = [event for event in counted if event.payload.target_span_id is None]
     if whole:
@@ -118,7 +118,7 @@ def _decisions_of(name: str, decisions: Sequence[bytes]) -> list[Decision]:
 
 
 def cost_of(span: SpanEvent) -> float:
-    """Return what a span says that its call cost."""
+    """Return the cost of a call, as its span says."""
     cost = span.payload.attributes.get(Attribute.COST)
     # Any caller may send spans, with anything in them.
     if isinstance(cost, bool) or not isinstance(cost, int | float):

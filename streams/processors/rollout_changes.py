@@ -1,11 +1,12 @@
-"""Changes of a rollout's state: which are legal, and what a rollout is after one."""
+"""Changes of a rollout's state: which are legal, and the rollout after one."""
 
 from schemas.rollouts import TERMINAL, TRANSITIONS, Rollout, RolloutEvent, RolloutState
 from streams.storage.errors import RejectedRecordError
 
 
 def rollout_after(known: RolloutEvent | None, change: RolloutEvent, assumed: bool) -> RolloutEvent:
-    """Return the rollout after a change of state; what the change does not say stays as it was.
+    """Return the rollout after a change of state. Fields that the change does not set stay as they
+    were.
 
     Args:
         assumed: whether its end was assumed by the join.

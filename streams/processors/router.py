@@ -34,7 +34,7 @@ class Sent(NamedTuple):
     first: str = ""
 
     def replaced(self) -> Replaced | None:
-        """Return what a correction of it replaces; None where that was not noted."""
+        """Return what a correction of this example replaces; None if that was not noted."""
         if not self.first:
             return None
         return Replaced(
@@ -73,7 +73,7 @@ class ExampleRouter(Processor[Routed]):
         self.memory = memory
 
     def concerns(self, source: Record) -> bool:
-        """Return whether a trajectory has a reward, as far as its headers say."""
+        """Return whether a trajectory may have a reward, by its headers."""
         return (REWARD_REVISION_HEADER, b"0") not in source.headers
 
     def handle(self, state: Routed | None, event: AnyEvent, source: Record) -> Outcome[Routed]:

@@ -1,4 +1,4 @@
-"""The join: everything of one rollout becomes its trajectory, and again whenever its reward
+"""The join: makes a trajectory of all events of a rollout, and makes it again when its reward
 changes.
 """
 
@@ -76,9 +76,7 @@ class TrajectoryJoin(Processor[JoinState]):
     def handle_all(
         self, state: JoinState | None, events: Sequence[AnyEvent], source: Record
     ) -> Outcome[JoinState]:
-        """Take in the events of a record; however many they are, they change the trajectory
-        once.
-        """
+        """Take in the events of a record. Together they change the trajectory at most once."""
         state = state or JoinState()
         state.size += len(source.value or b"")
         # Rollout events and rewards are let through: they are small, and without them nothing ends.
@@ -116,7 +114,9 @@ class TrajectoryJoin(Processor[JoinState]):
         )
 
     def expire(self, state: JoinState, key: str, now: datetime) -> Outcome[JoinState]:
-        """Close an idle rollout, forget a closed one, or set orphans aside."""
+        """Handle a rollout's deadline: close an idle rollout, forget a closed one, or set orphans
+        aside.
+        """
         if state.rollout is None:
             error = RejectedRecordError(
                 f"no rollout {key!r} was announced within {self.config.orphan_limit}; create"

@@ -1,4 +1,4 @@
-"""Errors, named by what the caller should do about them."""
+"""Errors, named by what the caller should do."""
 
 
 class StreamError(Exception):
@@ -28,4 +28,4 @@ class RejectedRecordError(StreamError):
 
 
 class LeaseLostError(StreamError):
-    """Another worker has the partition now. Drop what was not committed; none of it was written."""
+    """Another worker has the partition now. Drop the batch; none of it was written."""

@@ -29,8 +29,8 @@ class Log(Protocol):
         ...
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Return up to `limit` records at or after `offset`, in order; none only at the partition's
-        end.
+        """Return up to `limit` records at or after `offset`, in order. An empty list means the
+        partition's end.
         """
         ...
 
@@ -58,13 +58,12 @@ class Log(Protocol):
     def committed(
         self, group: str, topics: Iterable[str], partitions: Iterable[int]
     ) -> dict[tuple[str, int], int]:
-        """Return the next offset a group will read, by topic and partition; 0 where it has read
-        nothing.
-        """
+        """Return the next offset of a group, by topic and partition; 0 if it has read nothing."""
         ...
 
     def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-        """Return how many records lie at or after the given offsets; exact where there are none.
+        """Return how many records are at or after the given offsets. It may be too many, but 0 is
+        exact.
 
         Offsets alone do not say it: on Kafka, transactions' markers take some and are no records.
         """
@@ -75,7 +74,7 @@ class Log(Protocol):
         ...
 
     def state(self, group: str, key: str) -> bytes | None:
-        """Return a processor's state for a key as it was last stored, None where there is none."""
+        """Return a processor's state for a key as it was last stored; None if there is none."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -1,1 +1,1 @@
-"""Views: what a topic says now. Each is a pure fold of one topic's events."""
+"""Views: the present content of topics. Each view is a pure fold of one topic's events."""

@@ -1,4 +1,4 @@
-"""What people changed by hand."""
+"""The view of changes by hand."""
 
 from collections.abc import Sequence
 from typing import ClassVar

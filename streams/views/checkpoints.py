@@ -1,4 +1,4 @@
-"""Every checkpoint with its latest state and everything that was said of it."""
+"""The view of checkpoints: each with its latest state, merged from all its events."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -34,6 +34,6 @@ class Checkpoints:
         return {version: found for (of, version), found in self.all.items() if of == name}
 
     def promoted(self, name: str) -> Checkpoint | None:
-        """Return the promoted version of a name; None where none is."""
+        """Return the promoted version of a name; None if there is none."""
         promoted = (c for c in self.of(name).values() if c.state is CheckpointState.PROMOTED)
         return next(promoted, None)

@@ -68,8 +68,8 @@ class Follower:
                 self._positions[record.topic, record.partition] = record.offset + 1
 
     def follow(self, open_log: Callable[[], Log], stop: threading.Event, poll_s: float) -> None:
-        """Keep the views up to date until `stop` is set. While the log is away, the views stay as
-        they are.
+        """Keep the views up to date until `stop` is set. While the log cannot be read, the views
+        stay as they are.
 
         Args:
             open_log: opens a connection of this thread's own; called again after an outage.
@@ -96,8 +96,8 @@ class Follower:
 
 
 def read_views(log: Log, *views: View) -> Counter[str]:
-    """Fold what is on the log now into views; return how many records of each topic could not be
-    read.
+    """Fold all events that are on the log now into views. Return how many records of each topic
+    could not be read.
     """
     follower = Follower(views)
     follower.catch_up(log)

@@ -1,4 +1,4 @@
-"""What the gate of each logical name waits for."""
+"""The view of gates: what the gate of each logical name waits for."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Every API key as it stands."""
+"""The view of API keys."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Every order to a batch learner."""
+"""The view of orders to batch learners."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -9,8 +9,8 @@ from schemas.topics import COMMANDS, Topic
 
 
 class Orders:
-    """Orders in the order in which they were given to each target. One that comes twice counts
-    once.
+    """Orders, those to each target in the order in which they were given. An order that comes twice
+    counts once.
 
     Attributes:
         all: by event id.

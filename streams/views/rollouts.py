@@ -1,4 +1,4 @@
-"""The rollouts that have begun and not ended."""
+"""The view of open rollouts: begun and not ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

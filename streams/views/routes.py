@@ -1,4 +1,4 @@
-"""What every logical name serves now, and what it served before."""
+"""The view of routes: what serves each logical name now, and what served it before."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Every run of a batch learner as it stands."""
+"""The view of trainings: every run of a batch learner with its state."""
 
 from collections.abc import Sequence
 from typing import ClassVar

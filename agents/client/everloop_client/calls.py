@@ -1,4 +1,4 @@
-"""What both clients share: requests, what their answers mean, and when to ask again.
+"""Calls: what both clients share. Requests, the meaning of their answers, and when to repeat them.
 
 Nothing here opens a connection.
 """
@@ -62,7 +62,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What is said of a rollout when it begins; see `Client.rollout`."""
+    """The beginning of a rollout; see `Client.rollout`."""
 
     id: str
     agent: str
@@ -80,8 +80,8 @@ def beginning(
     split: Split | None,
     group: str | None,
 ) -> Beginning:
-    """Return what is said of a rollout. Without an id it gets a new one; rollouts of one input are
-    attempts at one task, also where the task has no name.
+    """Return the beginning of a rollout. A rollout without an id gets a new one. Rollouts with
+    equal input are attempts at one task, also if the task has no name.
     """
     described = None
     if task is not None or input is not None:
@@ -187,7 +187,7 @@ def choice(answer: Mapping[str, Any], candidates: Sequence[Candidate]) -> Choice
 
 
 def _given(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is set; the gateway decides the rest."""
+    """Return the fields that are set. The gateway decides the others."""
     return {name: value for name, value in body.items() if value is not None}
 
 

@@ -31,7 +31,7 @@ QUEUE = 65_536
 
 
 class SpanAttribute(StrEnum):
-    """Names of what a span says (OpenTelemetry's GenAI conventions, and the gateway's own)."""
+    """Names of a span's attributes (OpenTelemetry's GenAI conventions, and the gateway's own)."""
 
     OPERATION = "gen_ai.operation.name"
     AGENT_NAME = "gen_ai.agent.name"
@@ -194,8 +194,8 @@ class RolloutTracer(BaseCallbackHandler):
         span.end()
 
     def _is_inside(self, run_id: UUID, node: str) -> bool:
-        """Return whether a run already lies in a span of this node: a role's loop has a node of the
-        role's name.
+        """Return whether a run is already within a span of this node. A role's own loop has a node
+        of the same name.
         """
         around = self.span_around(run_id)
         attributes = getattr(around, "attributes", None) or {}

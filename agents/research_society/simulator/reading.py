@@ -1,5 +1,5 @@
-"""How the simulator reads an abstract: which part a section belongs to, which sentences state a
-finding, and which way.
+"""How the simulator reads an abstract: the part of each section, and which sentences state a
+positive or a negative finding.
 
 Nothing here is a language model and nothing sees a label: it is a handful of lexical rules over the
 task's own text.
@@ -78,9 +78,7 @@ _STOPWORDS = frozenset(
 
 
 def part_of(label: str) -> Part:
-    """Return which part of a paper a section label names; what is neither results nor methods is
-    background.
-    """
+    """Return the part of a paper that a section label names. Any other label is background."""
     if _RESULTS.search(label):
         return "results"
     return "methods" if _METHODS.search(label) else "background"

@@ -1,6 +1,4 @@
-"""How the simulator plays each role: from what the role is given to the JSON object it must
-answer.
-"""
+"""How the simulator plays each role: from the role's input to the JSON object of its answer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +64,7 @@ def part_read_by(role: str, goal: str) -> Part:
 
 
 def _propose(role: str, given: Given, search_results: list[str]) -> Given:
-    """Quote what the junior's part of the best matching paper says about the goal."""
+    """Quote the junior's part of the best matching paper."""
     goal = str(given.get("research_goal", ""))
     papers = _papers(search_results)
     if not papers:

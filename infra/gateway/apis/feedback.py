@@ -1,4 +1,4 @@
-"""Rewards and decisions: what learners are told, and what policies are asked."""
+"""The API for rewards and decisions."""
 
 from typing import Annotated, Any, Literal, Self
 

@@ -1,4 +1,6 @@
-"""What the gateway tells Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+"""Metrics of the gateway, for Prometheus
+(https://prometheus.io/docs/instrumenting/exposition_formats/).
+"""
 
 from collections.abc import Iterator, Mapping
 

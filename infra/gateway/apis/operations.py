@@ -113,7 +113,7 @@ async def routes(services: Shared, _: Agent) -> JSONResponse:
 
 @router.put("/everloop/v1/routes/{name}")
 async def put_route(name: str, wanted: WantedRoute, services: Shared, caller: Admin) -> Route:
-    """Serve exactly this, and hold it there until it is released."""
+    """Serve exactly this route, and hold it until it is released."""
     for target in (*wanted.targets, *wanted.fallbacks, *wanted.shadows):
         _check(name, wanted.kind, target)
     given = wanted.model_dump(exclude={"reason"})
@@ -157,7 +157,7 @@ async def drain_version(name: str, asked: VersionRequest, services: Shared, call
 async def roll_back_route(
     name: str, asked: ChangeRequest, services: Shared, caller: Admin
 ) -> Route:
-    """Serve what was served before, and hold it there."""
+    """Serve the previous entry of the route's history, and hold it there."""
     return await _operate(services, lambda log: roll_back(log, _actor(caller), name, asked.reason))
 
 
@@ -168,7 +168,7 @@ async def release_route(name: str, asked: ChangeRequest, services: Shared, calle
 
 
 async def _operate(services: Services, work: Callable[[Log], Route]) -> Route:
-    """Do what an operator asks for, in a thread, because the log may wait for the disk.
+    """Make an operator's change, in a thread, because the log may wait for the disk.
 
     The gateway itself learns of the change from the log, like every other process.
     """

@@ -60,7 +60,9 @@ class RolloutEnd(BaseModel):
 async def create(
     new: NewRollout, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
-    """Begin a rollout and pin it to what is served now. Beginning it twice is beginning it once.
+    """Begin a rollout and pin it to what serves now. To begin it twice is to begin it once.
+
+    If a call has begun it already, a split that is named here replaces the drawn one.
 
     Where a call has begun it already, a split that is named here replaces the one that was drawn.
     """
@@ -108,7 +110,9 @@ async def create(
 async def end(
     rollout_id: Name, ending: RolloutEnd, request: Request, services: Shared, caller: Agent
 ) -> JSONResponse:
-    """End a rollout. Its trajectory has what was recorded until now; later calls begin another."""
+    """End a rollout. Its trajectory has everything that was recorded until now. Later calls begin
+    another rollout.
+    """
     call = call_context(request, caller)
     key = call.key(rollout_id)
     failed = ending.state == "failed"

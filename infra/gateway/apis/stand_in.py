@@ -26,7 +26,7 @@ router = APIRouter(prefix=PATH, include_in_schema=False)
 
 @router.post("/chat/completions")
 async def chat(request: Request) -> Response:
-    """Answer a chat, as a stream where one is asked for."""
+    """Answer a chat request, as a stream if the request asks for one."""
     body = await request.json()
     if not body.get("stream"):
         choice = {"index": 0, "message": _MESSAGE, "finish_reason": "stop"}
@@ -36,7 +36,7 @@ async def chat(request: Request) -> Response:
 
 @router.post("/completions")
 async def completion(request: Request) -> Response:
-    """Answer a prompt, as a stream where one is asked for."""
+    """Answer a completion request, as a stream if the request asks for one."""
     choice = {"index": 0, "text": TEXT, "finish_reason": "stop", "logprobs": None}
     document = _head("text_completion") | {"choices": [choice]}
     if not (await request.json()).get("stream"):
@@ -47,7 +47,7 @@ async def completion(request: Request) -> Response:
 
 @router.post("/responses")
 async def response(request: Request) -> Response:
-    """Answer a request of the responses API, as a stream where one is asked for."""
+    """Answer a request of the Responses API, as a stream if the request asks for one."""
     part = {"type": "output_text", "text": TEXT, "annotations": []}
     message = {
         "type": "message",

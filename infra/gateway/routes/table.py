@@ -1,4 +1,4 @@
-"""Routing: what serves each logical name now, and what each open rollout is pinned to."""
+"""The routing table: what serves each logical name now, and the pins of each open rollout."""
 
 import pickle
 import threading
@@ -191,9 +191,7 @@ class RoutingTable:
         return self._routes
 
     def apply(self, route: Route) -> None:
-        """Take a route into service; a route that cannot be served changes nothing and is
-        logged.
-        """
+        """Take a route into service. One that cannot be served is logged and changes nothing."""
         try:
             targets, fallbacks, shadows = (
                 tuple(self._load(route, target) for target in of)
@@ -235,7 +233,7 @@ class RoutingTable:
             )
 
     def pin(self, rollout: str) -> Pins:
-        """Return what a rollout is pinned to, pinning it to what is served now if it is new."""
+        """Return a rollout's pins. A new rollout is pinned to what serves now."""
         return self._open_rollout(rollout).pins
 
     def begin(
@@ -273,8 +271,8 @@ class RoutingTable:
         known.split, known.split_chosen = split, True
 
     def assign(self, rollout: str, versions: Mapping[str, str]) -> dict[str, str]:
-        """Return the versions of the names that this rollout uses for the first time. They are to
-        be recorded by the caller, once.
+        """Return the versions of the names that this rollout uses for the first time. The caller
+        records them.
         """
         known = self._open_rollout(rollout)
         new = {name: version for name, version in versions.items() if name not in known.assigned}
@@ -283,12 +281,12 @@ class RoutingTable:
         return new
 
     def note_fault(self, rollout: str, fault: Fault | None) -> None:
-        """Note why the last call of a rollout failed; None where it worked."""
+        """Note why the last call of a rollout failed; None if it worked."""
         self._open_rollout(rollout).fault = fault
 
     def fault(self, rollout: str) -> Fault | None:
-        """Return why the last call of an open rollout failed; None where it worked, or where this
-        process saw none.
+        """Return why the last call of an open rollout failed; None if it worked, or if this process
+        saw none.
         """
         known = self._rollouts.get(rollout)
         return known.fault if known is not None else None
@@ -393,8 +391,8 @@ class RoutingTable:
         return target, LoadedRoute(name, "model", (target,))
 
     def own(self, name: str, tenant: str) -> str:
-        """Return the name that a tenant's calls of a name lead to: `NAME@TENANT` where there is
-        such a route.
+        """Return the name that a tenant's call leads to: `NAME@TENANT` if there is such a route,
+        else the name itself.
 
         Raises:
             ProblemError: 404, the name is another tenant's own.

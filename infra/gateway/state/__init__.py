@@ -1,1 +1,1 @@
-"""What the gateway holds between requests, made once and shared by all of them."""
+"""State: what the gateway keeps between requests. It is made once, and all requests share it."""

@@ -1,4 +1,4 @@
-"""What the gateway follows: the routes it serves, the keys it knows, and what these have used."""
+"""The gateway's follower: keeps routes, API keys and their use up to date."""
 
 import threading
 from collections import Counter
@@ -29,7 +29,7 @@ logger = structlog.get_logger(__name__)
 
 
 class GatewayFollower:
-    """Keeps what the gateway serves at the end of the log, from a thread of its own.
+    """Keeps what the gateway serves up to date with the log, in a thread of its own.
 
     Args:
         open_log: opens a connection to the log; each thread has its own.
@@ -59,7 +59,9 @@ class GatewayFollower:
         return self._follower.unreadable
 
     def start(self) -> None:
-        """Catch up, so that the first request already sees what was served last; then follow."""
+        """Read the log to its end, so that the first request is served by the latest routes. Then
+        follow.
+        """
         try:
             with self._open_log() as log:
                 self._restore(log)
@@ -76,7 +78,9 @@ class GatewayFollower:
         self._follower.follow(self._open_restored_log, self._stop, POLL_S)
 
     def _open_restored_log(self) -> Log:
-        """Return a connection; where `start` could not read the log, restore what it says first."""
+        """Return a connection to the log. If `start` could not read the log, restore the state
+        first.
+        """
         log = self._open_log()
         if not self._restored:
             try:
@@ -87,7 +91,7 @@ class GatewayFollower:
         return log
 
     def _restore(self, log: Log) -> None:
-        """Serve what was served, then pin the open rollouts: a pin names a version of a route."""
+        """Restore the routes, and then the open rollouts: a pin names a version of a route."""
         self._follower.catch_up(log)
         # Read once: from now on this process knows the rollouts that it serves.
         rollouts, calls = Rollouts(), _LightningCalls()

@@ -1,4 +1,4 @@
-"""What the gateway's routes share, made once by `create_app`."""
+"""The services that all routes of the gateway share. `create_app` makes them once."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -47,7 +47,7 @@ class OpenLog(Protocol):
 
 @dataclass
 class Counts:
-    """What the gateway has done since it began.
+    """Counts of what the gateway has done since it began.
 
     Attributes:
         requests: model calls by outcome: `served`, `failed` (no answer from the model server, or

@@ -223,7 +223,8 @@ class EmbeddedLog:
         return positions
 
     def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-        """Return how much lies at or after the given offsets: 0 if nothing, else an upper bound.
+        """Return an upper bound of the records at or after the given offsets; 0 means that there
+        are none.
 
         It is counted from the first record that is still there: retention and compaction delete
         records, and what is deleted can never be read.
@@ -252,9 +253,7 @@ class EmbeddedLog:
             self.commit_within(group, positions)
 
     def state(self, group: str, key: str) -> bytes | None:
-        """Return a processor's state for a key as it was last committed, None where there is
-        none.
-        """
+        """Return a processor's state for a key as it was last committed; None if there is none."""
         rows = self._rows(
             "SELECT value FROM states WHERE consumer_group = ? AND key = ?", group, key
         )
@@ -305,8 +304,8 @@ class EmbeddedLog:
         return int((pages - free) * size)
 
     def enforce_retention(self, at: datetime) -> int:
-        """Delete what is past its topic's retention, and all but the last record of each key in
-        compacted topics.
+        """Delete records that are past the retention of their topic. In compacted topics, delete
+        all but the last record of each key.
 
         Returns:
             How many records were deleted. Offsets of what remains do not change.

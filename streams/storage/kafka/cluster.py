@@ -1,5 +1,5 @@
-"""A Kafka cluster: where it is, how to log in, and what our names are called on it; for each of the
-clients we use.
+"""A Kafka cluster: its address, the login, and the names of our topics on it. It has the options of
+each client that we use.
 """
 
 import ssl
@@ -42,7 +42,7 @@ class Cluster:
         return self.bootstrap.split(",")
 
     def prefixed(self, name: str) -> str:
-        """Return what a topic, group or transaction of ours is called on the cluster."""
+        """Return the name of one of our topics, groups or transactions on the cluster."""
         # A prefix, and not a suffix: Kafka's access lists can match prefixes.
         return self.prefix + name
 
@@ -52,9 +52,7 @@ class Cluster:
 
     @property
     def login_hint(self) -> str:
-        """What else may be wrong when a broker hangs up: it does not say that it refuses a
-        login.
-        """
+        """A hint for connection errors. A broker that refuses a login hangs up without a reason."""
         if self.protocol == "PLAINTEXT":
             return ""
         return (
@@ -64,7 +62,7 @@ class Cluster:
 
     @cached_property
     def ssl_context(self) -> ssl.SSLContext | None:
-        """What TLS connections are made with; None without TLS.
+        """The TLS context of connections; None without TLS.
 
         Raises:
             OSError: a file is missing or is no certificate.
@@ -78,9 +76,7 @@ class Cluster:
 
     @property
     def client_options(self) -> dict[str, Any]:
-        """Options of every client of kafka-python and of aiokafka: they have the same names for
-        these.
-        """
+        """Options of the clients of kafka-python and aiokafka, which have the same names there."""
         options: dict[str, Any] = {
             "bootstrap_servers": self.servers,
             "security_protocol": self.protocol,

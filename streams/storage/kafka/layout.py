@@ -1,4 +1,4 @@
-"""Where the states of a consumer group lie on Kafka: the name of their topic and their keys."""
+"""The layout of states on Kafka: the name of a group's changelog and the keys in it."""
 
 STATE_PREFIX = b"state:"
 
@@ -9,5 +9,5 @@ def changelog_of(group: str) -> str:
 
 
 def state_key(key: str) -> bytes:
-    """Return the key that a state lies under in its changelog."""
+    """Return the key of a state in its changelog."""
     return STATE_PREFIX + key.encode()

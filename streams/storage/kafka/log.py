@@ -128,9 +128,7 @@ class KafkaLog:
     def committed(
         self, group: str, topics: Iterable[str], partitions: Iterable[int]
     ) -> dict[tuple[str, int], int]:
-        """Return the next offset a group will read, by topic and partition; 0 where it has read
-        nothing.
-        """
+        """Return the next offset of a group, by topic and partition; 0 if it has read nothing."""
         wanted, name = list(partitions), self._cluster.prefixed(group)
         with self._translate_errors("read from"):
             found = self._patient(lambda admin: admin.list_group_offsets({name: None})[name])
@@ -143,8 +141,8 @@ class KafkaLog:
         }
 
     def unread(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-        """Return how much lies at or after the given offsets: 0 for nothing, else records and
-        transactions' marks.
+        """Return an upper bound of the records at or after the given offsets; 0 means that there
+        are none. Markers of transactions are counted too.
         """
         with self._translate_errors("read from"):
             ends = self._bounds("end_offsets", [self._place(*place) for place in positions])
@@ -179,7 +177,7 @@ class KafkaLog:
                 )
 
     def state(self, group: str, key: str) -> bytes | None:
-        """Return a processor's state for a key as it was last stored, None where there is none."""
+        """Return a processor's state for a key as it was last stored; None if there is none."""
         stored: bytes | None = None
         # Kafka has no lookup by key. Commands ask for one state now and then, so reading all is
         # enough.
@@ -189,8 +187,8 @@ class KafkaLog:
         return stored
 
     def close(self) -> None:
-        """Close the connections; what was not acknowledged may be lost, and its `append` has not
-        returned.
+        """Close the connections. Records that were not acknowledged may be lost; their `append` has
+        not returned.
         """
         for client in self._clients.values():
             if isinstance(client, KafkaProducer):
@@ -245,6 +243,9 @@ class KafkaLog:
     ) -> dict[TopicPartition, int]:
         """Return where partitions begin or end.
 
+        If a broker hangs up meanwhile, kafka-python leaves its partitions out, and then fails on
+        that. So the question is repeated.
+
         kafka-python leaves out those whose broker hangs up in between, and stumbles over it; they
         are asked for again.
         """
@@ -261,8 +262,8 @@ class KafkaLog:
         return offsets
 
     def _patient(self, ask: Callable[[Any], Any]) -> Any:
-        """Ask until the group's coordinator is there: a new cluster, or one that lost a broker,
-        elects it first.
+        """Ask again until the group's coordinator answers. A cluster that is new, or has lost a
+        broker, elects it first.
         """
         retrying = Retrying(
             retry=retry_if_exception(
@@ -307,8 +308,11 @@ class KafkaLog:
 
 
 def _abandon(producer: Any) -> None:
-    """End a producer's thread without sending what is left, of which `append` has already told its
-    caller.
+    """End a producer's thread without sending the records that are left. Their `append` has raised
+    already.
+
+    The producer's own `close` flushes first, and does not close if that fails. Its thread would
+    send the records when the cluster is back. By then the caller may have written them elsewhere.
 
     Its own `close` flushes first, and gives up closing when that fails: the thread would go on and
     send the records when the cluster is back, after whoever appended them has put them elsewhere.
@@ -319,8 +323,7 @@ def _abandon(producer: Any) -> None:
 
 
 def knock(servers: Sequence[str], timeout_s: float = KNOCK_S) -> None:
-    """Return when a broker takes a connection. Kafka's clients would go on trying for their whole
-    timeout.
+    """Return when a broker accepts a connection. Kafka's clients would try for their whole timeout.
 
     Raises:
         LogUnavailableError: none does.
