@@ -66,7 +66,7 @@ def replay(
 ) -> None:
     """Put dead letters back on the topics they came from. They stay here too: this is a log."""
     if bool(numbers) == everything:
-        raise ConfigError("say which dead letters, or --all for every one")
+        raise ConfigError("name the dead letters by their numbers, or use --all")
     with existing_log(load_settings()) as log:
         letters = list(dead_letters(log))
         count = put_back(log, letters if numbers is None else _pick(letters, numbers))

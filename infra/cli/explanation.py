@@ -135,7 +135,7 @@ def explain_policy(
     if len(rewarded) < STAGES or not stages:
         raise ConfigError(
             f"{len(rewarded)} rewarded decisions and {len(stages)} checkpoints of {name}; too"
-            " few to say"
+            f" few to say: {STAGES} decisions and a checkpoint are needed"
         )
     sample = [item.decision for item in rewarded[-SAMPLE:]]
     document = {

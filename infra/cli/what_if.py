@@ -65,8 +65,8 @@ def what_if(
     if len(evidence) < 2 or not all(fitted.values()):
         examples = sum(event.payload.split == "train" for event in taught[OTHERWISE])
         raise ConfigError(
-            f"{examples} examples and {len(evidence)} held-out decisions of {name}; one and two"
-            " at least are needed"
+            f"{examples} examples and {len(evidence)} held-out decisions of {name}; at least"
+            " one example and two decisions are needed"
         )
     through = {which: replayed(learner, taught[which], SEED) for which, learner in learners.items()}
     curves = {

@@ -149,7 +149,9 @@ class Settings(BaseSettings):
             if app is not None and app not in self.apps:
                 raise ValueError(f"models.{name}.base_url names apps.{app}, and there is none")
         if taken := sorted(set(self.apps) & PROCESSES):
-            raise ValueError(f"apps.{taken[0]} has the name of a process of Everloop's")
+            raise ValueError(
+                f"apps.{taken[0]} has the name of a process of Everloop's; choose another name"
+            )
         return self
 
     @model_validator(mode="after")
@@ -273,7 +275,10 @@ def _find_file(name: str) -> Path:
         packaged = Path(str(resources.files(name).joinpath(DEFAULT_FILE.name)))
         if packaged.is_file():
             return packaged
-    raise ConfigError(f"{CONFIG_VARIABLE} names {name}, which is not a file")
+    raise ConfigError(
+        f"{CONFIG_VARIABLE} names {name}, which is not a file, nor a package with an"
+        f" {DEFAULT_FILE.name}"
+    )
 
 
 def _file_names() -> str:

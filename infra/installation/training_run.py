@@ -60,8 +60,8 @@ def _mendable() -> tuple[type[Exception], ...]:
 
     from learners.graders import UnknownGraderError
 
-    # Out of memory on a GPU is an exception; on the processor the kernel kills, and nobody is left
-    # to say why.
+    # A GPU that runs out of memory raises. If the machine itself does, the kernel kills the
+    # process, and there is no reason to write.
     return (
         TrainingError,
         UnknownGraderError,

@@ -39,5 +39,7 @@ class JudgeSettings(Section):
     @classmethod
     def _names(cls, criteria: dict[str, float]) -> dict[str, float]:
         if JUSTIFICATION in criteria:
-            raise ValueError(f"no criterion can be called {JUSTIFICATION!r}")
+            raise ValueError(
+                f"no criterion can be called {JUSTIFICATION!r}: the model's explanation is"
+            )
         return criteria

@@ -39,7 +39,7 @@ class KafkaSettings(Section):
             raise ValueError(f"{self.protocol} needs username and password")
         # A certificate without its key would fail only at the first connection.
         if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together")
+            raise ValueError("set both cert_file and key_file, or neither")
         return self
 
     def cluster(self, bootstrap: str) -> Cluster:

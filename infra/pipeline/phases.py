@@ -141,7 +141,8 @@ class Pipeline:
         taught = [task for task in order if not task.held_out]
         if not taught or (self._pipeline.held_out and not self._held_out):
             raise ConfigError(
-                f"{len(tasks)} tasks are too few: some are learned from, some held out"
+                f"pipeline.tasks: {len(tasks)} tasks are too few: at least one is needed to learn"
+                " from, and one that is held out"
             )
         self._tasks = cycle(taught)
         self._loop = (

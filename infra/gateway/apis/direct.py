@@ -1,6 +1,6 @@
 """The short way for model calls: past FastAPI's routing and dependency injection.
 
-On one machine a call took 0.39 ms of processor time through FastAPI, and takes 0.32 ms this way
+On one machine a call took 0.39 ms of CPU time through FastAPI, and takes 0.32 ms this way
 (docs/decisions/008). The same functions are routes of the application too: those document them, and
 refuse other methods.
 """

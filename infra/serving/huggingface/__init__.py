@@ -1,3 +1,3 @@
-"""A light server of Hugging Face checkpoints with vLLM's OpenAI API: for processors, small models
-and tests.
+"""A light server of Hugging Face checkpoints with vLLM's OpenAI API, for CPUs, small models and
+tests.
 """

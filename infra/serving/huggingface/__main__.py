@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--name", required=True, help="that requests know the weights by")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--threads", type=int, default=1, help="of the processor")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args()
     try:
         engine = GenerationEngine(options.folder, options.name, threads=options.threads)

@@ -77,7 +77,7 @@ class GenerationEngine:
         folder: of whole weights.
         name: that requests know the weights by.
         together: most prompts that are decoded at once.
-        threads: of the processor.
+        threads: CPU threads.
 
     Raises:
         UnloadableError: the folder holds no weights, or they are not finite numbers.

@@ -96,4 +96,4 @@ class Worker:
         with EmbeddedLog(self._path) as log:
             while not self._stop.wait(RETENTION_EVERY_S):
                 if deleted := log.enforce_retention(now()):
-                    logger.info("retention", deleted=deleted)
+                    logger.info("old records deleted", records=deleted)

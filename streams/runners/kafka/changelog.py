@@ -122,7 +122,9 @@ async def _stop(producer: Any) -> None:
         async with asyncio.timeout(CLOSED_IN_S):
             await producer.stop()
     except FAILURES as error:
-        logger.info("producer cut off", error=f"{type(error).__name__} {error}")
+        logger.info(
+            "a producer did not stop and is cut off", error=f"{type(error).__name__} {error}"
+        )
         if producer._sender is not None:
             await producer._sender.close()
         await producer.client.close()

@@ -185,7 +185,7 @@ class Gaps:
                 await self._app.consumer.earliest_offsets(place)
             )[place]:
                 logger.info(
-                    "reading on from what the states contain",
+                    "records were skipped in a rebalance and are read again",
                     topic=topic,
                     partition=partition,
                     at=offset,

@@ -89,7 +89,7 @@ class KafkaStage(Generic[S]):
             async with asyncio.timeout(LAST_BATCH_S):
                 await self._turn.acquire()  # and keep it: nothing is opened any more
         except TimeoutError:
-            logger.warning("last batch cut off", group=self.processor.group)
+            logger.warning("the last batch took too long and is left", group=self.processor.group)
             return
         # The lock is held, so no batch is under way.
         for states in self._partitions.values():
@@ -145,7 +145,10 @@ class KafkaStage(Generic[S]):
             await states.commit(changes, reached, outputs)
         except OutdatedError as error:
             logger.warning(
-                "states outdated", group=self.processor.group, partition=partition, error=str(error)
+                "states are outdated and read again",
+                group=self.processor.group,
+                partition=partition,
+                error=str(error),
             )
             # Removed before it is closed: `take` must open it anew, even if closing fails.
             del self._partitions[partition]
