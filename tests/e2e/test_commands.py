@@ -11,6 +11,8 @@ import pytest
 from streams.storage.embedded.log import EmbeddedLog
 from tests.e2e.installation import assert_one_line, everloop, everloop_json
 
+pytestmark = pytest.mark.e2e
+
 
 def test_commands_that_need_no_installation(tmp_path: Path) -> None:
     assert everloop_json(tmp_path, "config")["gateway.port"] == {
@@ -32,9 +34,6 @@ def test_commands_that_need_no_installation(tmp_path: Path) -> None:
         ("status",),
     ):
         assert everloop(tmp_path, *text).returncode == 0
-
-
-pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize(
@@ -59,6 +58,10 @@ def test_what_a_setting_names_and_is_not_there_is_one_line_at_start(
     ("arguments", "more", "says"),
     [
         (("report",), {}, "there is no log at"),
+        (("gossip",), {}, "no such command 'gossip'; see `everloop --help`"),
+        (("ope",), {}, "missing option '--policy'; see `everloop ope --help`"),
+        (("ope", "--policy", "v1", "--gain", "much"), {}, "invalid value for '--gain'"),
+        (("ope", "--polcy", "v1"), {}, "no such option: --polcy"),
         (("config",), {"EVERLOOP_GATEWAY__PROT": "1"}, "names no setting"),
         (("--config", "/nowhere.toml", "config"), {}, "/nowhere.toml"),
         (("demo", "--tasks", "/nowhere.json"), {}, "/nowhere.json"),

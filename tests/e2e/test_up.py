@@ -18,6 +18,8 @@ from streams.storage.records import NewRecord
 from tests.e2e.installation import assert_one_line, everloop, everloop_json, started
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[dict[str, Any]]:
@@ -35,9 +37,6 @@ def installation(tmp_path: Path) -> Iterator[dict[str, Any]]:
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert json.loads(output)["pid"] == process.pid
-
-
-pytestmark = pytest.mark.e2e
 
 
 def alive(status: dict[str, Any]) -> list[int]:
