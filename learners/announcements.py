@@ -1,4 +1,6 @@
-"""When an online learner announces a version: as its evidence grows, not after every example."""
+"""When an online learner announces a version: when its examples have grown by a share, not after
+every example.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated

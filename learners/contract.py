@@ -1,5 +1,5 @@
-"""The contract of a learner: a deterministic fold over examples that now and then has a checkpoint
-to announce.
+"""The contract of a learner: a deterministic fold over examples. At times it has a checkpoint to
+announce.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SUM_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class NewCheckpoint:
-    """What a learner has to announce.
+    """A checkpoint that a learner wants to announce.
 
     Attributes:
         version: unique within the name; equal states give equal versions.

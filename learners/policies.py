@@ -1,6 +1,4 @@
-"""The policies that can be served: the uniform baseline, and those loaded from artifacts by media
-type.
-"""
+"""The policies that can be served: the uniform baseline, and policies loaded from artifacts."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +11,9 @@ UNIFORM_VERSION = "uniform"
 
 
 class UniformPolicy:
-    """The baseline that serves before anything was learned: every candidate alike."""
+    """The baseline, which serves before anything was learned: all candidates have the same
+    probability.
+    """
 
     feature_version = 0
 

@@ -1,6 +1,4 @@
-"""The checkpoint registry: a fold of lifecycle events into what there is, where it stands, and who
-grew from whom.
-"""
+"""The checkpoint registry: a fold of the events of checkpoints into their states and lineage."""
 
 from dataclasses import dataclass, field
 
@@ -13,9 +11,7 @@ class IllegalTransitionError(ValueError):
 
 @dataclass
 class Registry:
-    """Checkpoints of one logical name by version, each with its latest event merged over the
-    earlier ones.
-    """
+    """The checkpoints of one logical name by version, each merged from all its events."""
 
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
 
@@ -45,7 +41,8 @@ class Registry:
 
 
 def merged(known: Checkpoint, change: Checkpoint) -> Checkpoint:
-    """Return a checkpoint after a change of state; what the change does not say stays as it was.
+    """Return a checkpoint after a change of state. Fields that the change does not set stay as they
+    were.
 
     A version that is announced once more as a candidate keeps its state: retractions can bring a
     learner back to weights that were judged before.

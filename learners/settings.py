@@ -104,7 +104,7 @@ def _check_parts(reference: str, learner: Any) -> None:
 
 
 def _check_state(reference: str, learner: Any) -> None:
-    """Look at the state before any example: what fails here would fail with the first one."""
+    """Check the state before any example. What fails here would fail with the first example."""
     state = learner.initial()
     content = learner.encode(state)
     if not isinstance(content, bytes):
@@ -134,6 +134,6 @@ def _check_method(reference: str, owner: Any, name: str, count: int) -> None:
 
 
 def policy_loader(learners: Iterable[LearnerSettings]) -> PolicyLoader:
-    """Return what loads the policies of the bandit and of these learners."""
+    """Return a loader of the policies of the bandit and of these learners."""
     types = [learner.policy_type for settings in learners for learner in settings.build()]
     return PolicyLoader(types)

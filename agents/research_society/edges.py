@@ -24,8 +24,8 @@ def after_reviews(state: SocietyState) -> str:
     """Return who works next after both reviews.
 
     At the turn limit the investigator decides. Otherwise a review that says REVISE sends the work
-        back: any CRITICAL to
-    the refiner, else any MAJOR to the designer. A severity without REVISE sends nothing back.
+    back: a CRITICAL one to the refiner, else a MAJOR one to the designer. A severity without REVISE
+    sends nothing back.
     """
     if state["turn_count"] >= MAX_TURNS:
         return "principal_investigator"

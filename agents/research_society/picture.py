@@ -37,6 +37,7 @@ def draw(graph: Graph, with_tools: frozenset[str], path: Path) -> None:
     axes.set_title("Research society (blue roles use tools; dashed edges are decisions)")
     conditional = {(edge.source, edge.target) for edge in graph.edges if edge.conditional}
     for source, target in drawn.edges:
+        # Bent, so that it does not run through the nodes between.
         backwards = layers[target] <= layers[source]
         bend = 0.45 if backwards or (source, target) in conditional else 0.0
         axes.annotate(
@@ -63,6 +64,8 @@ def _layers(graph: "nx.DiGraph[str]") -> dict[str, int]:
     """Return each node's longest distance from the start, over edges that do not lead back."""
     forward = nx.DiGraph(graph)
     while not nx.is_directed_acyclic_graph(forward):
+        # One edge of each circle, until none is left. What is removed leads back to an earlier
+        # node.
         forward.remove_edge(*nx.find_cycle(forward, "__start__")[-1][:2])
     return {
         node: layer

@@ -62,6 +62,7 @@ def _groundedness(output: dict[str, Any], context: str) -> float:
     known = _words(context)
     texts = (str(output.get("refined_hypothesis", "")), str(output.get("final_rationale", "")))
     claims = [claim for text in texts for claim in _SENTENCE_END.split(text) if _words(claim)]
+    # A rollout that claims nothing must not earn more than one that claims something wrong.
     if not claims:
         return 0.0
     grounded = [

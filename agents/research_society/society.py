@@ -38,6 +38,7 @@ class ResearchSociety:
             name: ChatOpenAI(
                 model=roles[name],
                 base_url=f"{gateway_url.rstrip('/')}/v1",
+                # OpenAI's client needs some key. A gateway on loopback asks for none.
                 api_key=SecretStr("everloop"),
                 temperature=role.temperature,
                 max_retries=2,
@@ -83,6 +84,7 @@ class ResearchSociety:
                 choice = await self._client.decide(rollout_id, policy, context, described)
                 return choice.index
 
+            # Compiled once for each policy, and not for each rollout.
             self._graphs[policy] = Society(self._models, self._tools, decide).graph()
         return self._graphs[policy]
 

@@ -102,6 +102,7 @@ class WebSearch:
 
 def build_tools(tasks: Sequence[ResearchTask]) -> list[BaseTool]:
     """Return the four tools for a task set."""
+    # Without a key the tools search the tasks themselves: real retrieval, and no network.
     key = os.environ.get(WEB_SEARCH_KEY)
     papers: Search = WebSearch(key, "pubmed.ncbi.nlm.nih.gov") if key else LocalIndex(tasks)
     trials: Search = (

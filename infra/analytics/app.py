@@ -33,6 +33,7 @@ def create_app(
         processors: whose lag `/metrics` tells.
     """
     stop = threading.Event()
+    # FastAPI runs plain functions in a pool of threads.
     local = threading.local()
 
     def client() -> Any:

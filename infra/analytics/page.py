@@ -16,6 +16,7 @@ def as_page(report: Report, note: str = "") -> str:
     Args:
         note: said at the top of the page, such as that models were simulated.
     """
+    # Escaped: reasons and names in it come from models and from users.
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template(TEMPLATE).render(
         report=report,

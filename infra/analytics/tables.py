@@ -38,6 +38,7 @@ from schemas.trainings import TrainingEvent
 from schemas.trajectories import TrajectoryEvent
 from streams.storage.records import Record
 
+# Delta: offsets and times of neighbours differ little, so the differences compress well.
 _COMMON = (
     ("partition", "UInt16"),
     ("offset", "UInt64 CODEC(Delta, ZSTD(1))"),
@@ -71,8 +72,10 @@ class Table:
     def definition(self) -> str:
         """The statement that creates it."""
         columns = ", ".join(f"`{name}` {kind}" for name, kind in (*_COMMON, *self.columns))
+        # Rows lie by name and time. Without this index, one rollout would mean to read them all.
         index = ", INDEX by_rollout rollout_id TYPE bloom_filter GRANULARITY 4"
         return (
+            # The deduplication window drops a block that is inserted twice, before it is merged.
             f"CREATE TABLE IF NOT EXISTS {self.name} ({columns}{index}) ENGINE = ReplacingMergeTree"
             f" PARTITION BY toYYYYMM(time) ORDER BY ({self.order}, `partition`, `offset`,"
             f" `index`) {self.keep}"
@@ -237,6 +240,7 @@ def _count(value: Any) -> int:
     return int(value) if isinstance(value, int | float) else 0
 
 
+# Few different values: stored once each, and as numbers in the rows.
 _NAME = "LowCardinality(String)"
 
 TABLES: tuple[Table, ...] = (
@@ -261,6 +265,7 @@ TABLES: tuple[Table, ...] = (
         ),
         _span,
         "name, start",
+        # As long as the topic keeps them. They are most of the data.
         keep="TTL toDateTime(time) + INTERVAL 90 DAY",
     ),
     Table(
@@ -403,6 +408,7 @@ VIEWS: dict[str, str] = {
         "SELECT tenant, rollout_id, min(time) AS first_closed, argMax(agent, revision) AS agent,"
         " argMax(`group`, revision) AS `group`, argMax(split, revision) AS split,"
         " argMax(task_id, revision) AS task_id, argMax(state, revision) AS state,"
+        # In a tuple, because argMax passes over NULL: a retracted reward would come back.
         " argMax(tuple(reward), revision).1 AS reward, argMax(tuple(turns), revision).1 AS turns,"
         " argMax(decision, revision) AS decision, argMax(expected, revision) AS expected,"
         " argMax(error, revision) AS error, argMax(policy_version, revision) AS policy_version"
@@ -428,4 +434,5 @@ def create_tables(client: Any) -> None:
     for table in TABLES:
         client.command(table.definition)
     for name, query in VIEWS.items():
+        # Replaced at each start: a newer program may ask otherwise, and views hold no data.
         client.command(f"CREATE OR REPLACE VIEW {name} AS {query}")

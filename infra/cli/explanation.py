@@ -137,6 +137,7 @@ def explain_policy(
             f"{len(rewarded)} rewarded decisions and {len(stages)} checkpoints of {name}; too"
             f" few to say: {STAGES} decisions and a checkpoint are needed"
         )
+    # The last ones: they are of the kind that the policy meets now.
     sample = [item.decision for item in rewarded[-SAMPLE:]]
     document = {
         "name": name,

@@ -210,6 +210,7 @@ def _demo_settings(base: Settings) -> Settings:
             # A fresh log in the folder above, whatever the installation uses.
             "log": None,
             "gateway": GatewaySettings(**gateway),
+            # Free ports, so that a demonstration runs beside an installation.
             "apps": {name: own.model_copy(update={"port": 0}) for name, own in base.apps.items()},
             "analytics": AnalyticsSettings(host=base.analytics.host, port=0),
             "gate": DEMO_GATE if base.gate == GateConfig() else base.gate,
@@ -222,6 +223,7 @@ def example_settings() -> Settings:
 
     The environment names both, so that processes that are started later read the same.
     """
+    # Absolute, because processes may start in another folder.
     files = [str(file.absolute()) for file in config_files()]
     os.environ[CONFIG_VARIABLE] = os.pathsep.join([*files, EXAMPLE])
     return load_settings()

@@ -225,6 +225,7 @@ def graph(
     from research_society.picture import draw
     from research_society.roles import ROLES
 
+    # The graph binds tools to its models when it is made, and the fake has no such method.
     class Undriven(FakeListChatModel):
         """A model that is never called: the graph's shape does not depend on it."""
 
@@ -377,5 +378,6 @@ def _sparkline(values: list[float], width: int = 24) -> str:
     """Return a curve in [0, 1] as blocks."""
     if not values:
         return ""
+    # Every n-th value, so that a long curve fits into the table.
     step = max(1, len(values) // width)
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(value * 8))] for value in values[::step][:width])

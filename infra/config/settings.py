@@ -76,14 +76,14 @@ class Settings(BaseSettings):
         data_dir: folder for everything Everloop writes; relative paths below are relative to it.
         log: `sqlite:///path` (embedded) or `kafka://host:port[,host:port]`. None is `log.db` in the
             data folder.
-        learners: tables `[[learners]]`, each a class of the user's that learns a policy; what they
-            learn, the bandit does not.
-        choices: logical model name to the policy that chooses who answers, and among what; such a
-            policy is learned like those of `bandit.targets`.
-        models: logical model name to the OpenAI-compatible endpoint behind it. While there is
-            none, a stand-in answers every name.
+        learners: tables `[[learners]]`. Each names a class of the user's that learns policies. The
+            bandit does not learn these.
+        choices: logical model name to a policy and its options. The policy chooses the option that
+            answers a call. It is learned like those of `bandit.targets`.
+        models: logical model name to its OpenAI-compatible endpoint. While there is none, a
+            stand-in answers every name.
         baselines: policies that nothing learns: every candidate always has the same probability.
-        apps: servers of the user's own that run beside Everloop's processes, by name.
+        apps: servers of the user's own, by name. They run beside Everloop's processes.
     """
 
     model_config = SettingsConfigDict(
@@ -194,6 +194,7 @@ class Settings(BaseSettings):
     def bandit_policies(self) -> tuple[str, ...]:
         """Logical names of the policies that the bandit learns: those of no other learner."""
         chosen = [choice.policy for choice in self.choices.values()]
+        # A name has one learner: what `[[learners]]` names, the bandit leaves alone.
         others = {name for own in self.learners for name in own.learned}
         names = dict.fromkeys([*self.bandit.targets, *chosen])
         return tuple(name for name in names if name not in others)
@@ -306,6 +307,7 @@ def load_settings() -> Settings:
 
 def _check_environment() -> None:
     """Refuse EVERLOOP_ variables that name no setting. pydantic-settings would ignore them."""
+    # A misspelt variable would do nothing, and nobody would notice.
     for name in os.environ:
         if name.startswith(PREFIX) and not is_known(name):
             raise ConfigError(

@@ -28,6 +28,7 @@ def audit_record(
     after: BaseModel | None,
 ) -> NewRecord:
     """Return the record of a change, to be appended together with the change itself."""
+    # Before and after are written whole: routes are compacted, so the log may lose them.
     payload = Audit(
         actor=actor,
         action=action,

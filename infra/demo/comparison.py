@@ -220,7 +220,9 @@ def _compare_arms(client: Any) -> PairedComparison:
     rewards: dict[str, dict[str, float]] = {}
     for rollout_id, reward in rows.result_rows:
         number, _, group = rollout_id.rpartition("-")
+        # The ids differ only in the group, so the number pairs the arms.
         rewards.setdefault(number, {})[group] = reward
+    # A rollout that failed has no reward, and so no pair.
     pairs = [both for both in rewards.values() if len(both) == 2]
     outcome = stats.ttest_rel([pair[LEARNED] for pair in pairs], [pair[RANDOM] for pair in pairs])
     interval = outcome.confidence_interval(0.95)

@@ -13,18 +13,18 @@ from schemas.endpoints import Endpoint
 
 
 class UpstreamSettings(Section):
-    """How model servers are asked.
+    """How the gateway asks model servers.
 
     Attributes:
         connect_timeout_s: longest wait for a connection.
         retries: tries after the first one, on each server.
         backoff_s, most_backoff_s: the wait before try n is random, up to `backoff_s` * 2^n and
             `most_backoff_s` (full jitter,
-            https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). A server's
-            `retry-after` of up to 10 s counts where it is longer.
-        breaker_failures: so many failures in a row, and a server is left alone
-        breaker_open_s: for so long; then one call, or a health check, tries it.
-        health_interval_s: how often servers that were left alone are looked at.
+            https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If a
+            server's `retry-after` is longer, up to 10 s, it counts.
+        breaker_failures: after this many failures in a row, a server gets no calls.
+        breaker_open_s: seconds without calls. Then one call, or a health check, tries the server.
+        health_interval_s: seconds between two health checks of servers that get no calls.
     """
 
     connect_timeout_s: float = Field(default=5.0, gt=0)
@@ -46,25 +46,25 @@ class GatewaySettings(Section):
         upstream: retries, backoff and circuit breakers.
         max_body_bytes: larger requests are refused.
         body_timeout_s: longest silence while a request is received.
-        holdout: share of rollouts, in [0, 1), that the gateway holds out (split `validation`) where
+        holdout: share of rollouts, in [0, 1), that the gateway holds out (split `validation`) if
             the agent names no split. Promotion judges new versions by them; no learner learns
             from them. 0 holds none out.
-        conversation_idle_s: when calls that name no rollout have ended one.
-        tool_calls: what becomes of answers whose tool calls the caller's JSON Schemas do not allow:
-            they `pass`, the model is told and asked once more (`repair`; chat completions), or the
-            caller gets a 502 (`reject`). Streams pass, since they cannot be taken back. All are
-            counted.
-        redaction: what is taken out of events before they are written.
+        conversation_idle_s: a rollout that the gateway began ends after this silence.
+        tool_calls: what to do with answers whose tool calls the caller's JSON Schemas do not
+            allow. `pass`: pass them on. `repair`: tell the model, and ask once more (chat
+            completions only). `reject`: answer 502. Streams always pass, because they cannot be
+            taken back. All are counted.
+        redaction: what is removed from events before they are written.
         cors_origins: web pages that may call from browsers; none by default.
         export_traces_to: OTLP/HTTP endpoint that gets all spans too, such as
             `http://collector:4318/v1/traces`.
         access_log: whether each request is a line of the log.
-        lightning_model: logical model behind Agent Lightning's proxy, where its trainer registered
+        lightning_model: logical model behind Agent Lightning's proxy, if its trainer registered
             none itself.
-        train_temperature, val_temperature: what that proxy sets in its two modes.
-        lightning_rewards: what its agents give as the worst and the best reward; mapped to 0 and 1.
-        spool: where events wait while the log cannot be written.
-        spool_max_bytes: when it holds more, events are refused rather than older ones dropped.
+        train_temperature, val_temperature: temperatures that the proxy sets in its two modes.
+        lightning_rewards: worst and best reward that its agents give; mapped to 0 and 1.
+        spool: file in which events wait while the log cannot be written.
+        spool_max_bytes: a spool that holds more takes no new events. Older events stay.
     """
 
     host: str = "127.0.0.1"
@@ -100,7 +100,7 @@ class ModelSettings(Endpoint):
     """The server behind a logical model.
 
     Attributes:
-        fallbacks: asked in this order where it does not answer.
+        fallbacks: servers that are asked in this order if it does not answer.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -109,7 +109,7 @@ class ModelSettings(Endpoint):
 
     @property
     def app(self) -> str | None:
-        """The configured application that serves it; None where a server elsewhere does."""
+        """The name of the configured application that serves it; None if another server does."""
         if not self.base_url.startswith(APP_SCHEME):
             return None
         return self.base_url.removeprefix(APP_SCHEME).partition("/")[0]

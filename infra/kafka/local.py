@@ -178,6 +178,8 @@ class LocalCluster:
             "log.dirs": self.folder / f"data-{broker.id}",
             "auto.create.topics.enable": "false",
             "default.replication.factor": replicas,
+            # Two of three: a broker may be down and writes go on, and no acknowledged record is on
+            # one disk only.
             "min.insync.replicas": min(2, replicas),
             "offsets.topic.replication.factor": replicas,
             # The default of 50 partitions takes seconds to create.

@@ -60,7 +60,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers here, without `/v1`."""
+        """The server's URL on this machine, without `/v1`."""
         # nothing is bound to it here
         host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
         return f"http://{host}:{self.port}"
@@ -107,9 +107,7 @@ class Servers:
         self.servers: dict[str, Server] = {}
 
     def adopt(self) -> None:
-        """Take over all servers that a killed predecessor of this process left running, needed or
-        not.
-        """
+        """Take over all servers that a killed trainer left running, needed or not."""
         for note in self._folder.glob("*.json"):
             left = _ServerProcess.model_validate_json(note.read_bytes())
             server = self._server(left.weights, note.stem, left.port)
@@ -119,7 +117,8 @@ class Servers:
                 note.unlink()
 
     def serve(self, weights: str, name: str, port: int | None = None) -> Server:
-        """Return the server of whole weights, started where it does not run, once it answers.
+        """Return the server of whole weights, once it answers. A server that does not run is
+        started.
 
         Args:
             port: where it is to listen again; None takes a free one.
@@ -150,7 +149,7 @@ class Servers:
     def serve_adapter(
         self, base: str, base_name: str, adapter: str, folder: Path, port: int | None = None
     ) -> Server:
-        """Return the server of the base weights with an adapter loaded into it, once that answers.
+        """Return the server of the base weights with the adapter loaded, once the adapter answers.
 
         Raises:
             ServingError: the adapter does not fit, or gives no answer.
@@ -169,14 +168,14 @@ class Servers:
         return server
 
     def unload(self, server: Server, adapter: str) -> None:
-        """Unload an adapter; calls of it in flight are answered first."""
+        """Unload an adapter. Its calls in flight are answered first."""
         server.adapters.pop(adapter, None)
         if server.alive:
             with suppress(ServingError):  # it never had it
                 self._post(server, "/v1/unload_lora_adapter", {"lora_name": adapter})
 
     def stop(self, weights: str) -> None:
-        """Stop a server; it finishes what it is answering."""
+        """Stop a server. It finishes the requests that it is answering."""
         server = self.servers.pop(weights, None)
         if server is None or server.process is None:
             return
@@ -248,9 +247,7 @@ class Servers:
         partial.replace(self._note(server))
 
     def _adopt(self, server: Server) -> bool:
-        """Take over a server that a killed predecessor of this process left running; return whether
-        there is one.
-        """
+        """Take over a server that a killed trainer left running. Return whether there is one."""
         try:
             left = _ServerProcess.model_validate_json(self._note(server).read_bytes())
             process = psutil.Process(left.pid)
@@ -274,7 +271,7 @@ class Servers:
         return self._folder / f"{server.name}.json"
 
     def _wait(self, server: Server) -> None:
-        """Wait until a server is healthy and knows its weights: another one may have taken the
+        """Wait until a server is healthy and serves its weights. Another server may have taken the
         port.
         """
         deadline = time.monotonic() + self._settings.start_timeout_s
@@ -298,7 +295,7 @@ class Servers:
             time.sleep(0.1)
 
     def _ask(self, server: Server, model: str) -> None:
-        """Ask for one answer: a server may be healthy and its weights not."""
+        """Ask for one answer. A server may be healthy though its weights are not."""
         body = {"model": model, "messages": [{"role": "user", "content": ASKED}], "max_tokens": 8}
         answer = self._post(server, "/v1/chat/completions", body)
         try:

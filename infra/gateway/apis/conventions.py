@@ -91,6 +91,7 @@ def span_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add(found: dict[str, Any], name: Attribute, value: Any) -> None:
+    # What the instrumentation wrote itself is surer than what is derived from it.
     if value is not None and found.get(name) is None:
         found[str(name)] = value
 
@@ -105,6 +106,7 @@ def _flat_messages(
         if (match := pattern.match(name)) is None:
             continue
         index, member = int(match[1]), match[2]
+        # Attributes come in any order, so the role may come after the content.
         message = messages.setdefault(index, {"role": "user"})
         if (call := _CALL.match(member)) is not None:
             function = calls.setdefault(index, {}).setdefault(int(call[1]), {})

@@ -51,7 +51,7 @@ class RolloutDetail(BaseModel):
 
 
 class TerminalItem(BaseModel):
-    """A rollout that has ended, without what it was asked."""
+    """A rollout that has ended, without its input."""
 
     rollout_id: str
     state: LightningRolloutState
@@ -78,7 +78,7 @@ class NewEvent(BaseModel):
 async def enqueue(
     new: list[NewLightningRollout], services: Shared, caller: Agent
 ) -> list[LightningRollout]:
-    """Enqueue rollouts; one whose id is known is returned as it is."""
+    """Enqueue rollouts. A rollout with a known id is returned as it is."""
     store = services.lightning.store(caller.tenant)
     ids = [rollout.rollout_id or new_trace_id() for rollout in new]
     async with store.changing:
@@ -102,6 +102,7 @@ async def _create(
         id=f"input-{sha256(content).hexdigest()[:16]}", input=rollout.input
     )  # one input is one task
     key = rollout_key(caller.tenant, rollout_id)
+    # Pinned now, when it is enqueued: all its calls then see one version of each name.
     versions = {name: target.version for name, target in services.routing.pin(key).items()}
     split_chosen = "is_train" in rollout.model_fields_set
     split: Split = "train" if rollout.is_train else "validation"
@@ -168,7 +169,7 @@ async def show_rollout(rollout_id: str, services: Shared, caller: Agent) -> Roll
 async def patch_rollout(
     rollout_id: str, patch: RolloutPatch, services: Shared, caller: Agent
 ) -> LightningRollout:
-    """Change a rollout's status; what its state cannot become is a 409."""
+    """Change a rollout's status. A change that its state does not allow is a 409."""
     store = services.lightning.store(caller.tenant)
     updates = (
         patch.status.model_dump(mode="json", exclude_unset=True) if patch.status is not None else {}
@@ -187,7 +188,7 @@ async def patch_rollout(
 
 @router.delete("/api/rollouts/{rollout_id}", status_code=204)
 async def delete_rollout(rollout_id: str, services: Shared, caller: Agent) -> None:
-    """Forget a rollout and its events; one that is not there is forgotten already."""
+    """Forget a rollout and its events. To forget one that is not there is no error."""
     store = services.lightning.store(caller.tenant)
     async with store.changing:
         if rollout_id in store.rollouts:
@@ -219,7 +220,7 @@ async def list_events(
     format: str | None = None,  # noqa: A002 - its name in the API
     include_routed_experts: bool = True,
 ) -> list[AttemptEvent]:
-    """Return the events of a rollout's last attempt; `format=triplet` leaves what a trainer
+    """Return the events of a rollout's last attempt. `format=triplet` returns only what a trainer
     needs.
     """
     found = services.lightning.store(caller.tenant).events(rollout_id, event_type)

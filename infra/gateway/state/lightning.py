@@ -218,9 +218,7 @@ class Store:
         return [event for event in found if event_type is None or event.event_type == event_type]
 
     def take(self, event: LightningEvent) -> None:
-        """Take in a change. One about a rollout that is not there changes nothing: it was
-        deleted.
-        """
+        """Take in a change. A change of a rollout that was deleted has no effect."""
         rollout_id, time = event.rollout_id or "", event.time.timestamp()
         match event.payload.change:
             case Created() as created if rollout_id not in self.rollouts:
@@ -239,6 +237,8 @@ class Store:
                 changed |= {"version": rollout.status.version + 1, "updated_at": time}
                 status = Status.model_validate(changed)
                 self.rollouts[rollout_id] = rollout.model_copy(update={"status": status})
+                # Only a change of state counts: another change of an ended rollout must not list it
+                # twice.
                 if "state" in updates and not TRANSITIONS[status.state]:
                     self.terminal.append(rollout_id)
             case Appended() as appended if rollout_id in self.rollouts:
@@ -254,6 +254,7 @@ class Store:
                     )
                 )
             case Deleted():
+                # Its place in `terminal` stays: cursors of other callers count places.
                 self.rollouts.pop(rollout_id, None)
                 self.attempts.pop(rollout_id, None)
             case Registered() as registered:
@@ -278,13 +279,13 @@ class LightningState:
         return self._stores.setdefault(tenant, Store())
 
     def restore(self, events: Iterable[Any]) -> None:
-        """Take in everything there is on the topic; before the first request, once."""
+        """Take in all events of the topic. Called once, before the first request."""
         for event in events:
             self.store(event.tenant).take(event)
 
 
 def triplets(events: list[AttemptEvent]) -> list[AttemptEvent]:
-    """Return events as a trainer wants them: token ids and log-probabilities of calls, values of
+    """Return events as a trainer reads them: token ids and log-probabilities of calls, values of
     rewards.
 
     Of calls with the same prompt tokens only the last is kept; others are kept as they are.
@@ -309,6 +310,7 @@ def without_experts(event: AttemptEvent) -> AttemptEvent:
 
 def _prompt_of(event: AttemptEvent) -> tuple[int, ...] | None:
     ids = event.data.get("prompt_token_ids") if event.event_type == MODEL_REQUEST else None
+    # Not `isinstance`: True and False are ints, too.
     if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
         return None
     return tuple(ids)
@@ -354,8 +356,8 @@ def _tokens(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _log_probs(logprobs: Any) -> list[float] | None:
-    """Return one number a token; None where one is missing or is no number, since the others then
-    fit no token.
+    """Return one log-probability a token. None if one is missing or is no number: then the others
+    cannot be matched with tokens.
     """
     if not isinstance(logprobs, dict):
         return None
@@ -372,8 +374,8 @@ def _log_probs(logprobs: Any) -> list[float] | None:
 
 
 def _leave_out_superseded(events: list[AttemptEvent], appended: Appended) -> None:
-    """Keep the tensor of routed experts of the last call of a growing conversation only: it holds
-    the others'.
+    """Keep the tensor of routed experts only of the last call of a growing conversation. It
+    contains those of the earlier calls.
     """
     if appended.event_type != MODEL_REQUEST or appended.data.get("routed_experts") is None:
         return

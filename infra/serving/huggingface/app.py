@@ -1,6 +1,4 @@
-"""The server's HTTP side: OpenAI chat completions and completions, and vLLM's routes for
-adapters.
-"""
+"""The server's HTTP API: OpenAI's chat completions and completions, and vLLM's adapter routes."""
 
 import asyncio
 import json
@@ -26,7 +24,7 @@ from learners.graders import TOOL_CALL, valid_call
 
 
 class TextRequest(BaseModel):
-    """What is read of a request; what is not known is passed over, as vLLM does."""
+    """The fields of a request that are read. Unknown fields are ignored, as vLLM does."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -138,6 +136,8 @@ async def _complete(engine: GenerationEngine, content: bytes, chat: bool) -> Res
     )
     answers = [_cut_at_stop(engine, answer, asked.stop) for answer in answers]
     document = _document(engine, asked, prompt, answers, chat)
+    # Made whole and then sent: a small model answers fast, and tool calls are found only at the
+    # end.
     if asked.stream:
         return StreamingResponse(_chunks(document, chat), media_type="text/event-stream")
     return Response(orjson.dumps(document), media_type="application/json")
@@ -168,8 +168,8 @@ def _prompt(engine: GenerationEngine, asked: TextRequest, chat: bool) -> list[in
 
 
 def _cut_at_stop(engine: GenerationEngine, answer: Generated, stop: str | list[str]) -> Generated:
-    """Return an answer up to the token that completes a stop sequence, which its text leaves
-    out.
+    """Return an answer up to the token that completes a stop sequence. The text ends before the
+    sequence.
     """
     sequences = [stop] if isinstance(stop, str) else stop
     if not any(sequence in answer.text for sequence in sequences):
@@ -250,8 +250,8 @@ def _choice(
 
 
 def _message(text: str, asked: TextRequest) -> dict[str, Any]:
-    """Return the assistant's message; one valid call of a tool is taken out of the text, as vLLM's
-    parsers do.
+    """Return the assistant's message. If the text is one valid call of a tool, the call is taken
+    out of the text, as vLLM's parsers do.
     """
     message: dict[str, Any] = {"role": "assistant", "content": text}
     found = TOOL_CALL.match(text) if asked.tools and asked.tool_choice != "none" else None

@@ -126,12 +126,12 @@ class GenerationEngine:
         return asked.answer
 
     def text(self, token_ids: list[int]) -> str:
-        """Return what tokens stand for, special ones as they are written."""
+        """Return the text of tokens, with special tokens as they are written."""
         tokenizer: Any = self.tokenizer
         return str(tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Load an adapter beside the others; requests that are being answered are finished first.
+        """Load an adapter beside the others. Requests that are being answered are finished first.
 
         Raises:
             UnloadableError: it is none, or fits other weights.
@@ -168,7 +168,7 @@ class GenerationEngine:
                 self._model = self._model.unload()
 
     def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Answer the waiting prompts, then stop."""
         self._waiting.put(None)
         self._thread.join()
 
