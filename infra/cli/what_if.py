@@ -47,28 +47,9 @@ def what_if(
         ConfigError: there is nothing to compare with, or the function or the file cannot be used.
     """
     from learners.evaluation import compare
-    from learners.what_if import held_out, refitted, replayed, weighted_mean
+    from learners.what_if import weighted_mean
 
-    function = _function(reward) if reward else None
-    settled = settings.bandit.learner_config()
-    learners = {
-        AS_IT_IS: BanditLearner(name, settled),
-        OTHERWISE: BanditLearner(name, _config(settled, config) if config else settled),
-    }
-    logged = _examples(settings, name)
-    taught = {AS_IT_IS: logged, OTHERWISE: _rewarded(logged, function, reward)}
-    # Both are judged by the new reward. By two rewards they could not be compared.
-    evidence = held_out(taught[OTHERWISE], learners[OTHERWISE].config)
-    fitted = {
-        which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()
-    }
-    if len(evidence) < 2 or not all(fitted.values()):
-        examples = sum(event.payload.split == "train" for event in taught[OTHERWISE])
-        raise ConfigError(
-            f"{examples} examples and {len(evidence)} held-out decisions of {name}; at least"
-            " one example and two decisions are needed"
-        )
-    through = {which: replayed(learner, taught[which], SEED) for which, learner in learners.items()}
+    fitted, through, evidence = _learned_twice(settings, name, reward, config)
     curves = {
         which: [(point.examples, weighted_mean(point.policy, evidence)) for point in points]
         for which, points in fitted.items()
@@ -92,6 +73,37 @@ def what_if(
         print_json(document)
     else:
         _print_comparison(document, fitted)
+
+
+def _learned_twice(
+    settings: Settings, name: str, reward: str | None, config: Path | None
+) -> "tuple[dict[str, list[Refitted]], dict[str, Replayed], list[Logged]]":
+    """Return policies learned from ever more examples, what learners earned in a replay, both by
+    which of the two it is, and the held-out decisions that judge them.
+    """
+    from learners.what_if import held_out, refitted, replayed
+
+    function = _function(reward) if reward else None
+    settled = settings.bandit.learner_config()
+    learners = {
+        AS_IT_IS: BanditLearner(name, settled),
+        OTHERWISE: BanditLearner(name, _config(settled, config) if config else settled),
+    }
+    logged = _examples(settings, name)
+    taught = {AS_IT_IS: logged, OTHERWISE: _rewarded(logged, function, reward)}
+    # Both are judged by the new reward. By two rewards they could not be compared.
+    evidence = held_out(taught[OTHERWISE], learners[OTHERWISE].config)
+    fitted = {
+        which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()
+    }
+    if len(evidence) < 2 or not all(fitted.values()):
+        examples = sum(event.payload.split == "train" for event in taught[OTHERWISE])
+        raise ConfigError(
+            f"{examples} examples and {len(evidence)} held-out decisions of {name}; at least"
+            " one example and two decisions are needed"
+        )
+    through = {which: replayed(learner, taught[which], SEED) for which, learner in learners.items()}
+    return fitted, through, evidence
 
 
 def _rewarded(

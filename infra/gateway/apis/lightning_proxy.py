@@ -18,7 +18,7 @@ from infra.gateway.http.documents import Here
 from infra.gateway.http.egress import EndpointRefusedError, check_address
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.http.threads import run_aside
-from infra.gateway.routes.table import LoadedRoute, Target
+from infra.gateway.routes.targets import LoadedRoute, Target
 from infra.gateway.state.lightning import (
     MODEL_REQUEST,
     ModelServer,

@@ -22,7 +22,7 @@ from infra.gateway.http.bodies import BoundedRoute
 from infra.gateway.http.context import name_of
 from infra.gateway.http.egress import EndpointRefusedError, check_address
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.routes.table import LoadedRoute, Target
+from infra.gateway.routes.targets import LoadedRoute, Target
 from infra.gateway.state.services import Services, Shared
 from schemas.envelope import Name
 from schemas.routes import Choice, Route, RouteTarget

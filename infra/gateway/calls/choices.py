@@ -12,7 +12,7 @@ from infra.gateway.calls.formats import Api
 from infra.gateway.http.context import CallContext
 from infra.gateway.http.documents import Body
 from infra.gateway.records.redaction import Redactor
-from infra.gateway.routes.table import Target, unit_draw
+from infra.gateway.routes.targets import Target, unit_draw
 from infra.gateway.state.services import Services
 from learners.contract import PolicyError, chances
 from learners.policies import UNIFORM_VERSION, UniformPolicy

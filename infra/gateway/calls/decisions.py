@@ -10,7 +10,7 @@ from infra.gateway.http.context import CallContext
 from infra.gateway.http.documents import Body, Document, Elsewhere
 from infra.gateway.http.problems import unprocessable
 from infra.gateway.records.redaction import Redactor
-from infra.gateway.routes.table import Target
+from infra.gateway.routes.targets import Target
 from schemas.decisions import Candidate
 from schemas.envelope import Name
 from schemas.serialization import encode

@@ -14,7 +14,7 @@ from infra.gateway.http.readers import Readers
 from infra.gateway.http.threads import run_aside
 from infra.gateway.records.encoding import encode_span
 from infra.gateway.records.redaction import Redactor
-from infra.gateway.routes.table import Target
+from infra.gateway.routes.targets import Target
 from infra.gateway.state.conversations import Transcript
 from infra.gateway.state.services import Services
 from schemas.clock import now_nanoseconds

@@ -8,7 +8,7 @@ from infra.gateway.calls.requests import Asked
 from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.context import CallContext
 from infra.gateway.http.documents import Document
-from infra.gateway.routes.table import LoadedRoute, Target
+from infra.gateway.routes.targets import LoadedRoute, Target
 from infra.gateway.state.conversations import AGENT, Conversation
 from infra.gateway.state.services import Services
 from schemas.topics import DECISIONS

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
-from infra.gateway.routes.table import unit_draw
+from infra.gateway.routes.targets import unit_draw
 from infra.gateway.state.conversations import Conversation
 from infra.gateway.state.services import Services
 from schemas.envelope import rollout_key

@@ -10,7 +10,7 @@ from infra.gateway.http.context import CallContext
 from infra.gateway.http.documents import Body
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.models.servers import UpstreamError
-from infra.gateway.routes.table import LoadedRoute, Target, unit_draw
+from infra.gateway.routes.targets import LoadedRoute, Target, unit_draw
 from infra.gateway.state.services import Services
 from schemas.rollouts import Rollout, RolloutEvent, RolloutState
 from schemas.topics import ROLLOUTS

@@ -24,7 +24,7 @@ import structlog
 from infra.gateway.http.documents import Document
 from infra.gateway.http.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.http.problems import ProblemError
-from infra.gateway.routes.table import Target
+from infra.gateway.routes.targets import Target
 from infra.gateway.settings import UpstreamSettings
 from schemas.clock import now
 from schemas.endpoints import Endpoint

@@ -14,7 +14,8 @@ from infra.gateway.http.documents import Document, Elsewhere, Here
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.http.readers import Readers
 from infra.gateway.records.redaction import RedactionConfig, Redactor
-from infra.gateway.routes.table import RoutingTable, Target
+from infra.gateway.routes.table import RoutingTable
+from infra.gateway.routes.targets import Target
 from learners.bandit import MEDIA_TYPE, BanditPolicy
 from learners.bandit.features import features
 from learners.bandit.policy import Weights

@@ -11,7 +11,7 @@ import pytest
 from infra.config.settings import Settings
 from infra.control.keys import create_key
 from infra.gateway.app import create_app
-from infra.gateway.routes.table import unit_draw
+from infra.gateway.routes.targets import unit_draw
 from infra.installation.log import open_log
 from learners.policies import PolicyLoader
 from schemas.decisions import DecisionEvent
