@@ -32,6 +32,7 @@ def lower_bound(values: Floats, least: Floats | float, error: float) -> float:
         The bound, at least the greatest of `least`.
     """
     low = float(np.max(least))
+    # The bound lies below the greatest value; the second term keeps the range from being empty.
     high = max(float(np.max(values)), low + 1.0)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -48,6 +49,7 @@ def _ruled_out(values: Floats, least: Floats | float, mean: float, error: float)
         return True
     odds = (values - mean) / (mean - least)
     stakes = np.cumsum(np.log1p(np.outer(FRACTIONS, odds)), axis=1)
+    # Taken out of the sum, so that exp() cannot overflow.
     most = stakes.max(axis=0)
     mixed = most + np.log(np.exp(stakes - most).mean(axis=0))
     return bool(mixed.max() >= ln(1.0 / error))

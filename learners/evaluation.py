@@ -21,6 +21,7 @@ from learners.gains import bets, chances, weight_spread
 from learners.logged import ByRollout, Floats, Logged, propensities_of, rewards_of
 from learners.modelled_rewards import ModelledRewards
 
+# Above this weight the model's value alone counts: one such weight would outvote all others.
 SWITCH_ABOVE = 20.0
 
 
@@ -109,6 +110,7 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
     direct = model.values(distributions)
     correction = weights * (rewards - model.chosen)
     weighted, share = rollouts.means(weights * rewards), rollouts.means(weights)
+    # Half of the error for each side.
     tail = (1.0 - confidence) / 2
     return Evaluation(
         logged=float(rollouts.means(rewards).mean()),
@@ -121,6 +123,7 @@ def evaluate(policy: Policy, log: Sequence[Logged], confidence: float = 0.95) ->
         ),
         interval=Interval(
             max(0.0, lower_bound(weighted, 0.0, tail)),
+            # An upper bound of the reward is a lower bound of what is missing to 1.
             min(1.0, 1.0 - lower_bound(rollouts.means(weights * (1.0 - rewards)), 0.0, tail)),
         ),
         diagnostics=_diagnostics(share, distributions, log),
@@ -197,6 +200,7 @@ def _diagnostics(
         float(p[np.array(item.decision.probabilities) < 0.001].sum())
         for p, item in zip(distributions, log, strict=True)
     ]
+    # All weights may be 0: a policy that would make none of the logged choices.
     squared: Any = (weights**2).sum()
     return Diagnostics(
         decisions=len(log),

@@ -39,6 +39,8 @@ def compare_on(policy: Policy, against: Policy, log: Sequence[Logged], error: fl
     """
     rollouts, rewards = ByRollout(log), rewards_of(log)
     new, old = weights_of(policy, log), weights_of(against, log)
+    # The difference of the weights has mean 0. So a constant may be subtracted, and the variance
+    # falls.
     above = rewards - rollouts.means(rewards).mean()
     values, least = bets(new, old, weight_spread(policy, against, log), log)
     return Gain(
@@ -96,8 +98,11 @@ def bets(
     """
     rewards, rollouts = rewards_of(log), ByRollout(log)
     earned = rollouts.means(rewards)
+    # Earlier rewards only: a bet must not know the value that it is laid on. 0.5 stands for a first
+    # one.
     before = (0.5 + np.concatenate([[0.0], np.cumsum(earned)[:-1]])) / np.arange(1, len(earned) + 1)
     by_uniform = np.array([item.decision.policy_version == UNIFORM_VERSION for item in log])
+    # Only where all of a rollout's decisions were the baseline's are its weights bounded.
     uniform = rollouts.means(by_uniform.astype(float)) == 1.0
     values = np.where(
         uniform[rollouts.of],

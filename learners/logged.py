@@ -41,6 +41,7 @@ class ByRollout:
 
     def __init__(self, log: Sequence[Logged]) -> None:
         numbers: dict[str | int, int] = {}
+        # Names are texts and places are numbers, so a rollout and a lone decision never meet.
         keys = (item.rollout if item.rollout is not None else n for n, item in enumerate(log))
         self.of = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
         self._sizes = np.bincount(self.of)

@@ -26,6 +26,7 @@ class ModelledRewards:
         slates = [features(item.decision.context, item.decision.candidates) for item in log]
         models = [_fit(slates, log, fold) for fold in range(FOLDS)]
         self._all = [
+            # A linear model may leave the range of rewards.
             np.clip(models[number % FOLDS].predict_many(candidates), 0.0, 1.0)
             for number, candidates in enumerate(slates)
         ]
@@ -44,6 +45,7 @@ def _fit(
 ) -> BlockBayesianRegressor:
     model = BlockBayesianRegressor(MODEL)
     for number, (candidates, item) in enumerate(zip(slates, log, strict=True)):
+        # A model that has seen a decision's reward would flatter the policy that made it.
         if number % FOLDS != left_out:
             model.learn_one(candidates[item.decision.choice], item.reward)
     return model

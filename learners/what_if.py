@@ -47,7 +47,7 @@ class Replayed:
     rewards: list[float]
 
 
-def rewarded_by(
+def with_rewards_of(
     events: Iterable[ExampleEvent], reward: RewardFunction | None
 ) -> list[ExampleEvent]:
     """Return the bandit's examples with the rewards of a function, or with their own if there is
@@ -66,6 +66,7 @@ def rewarded_by(
             newest[event.payload.body.decision_id] = event
     found = []
     for event in newest.values():
+        # As if it were the first: a learner that sees a correction would look for what it replaces.
         example = event.payload.model_copy(update={"reward_revision": 1, "replaces": None})
         event = event.model_copy(update={"payload": example})
         if example.retracted:
@@ -97,7 +98,7 @@ def _new_reward(reward: RewardFunction, example: Example) -> float | None:
     return float(value)
 
 
-def refitted(learner: BanditLearner, events: Sequence[ExampleEvent], points: int) -> list[Refitted]:
+def refit(learner: BanditLearner, events: Sequence[ExampleEvent], points: int) -> list[Refitted]:
     """Return the policies of a learner after `points` equal parts of the events; the last is after
     all.
     """
@@ -141,7 +142,9 @@ def weighted_mean(policy: Policy, log: Sequence[Logged]) -> float:
     )
 
 
-def replayed(learner: BanditLearner, events: Iterable[ExampleEvent], seed: int) -> Replayed:
+def run_replay_method(
+    learner: BanditLearner, events: Iterable[ExampleEvent], seed: int
+) -> Replayed:
     """Run the replay method on the decisions of the uniform baseline."""
     # Random numbers of a simulation need not be unpredictable.
     random, state, shown = Random(seed), learner.initial(), 0  # noqa: S311
@@ -151,9 +154,11 @@ def replayed(learner: BanditLearner, events: Iterable[ExampleEvent], seed: int) 
         if not isinstance(example.body, BanditExample) or example.reward_revision > 1:
             continue
         decision = example.body.decision
+        # The method is unbiased only where every candidate had the same probability.
         if decision.policy_version != UNIFORM_VERSION:
             continue
         shown += 1
+        # The policy of this moment, before the decision is learned.
         chances = distribution(learner.policy(state), decision)
         if random.choices(range(len(chances)), chances)[0] == decision.choice:
             rewards.append(earned(example, learner.config))

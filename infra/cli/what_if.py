@@ -81,7 +81,7 @@ def _learned_twice(
     """Return policies learned from ever more examples, what learners earned in a replay, both by
     which of the two it is, and the held-out decisions that judge them.
     """
-    from learners.what_if import held_out, refitted, replayed
+    from learners.what_if import held_out, refit, run_replay_method
 
     function = _function(reward) if reward else None
     settled = settings.bandit.learner_config()
@@ -93,16 +93,17 @@ def _learned_twice(
     taught = {AS_IT_IS: logged, OTHERWISE: _rewarded(logged, function, reward)}
     # Both are judged by the new reward. By two rewards they could not be compared.
     evidence = held_out(taught[OTHERWISE], learners[OTHERWISE].config)
-    fitted = {
-        which: refitted(learner, taught[which], POINTS) for which, learner in learners.items()
-    }
+    fitted = {which: refit(learner, taught[which], POINTS) for which, learner in learners.items()}
     if len(evidence) < 2 or not all(fitted.values()):
         examples = sum(event.payload.split == "train" for event in taught[OTHERWISE])
         raise ConfigError(
             f"{examples} examples and {len(evidence)} held-out decisions of {name}; at least"
             " one example and two decisions are needed"
         )
-    through = {which: replayed(learner, taught[which], SEED) for which, learner in learners.items()}
+    through = {
+        which: run_replay_method(learner, taught[which], SEED)
+        for which, learner in learners.items()
+    }
     return fitted, through, evidence
 
 
@@ -110,10 +111,10 @@ def _rewarded(
     logged: list[ExampleEvent], function: RewardFunction | None, reward: str | None
 ) -> list[ExampleEvent]:
     """Return examples with the rewards of a function; as they are without one."""
-    from learners.what_if import rewarded_by
+    from learners.what_if import with_rewards_of
 
     try:
-        return rewarded_by(logged, function)
+        return with_rewards_of(logged, function)
     except RewardFunctionError as error:
         raise ConfigError(f"--reward {reward}: {error}") from error
 

@@ -87,10 +87,14 @@ def behind(state: PromotionState) -> list[RouteTarget]:
     """
     # nothing is judged before it is known what is served
     assert state.stable is not None  # noqa: S101
+    # A policy needs no server, so nothing must stand in for one.
     if state.stable.kind != "model":
         return state.stable.fallbacks
     others = [
-        target for target in state.stable.fallbacks if target.version not in state.checkpoints
+        # Fallbacks of the configuration. Those of earlier versions are replaced by what serves now.
+        target
+        for target in state.stable.fallbacks
+        if target.version not in state.checkpoints
     ]
     return [
         *(target.model_copy(update={"weight": 1.0}) for target in state.stable.targets),

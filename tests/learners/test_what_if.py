@@ -12,10 +12,10 @@ from learners.modelled_rewards import regrets
 from learners.what_if import (
     RewardFunctionError,
     held_out,
-    refitted,
-    replayed,
-    rewarded_by,
+    refit,
+    run_replay_method,
     weighted_mean,
+    with_rewards_of,
 )
 from schemas.examples import Example, ExampleEvent
 from tests import events
@@ -49,9 +49,9 @@ def test_another_reward_makes_another_policy_and_both_are_told_apart_on_held_out
     None
 ):
     logged = history(400)
-    otherwise = rewarded_by(logged, clarity)
-    as_it_is = refitted(BanditLearner("p"), logged, 5)
-    what_if = refitted(BanditLearner("p"), otherwise, 5)
+    otherwise = with_rewards_of(logged, clarity)
+    as_it_is = refit(BanditLearner("p"), logged, 5)
+    what_if = refit(BanditLearner("p"), otherwise, 5)
     assert [point.examples for point in as_it_is] == [64, 128, 192, 256, 320]
     evidence = held_out(otherwise, BanditConfig())
     assert len(evidence) == 80
@@ -60,7 +60,7 @@ def test_another_reward_makes_another_policy_and_both_are_told_apart_on_held_out
 
 
 def test_the_replay_method_tells_what_a_learner_would_have_earned() -> None:
-    found = replayed(BanditLearner("p"), history(900), seed=1)
+    found = run_replay_method(BanditLearner("p"), history(900), seed=1)
     assert found.shown == 900
     assert 200 < len(found.rewards) < 400
     late = found.rewards[150:]
@@ -70,11 +70,11 @@ def test_the_replay_method_tells_what_a_learner_would_have_earned() -> None:
 def test_decisions_that_a_policy_made_say_nothing_of_another_learner_by_replay() -> None:
     made = events.example(TEXTS, 0, 1.0, version="000010-abc")
     corrected = events.example(TEXTS, 0, 1.0, reward_revision=2)
-    assert replayed(BanditLearner("p"), [made, corrected], seed=0).shown == 0
+    assert run_replay_method(BanditLearner("p"), [made, corrected], seed=0).shown == 0
 
 
 def test_a_function_may_leave_examples_out() -> None:
-    assert rewarded_by(history(10), lambda _: None) == []
+    assert with_rewards_of(history(10), lambda _: None) == []
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,17 @@ def test_a_function_may_leave_examples_out() -> None:
 )
 def test_what_is_no_reward_is_refused(returned: Any, says: str) -> None:
     with pytest.raises(RewardFunctionError, match=says):
-        rewarded_by(history(1), lambda _: returned)
+        with_rewards_of(history(1), lambda _: returned)
 
 
 def test_a_function_that_fails_is_named() -> None:
     with pytest.raises(RewardFunctionError, match="KeyError: 'missing'"):
-        rewarded_by(history(1), lambda example: example.criteria["missing"])
+        with_rewards_of(history(1), lambda example: example.criteria["missing"])
 
 
 def test_a_state_of_no_examples_is_no_policy() -> None:
     assert (
-        refitted(
+        refit(
             BanditLearner("p", BanditConfig()),
             [events.example(TEXTS, 0, 1.0, split="validation")],
             3,
