@@ -6,21 +6,12 @@ with FINAL, also if it is cut differently. Partition and sort columns come from 
 never changes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from schemas.checkpoints import CheckpointEvent
-from schemas.dead_letters import DeadLetterEvent
-from schemas.decisions import DecisionEvent
+from infra.analytics.rows import decision_row, span_row, trajectory_row
 from schemas.envelope import AnyEvent
-from schemas.gates import GateEvent
-from schemas.outcomes import OutcomeEvent
-from schemas.rewards import RewardEvent
-from schemas.routes import RouteEvent
-from schemas.spans import Attribute, SpanEvent
 from schemas.topics import (
     CHECKPOINTS,
     DEAD_LETTERS,
@@ -34,8 +25,6 @@ from schemas.topics import (
     TRAJECTORIES,
     Topic,
 )
-from schemas.trainings import TrainingEvent
-from schemas.trajectories import TrajectoryEvent
 from streams.storage.records import Record
 
 # Delta: offsets and times of neighbours differ little, so the differences compress well.
@@ -56,16 +45,19 @@ class Table:
 
     Attributes:
         columns: name and type of what it has beside the common columns.
-        row: values of those columns, from an event.
         order: sort key before (partition, offset, index).
+        row: values of those columns, from an event. None: the fields of its payload with the
+            columns' names, or what `derived` makes of the payload.
+        derived: values that are no such fields, by column.
         keep: TTL clause, empty to keep for ever.
     """
 
     name: str
     topic: Topic
     columns: tuple[tuple[str, str], ...]
-    row: Callable[[Any], list[Any]]
     order: str
+    row: Callable[[Any], list[Any]] | None = None
+    derived: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     keep: str = ""
 
     @property
@@ -98,146 +90,15 @@ class Table:
             event.tenant,
             event.rollout_id or "",
         ]
-        return common + self.row(event)
+        if self.row is not None:
+            return common + self.row(event)
+        return common + [self._value(event.payload, name, kind) for name, kind in self.columns]
 
-
-def _span(event: SpanEvent) -> list[Any]:
-    span = event.payload
-    attributes = span.attributes
-    return [
-        event.trace_id,
-        event.span_id,
-        span.parent_span_id or "",
-        span.name,
-        span.text(Attribute.OPERATION) or "",
-        span.text(Attribute.NODE) or "",
-        span.text(Attribute.REQUEST_MODEL) or "",
-        span.text(Attribute.CHECKPOINT) or "",
-        span.start_unix_nano,
-        span.duration_s,
-        span.status,
-        _count(attributes.get(Attribute.INPUT_TOKENS)),
-        _count(attributes.get(Attribute.OUTPUT_TOKENS)),
-        orjson.dumps(attributes).decode(),
-    ]
-
-
-def _trajectory(event: TrajectoryEvent) -> list[Any]:
-    trajectory = event.payload
-    rollout = trajectory.rollout
-    output = rollout.output if isinstance(rollout.output, dict) else {}
-    policy = trajectory.decisions[0].payload if trajectory.decisions else None
-    return [
-        rollout.agent,
-        rollout.group,
-        rollout.split,
-        rollout.task.id if rollout.task else "",
-        str(rollout.state),
-        trajectory.revision,
-        trajectory.reward,
-        rollout.turns,
-        str(output.get("final_decision", "")),
-        str(rollout.task.expected if rollout.task and rollout.task.expected is not None else ""),
-        rollout.error or "",
-        policy.policy_version if policy else "",
-        len(trajectory.spans),
-    ]
-
-
-def _reward(event: RewardEvent) -> list[Any]:
-    reward = event.payload
-    return [
-        reward.value,
-        str(reward.source),
-        reward.grader,
-        dict(reward.criteria),
-        reward.supersedes or "",
-    ]
-
-
-def _decision(event: DecisionEvent) -> list[Any]:
-    decision = event.payload
-    chosen = decision.candidates[decision.choice].id
-    return [
-        decision.policy,
-        decision.policy_version,
-        len(decision.candidates),
-        decision.choice,
-        chosen,
-        decision.propensity,
-    ]
-
-
-def _checkpoint(event: CheckpointEvent) -> list[Any]:
-    checkpoint = event.payload
-    parent = checkpoint.lineage.parent if checkpoint.lineage else None
-    return [
-        checkpoint.name,
-        checkpoint.version,
-        checkpoint.kind,
-        str(checkpoint.state),
-        parent or "",
-        dict(checkpoint.metrics),
-        checkpoint.reason,
-    ]
-
-
-def _outcome(event: OutcomeEvent) -> list[Any]:
-    outcome = event.payload
-    return [
-        outcome.name,
-        outcome.version,
-        outcome.split,
-        outcome.begun,
-        str(outcome.state),
-        outcome.fault or "",
-        outcome.reward,
-        outcome.cost,
-    ]
-
-
-def _gate(event: GateEvent) -> list[Any]:
-    gate = event.payload
-    return [
-        gate.name,
-        gate.phase,
-        gate.version or "",
-        gate.evidence,
-        gate.needed,
-        gate.per_hour,
-        gate.text,
-    ]
-
-
-def _training(event: TrainingEvent) -> list[Any]:
-    training = event.payload
-    return [
-        training.job,
-        training.target,
-        training.method,
-        str(training.state),
-        training.parent or "",
-        training.manifest.examples,
-        training.step,
-        training.steps,
-        dict(training.metrics),
-        training.version or "",
-        training.reason,
-    ]
-
-
-def _route(event: RouteEvent) -> list[Any]:
-    route = event.payload
-    return [route.name, route.kind, [target.version for target in route.targets], route.reason]
-
-
-def _dead_letter(event: DeadLetterEvent) -> list[Any]:
-    letter = event.payload
-    return [letter.topic, letter.processor, letter.error_type, letter.error_message]
-
-
-def _count(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    def _value(self, payload: Any, column: str, kind: str) -> Any:
+        derive = self.derived.get(column)
+        value = getattr(payload, column) if derive is None else derive(payload)
+        # ClickHouse would keep a mask beside each nullable column; "" says the same of a name.
+        return "" if value is None and not kind.startswith("Nullable") else value
 
 
 # Few different values: stored once each, and as numbers in the rows.
@@ -263,8 +124,8 @@ TABLES: tuple[Table, ...] = (
             ("output_tokens", "UInt32"),
             ("attributes", "String CODEC(ZSTD(3))"),
         ),
-        _span,
         "name, start",
+        row=span_row,
         # As long as the topic keeps them. They are most of the data.
         keep="TTL toDateTime(time) + INTERVAL 90 DAY",
     ),
@@ -286,8 +147,8 @@ TABLES: tuple[Table, ...] = (
             ("policy_version", _NAME),
             ("spans", "UInt32"),
         ),
-        _trajectory,
         "time",
+        row=trajectory_row,
     ),
     Table(
         "rewards",
@@ -299,7 +160,6 @@ TABLES: tuple[Table, ...] = (
             ("criteria", "Map(String, Float64)"),
             ("supersedes", "String"),
         ),
-        _reward,
         "time",
     ),
     Table(
@@ -313,8 +173,8 @@ TABLES: tuple[Table, ...] = (
             ("chosen", _NAME),
             ("propensity", "Float64"),
         ),
-        _decision,
         "policy, time",
+        row=decision_row,
     ),
     Table(
         "checkpoints",
@@ -328,8 +188,8 @@ TABLES: tuple[Table, ...] = (
             ("metrics", "Map(String, Float64)"),
             ("reason", "String"),
         ),
-        _checkpoint,
         "name, version",
+        derived={"parent": lambda checkpoint: checkpoint.lineage and checkpoint.lineage.parent},
     ),
     Table(
         "outcomes",
@@ -344,7 +204,6 @@ TABLES: tuple[Table, ...] = (
             ("reward", "Nullable(Float64)"),
             ("cost", "Float64"),
         ),
-        _outcome,
         "name, version, time",
     ),
     Table(
@@ -359,7 +218,6 @@ TABLES: tuple[Table, ...] = (
             ("per_hour", "Nullable(Float64)"),
             ("text", "String"),
         ),
-        _gate,
         "name, time",
     ),
     Table(
@@ -378,15 +236,15 @@ TABLES: tuple[Table, ...] = (
             ("version", "String"),
             ("reason", "String"),
         ),
-        _training,
         "job, step",
+        derived={"examples": lambda training: training.manifest.examples},
     ),
     Table(
         "routes",
         ROUTES,
         (("name", _NAME), ("kind", _NAME), ("versions", "Array(String)"), ("reason", "String")),
-        _route,
         "name, time",
+        derived={"versions": lambda route: [target.version for target in route.targets]},
     ),
     Table(
         "dead_letters",
@@ -397,8 +255,8 @@ TABLES: tuple[Table, ...] = (
             ("error_type", _NAME),
             ("error_message", "String"),
         ),
-        _dead_letter,
         "source_topic, time",
+        derived={"source_topic": lambda letter: letter.topic},
     ),
 )
 

@@ -17,11 +17,15 @@ from infra.analytics.sink import GROUP, Sink
 from infra.config.settings import Settings
 from infra.installation.apps import analytics_app
 from infra.runtime.errors import ConfigError
-from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
+from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState, OffsetRange
 from schemas.clock import now
 from schemas.envelope import AnyEvent
+from schemas.gates import GateEvent, GateStatus
+from schemas.identifiers import new_event_id
+from schemas.manifests import Manifest
 from schemas.routes import Route, RouteEvent, RouteTarget
-from schemas.topics import CHECKPOINTS, ROUTES, SPANS, TRAJECTORIES
+from schemas.topics import CHECKPOINTS, GATES, ROUTES, SPANS, TRAININGS, TRAJECTORIES
+from schemas.trainings import Training, TrainingEvent, TrainingState
 from streams.processors.trajectories import TrajectoryJoin
 from streams.runners.embedded.runner import EmbeddedRunner
 from streams.storage.embedded.log import EmbeddedLog
@@ -81,6 +85,51 @@ def filled(log: EmbeddedLog) -> EmbeddedLog:
     while runner.run_once():
         pass
     return log
+
+
+def test_a_field_that_is_not_set_is_empty_and_others_are_as_the_event_has_them(
+    log: EmbeddedLog, store: Any
+) -> None:
+    manifest = Manifest(
+        target="tiny",
+        head="sft",
+        ranges=[OffsetRange(topic="examples", partition=0, first=0, last=9)],
+        examples=7,
+        number=1,
+    )
+    training = Training(
+        job="j1",
+        order=new_event_id(),
+        target="tiny",
+        method="sft",
+        state=TrainingState.RUNNING,
+        manifest=manifest,
+        config_sha256="0" * 64,
+        metrics={"loss": 0.5},
+    )
+    status = GateStatus(name="p", phase="waiting", evidence=3, text="too few")
+    outcomes = [
+        events.outcome("r1", "v1", None, state="failed", fault="endpoint"),
+        events.outcome("r2", "v1", 0.5),
+    ]
+    log.append([Outgoing.of(TRAININGS, "tiny", TrainingEvent(payload=training)).record()])
+    log.append([Outgoing.of(GATES, "p", GateEvent(payload=status)).record()])
+    log.append([events.new_record(event, "p") for event in outcomes])
+    Sink(log, store).catch_up()
+
+    def rows(query: str) -> list[Any]:
+        return [tuple(row) for row in store.query(query).result_rows]
+
+    assert rows("SELECT state, parent, examples, metrics, version FROM trainings FINAL") == [
+        ("running", "", 7, {"loss": 0.5}, "")
+    ]
+    assert rows("SELECT phase, version, evidence, needed, per_hour FROM gates FINAL") == [
+        ("waiting", "", 3, None, None)
+    ]
+    assert rows("SELECT state, fault, reward FROM outcomes FINAL ORDER BY rollout_id") == [
+        ("failed", "endpoint", None),
+        ("succeeded", "", 0.5),
+    ]
 
 
 def test_the_report_says_what_happened(log: EmbeddedLog, store: Any) -> None:
