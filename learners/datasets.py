@@ -314,11 +314,11 @@ def _answers(examples: Iterable[ExampleEvent], config: DatasetConfig) -> list[_A
             found.append(_answer(event, node, config))
     if config.outliers is None:
         return found
-    strange = _outlying(found, config.outliers)
+    strange = _outlying_tenants(found, config.outliers)
     return [answer for answer in found if answer.origin.tenant not in strange]
 
 
-def _outlying(answers: Iterable[_Answer], limit: float) -> set[str]:
+def _outlying_tenants(answers: Iterable[_Answer], limit: float) -> set[str]:
     """Return the tenants whose rewards are unlike those of all others."""
     rewards: dict[str, list[float]] = {}
     for answer in answers:

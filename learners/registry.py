@@ -30,7 +30,7 @@ class Registry:
                 f"{change.name} {change.version} cannot go from {before} to {change.state};"
                 f" from there: {', '.join(sorted(allowed)) or 'nowhere'}"
             )
-        self.checkpoints[change.version] = merged(known, change) if known else change
+        self.checkpoints[change.version] = merge(known, change) if known else change
 
     @property
     def promoted(self) -> Checkpoint | None:
@@ -40,7 +40,7 @@ class Registry:
         )
 
 
-def merged(known: Checkpoint, change: Checkpoint) -> Checkpoint:
+def merge(known: Checkpoint, change: Checkpoint) -> Checkpoint:
     """Return a checkpoint after a change of state. Fields that the change does not set stay as they
     were.
 

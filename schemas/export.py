@@ -32,7 +32,7 @@ def schema_of(topic: Topic) -> Schema:
     } | schema
 
 
-def rendered(schema: Schema) -> bytes:
+def render(schema: Schema) -> bytes:
     """Return a schema as it is written: indented, keys sorted, ending in a newline."""
     return orjson.dumps(
         schema, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
@@ -116,7 +116,7 @@ def main() -> int:
                     + "\n"
                 )
                 return 1
-        pending.append((path, rendered(new)))
+        pending.append((path, render(new)))
     # Only now, when every schema has passed: all are written or none.
     FOLDER.mkdir(exist_ok=True)
     for path, content in pending:

@@ -63,7 +63,7 @@ def decode_all(model: type[E], value: bytes | None) -> list[E]:
     return [decode(model, line) for line in value.splitlines() if line]
 
 
-def joined(values: Sequence[bytes]) -> bytes:
+def join_events(values: Sequence[bytes]) -> bytes:
     """Return encoded events as the value of one record."""
     return b"\n".join(values)
 

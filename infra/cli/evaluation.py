@@ -72,14 +72,14 @@ def ope(
         )
     policies = ((policy, first), (against, second))
     document = {"name": name, "decisions": len(decisions), "splits": splits}
-    document |= _evaluated(policies, decisions, confidence, gain)
+    document |= _evaluation(policies, decisions, confidence, gain)
     if as_json:
         print_json(document)
     else:
         _print_evaluation(document, policy, against, gain)
 
 
-def _evaluated(
+def _evaluation(
     policies: tuple[tuple[str, Policy], tuple[str, Policy]],
     decisions: "Sequence[Logged]",
     confidence: float,

@@ -61,7 +61,7 @@ def what_if(
         "config": str(config) if config else None,
         "held_out": len(evidence),
         "policies": {
-            which: _learned(points[-1], evidence, curves[which], through[which])
+            which: _policy_summary(points[-1], evidence, curves[which], through[which])
             for which, points in fitted.items()
         },
         "difference": asdict(
@@ -90,7 +90,7 @@ def _learned_twice(
         OTHERWISE: BanditLearner(name, _config(settled, config) if config else settled),
     }
     logged = _examples(settings, name)
-    taught = {AS_IT_IS: logged, OTHERWISE: _rewarded(logged, function, reward)}
+    taught = {AS_IT_IS: logged, OTHERWISE: _with_rewards(logged, function, reward)}
     # Both are judged by the new reward. By two rewards they could not be compared.
     evidence = held_out(taught[OTHERWISE], learners[OTHERWISE].config)
     fitted = {which: refit(learner, taught[which], POINTS) for which, learner in learners.items()}
@@ -107,7 +107,7 @@ def _learned_twice(
     return fitted, through, evidence
 
 
-def _rewarded(
+def _with_rewards(
     logged: list[ExampleEvent], function: RewardFunction | None, reward: str | None
 ) -> list[ExampleEvent]:
     """Return examples with the rewards of a function; as they are without one."""
@@ -119,7 +119,7 @@ def _rewarded(
         raise ConfigError(f"--reward {reward}: {error}") from error
 
 
-def _learned(
+def _policy_summary(
     last: Refitted, evidence: "Sequence[Logged]", curve: list[tuple[int, float]], through: Replayed
 ) -> dict[str, Any]:
     """Return what is known of a policy that was learned again."""

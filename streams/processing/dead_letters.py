@@ -20,12 +20,12 @@ def put_back(log: Log, letters: Iterable[tuple[int, DeadLetterEvent]]) -> int:
     Key, bytes and headers are those of the original record, so every group that reads the topic
     sees it again. A group that has processed it already recognises its event id.
     """
-    records = [restored(number, event) for number, event in letters]
+    records = [original_record(number, event) for number, event in letters]
     log.append(records)
     return len(records)
 
 
-def restored(number: int, event: DeadLetterEvent) -> NewRecord:
+def original_record(number: int, event: DeadLetterEvent) -> NewRecord:
     """Return the record to append for a dead letter."""
     letter = event.payload
     headers = tuple((header.name, header.value) for header in letter.headers)

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Self
 
 from schemas.envelope import AnyEvent
-from schemas.serialization import decode, encode, joined
+from schemas.serialization import decode, encode, join_events
 from schemas.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -107,9 +107,9 @@ def share_records(
         size = 0
         for event in neighbours:
             if values and (not topic.batched or size + len(event.value) > most_bytes):
-                records.append(NewRecord(topic.name, key.encode(), joined(values)))
+                records.append(NewRecord(topic.name, key.encode(), join_events(values)))
                 values, size = [], 0
             values.append(event.value)
             size += len(event.value)
-        records.append(NewRecord(topic.name, key.encode(), joined(values)))
+        records.append(NewRecord(topic.name, key.encode(), join_events(values)))
     return records

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from learners.registry import merged
+from learners.registry import merge
 from schemas.checkpoints import Checkpoint, CheckpointEvent, CheckpointState
 from schemas.envelope import AnyEvent
 from schemas.topics import CHECKPOINTS, Topic
@@ -13,7 +13,7 @@ class Checkpoints:
     """Checkpoints by name and version, in the order in which they were announced.
 
     Attributes:
-        all: each merged from its records by `learners.registry.merged`.
+        all: each merged from its records by `learners.registry.merge`.
     """
 
     topics: ClassVar[Sequence[Topic]] = (CHECKPOINTS,)
@@ -27,7 +27,7 @@ class Checkpoints:
             change = event.payload
             # A change says only what changed, so artifact and lineage come from the first record.
             known = self.all.get((change.name, change.version))
-            self.all[change.name, change.version] = merged(known, change) if known else change
+            self.all[change.name, change.version] = merge(known, change) if known else change
 
     def of(self, name: str) -> dict[str, Checkpoint]:
         """Return the checkpoints of a logical name by version."""

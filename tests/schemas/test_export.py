@@ -15,7 +15,7 @@ def test_the_exported_schema_is_the_models_and_nothing_broke(topic: Topic) -> No
     current = export.schema_of(topic)
     if export.version_of(current) == export.version_of(exported):
         assert export.incompatibilities(exported, current) == []
-    assert export.rendered(current) == export.file_of(topic).read_bytes(), (
+    assert export.render(current) == export.file_of(topic).read_bytes(), (
         "run `python -m schemas.export`"
     )
 
@@ -59,7 +59,7 @@ def test_the_export_refuses_an_incompatible_change(
 ) -> None:
     monkeypatch.setattr(export, "FOLDER", tmp_path)
     old = _changed(["properties", "went"], {"type": "string"})
-    export.file_of(REWARDS).write_bytes(export.rendered(old))
+    export.file_of(REWARDS).write_bytes(export.render(old))
     assert export.main() == 1
     assert "went: property removed" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1, "nothing was written"

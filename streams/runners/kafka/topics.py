@@ -71,7 +71,7 @@ def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[TopicChange]:
     Raises:
         LogUnavailableError: the cluster does not answer.
     """
-    partitions, configs = _present(cluster, declared)
+    partitions, configs = _find_present(cluster, declared)
     changes: list[TopicChange] = []
     for topic in declared:
         if topic.name not in partitions:
@@ -96,7 +96,7 @@ def plan(cluster: Cluster, declared: Sequence[Declared]) -> list[TopicChange]:
     return changes
 
 
-def _present(
+def _find_present(
     cluster: Cluster, declared: Sequence[Declared]
 ) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
     """Return the partitions and the configurations of those declared topics that are there.
