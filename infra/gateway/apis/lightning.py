@@ -16,27 +16,20 @@ from infra.gateway.apis.lightning_changes import state_event, tell_reward, tell_
 from infra.gateway.calls.rollouts import drawn_split
 from infra.gateway.http.access import Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute
-from infra.gateway.state.lightning import (
-    REWARD,
+from infra.gateway.state.lightning import Store
+from infra.gateway.state.lightning_models import (
     AttemptEvent,
     LightningRollout,
     LightningRolloutState,
     NewLightningRollout,
     RolloutPatch,
     RunConfig,
-    Store,
-    triplets,
-    without_experts,
 )
 from infra.gateway.state.services import Services, Shared
+from infra.gateway.state.triplets import REWARD, triplets, without_experts
 from schemas.envelope import rollout_key
 from schemas.identifiers import new_trace_id
-from schemas.lightning import (
-    Appended,
-    Created,
-    Deleted,
-    Patched,
-)
+from schemas.lightning import Appended, Created, Deleted, Patched
 from schemas.rollouts import Rollout, RolloutState, Split, Task
 from schemas.topics import ROLLOUTS
 

@@ -6,10 +6,8 @@ import structlog
 
 from infra.gateway.calls.rollouts import fault_at_end
 from infra.gateway.http.access import Caller
-from infra.gateway.state.lightning import (
-    LightningRolloutState,
-    Store,
-)
+from infra.gateway.state.lightning import Store
+from infra.gateway.state.lightning_models import LightningRolloutState
 from infra.gateway.state.services import Services
 from schemas.clock import from_milliseconds
 from schemas.envelope import rollout_key

@@ -19,21 +19,13 @@ from infra.gateway.http.egress import EndpointRefusedError, check_address
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.http.threads import run_aside
 from infra.gateway.routes.targets import LoadedRoute, Target
-from infra.gateway.state.lightning import (
-    MODEL_REQUEST,
-    ModelServer,
-    PauseState,
-    Store,
-)
+from infra.gateway.state.lightning import Store
+from infra.gateway.state.lightning_models import ModelServer, PauseState
 from infra.gateway.state.services import Services, Shared
+from infra.gateway.state.triplets import MODEL_REQUEST
 from schemas.endpoints import Endpoint
 from schemas.envelope import rollout_key
-from schemas.lightning import (
-    Appended,
-    Cleared,
-    Paused,
-    Registered,
-)
+from schemas.lightning import Appended, Cleared, Paused, Registered
 from schemas.topics import LIGHTNING
 
 router = APIRouter(tags=["agent lightning"], route_class=BoundedRoute)
