@@ -10,20 +10,24 @@ replay or after a correction than it did live.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from random import Random
 from typing import Any
 
+from learners.check_world import (
+    CONTEXTS,
+    candidates,
+    changed,
+    inverted,
+    replaced,
+    retraction,
+    world,
+)
 from learners.contract import Learner, NewCheckpoint, chances
-from schemas.decisions import Candidate, Decision
-from schemas.examples import BanditExample, Example, ExampleEvent, Replaced, SftExample
+from schemas.decisions import Candidate
+from schemas.examples import ExampleEvent, SftExample
 from schemas.rollouts import Split
 
 Make = Callable[[], Learner[Any]]
 """Makes a new learner, equal each time."""
-
-EXAMPLES = 240
-"""Enough for several checkpoints of a learner that announces one after every hundred examples."""
 
 LONG_AGO = 40
 """Place of the example that is corrected or retracted."""
@@ -53,13 +57,6 @@ GROWTH, SLACK = 1.2, 4096
 """A state may grow by a fifth and 4 KiB meanwhile: numbers get longer. A state that keeps every
 example grows tenfold.
 """
-
-WORDS = (
-    ("send the money back at once", "offer a new one", "ask for a picture"),
-    ("wait for the parcel", "send the money back", "ask the carrier"),
-)
-CONTEXTS = ("the parcel is broken", "the parcel is late")
-BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def check_learner(make: Make) -> None:
@@ -153,7 +150,7 @@ def a_correction_undoes_the_old_reward(make: Make) -> None:
     if _corrections(learner) == "approximate":
         wrong = [inverted(e) if n % EVERY == 0 else e for n, e in enumerate(right)]
         corrections = [
-            changed(event, reward_revision=2, replaces=_replaced(inverted(event)))
+            changed(event, reward_revision=2, replaces=replaced(inverted(event)))
             for event in right[::EVERY]
         ]
         compare_choices(learner, right, [*wrong, *corrections], "corrections")
@@ -161,7 +158,7 @@ def a_correction_undoes_the_old_reward(make: Make) -> None:
     elif _corrections(learner) == "exact":
         wrong = list(right)
         wrong[LONG_AGO] = inverted(right[LONG_AGO])
-        replaces = _replaced(wrong[LONG_AGO])
+        replaces = replaced(wrong[LONG_AGO])
         correction = changed(right[LONG_AGO], reward_revision=2, replaces=replaces)
         wrong.insert(LONG_AGO + LATER, correction)
         compare_after(learner, right, wrong, "a correction")
@@ -177,12 +174,12 @@ def a_retraction_undoes_the_example(make: Make) -> None:
     if _corrections(learner) == "approximate":
         count = len(with_it) // EVERY
         poison = [inverted(event) for event in world(learner.target, count, first=1000)]
-        retractions = [_retraction(event) for event in poison]
+        retractions = [retraction(event) for event in poison]
         compare_choices(learner, with_it, [*with_it, *poison, *retractions], "retractions")
         expect_effect(learner, [*with_it, *poison], retractions, "retractions")
     elif _corrections(learner) == "exact":
         without = [example for place, example in enumerate(with_it) if place != LONG_AGO]
-        with_it.insert(LONG_AGO + LATER, _retraction(with_it[LONG_AGO]))
+        with_it.insert(LONG_AGO + LATER, retraction(with_it[LONG_AGO]))
         compare_after(learner, without, with_it, "a retraction")
 
 
@@ -276,64 +273,6 @@ CHECKS: Sequence[Callable[[Make], None]] = (
 )
 
 
-def world(target: str, count: int = EXAMPLES, first: int = 0) -> list[ExampleEvent]:
-    """Return rewarded decisions of the uniform baseline, always the same.
-
-    Args:
-        first: number of the first one; decisions of different numbers have different ids.
-    """
-    random = Random(first)  # noqa: S311 - a repeatable world, not a secret
-    return [_example(target, number, random) for number in range(first, first + count)]
-
-
-def _example(target: str, number: int, random: Random) -> ExampleEvent:
-    which, choice = number % 2, random.randrange(3)
-    share = 1.0 / 3.0
-    decision = Decision(
-        policy=target,
-        policy_version="uniform",
-        feature_version=0,
-        context=CONTEXTS[which],
-        candidates=candidates(which),
-        probabilities=[share] * 3,
-        choice=choice,
-        propensity=share,
-    )
-    # The first candidate is best in one context, the second in the other.
-    reward = min(1.0, max(0.0, 0.8 * (choice == which) + 0.2 * random.random()))
-    body = BanditExample(decision_id=_id(number, 1), decision=decision)
-    payload = Example(
-        target=target,
-        reward=reward,
-        reward_revision=1,
-        source_event_ids=[_id(number, 1)],
-        body=body,
-    )
-    return ExampleEvent(
-        event_id=_id(number, 0),
-        time=BEGINNING + timedelta(seconds=number),
-        rollout_id=f"rollout-{number}",
-        payload=payload,
-    )
-
-
-def candidates(which: int) -> list[Candidate]:
-    """Return the three candidates of a context."""
-    return [Candidate(id=f"c{n}", text=text) for n, text in enumerate(WORDS[which])]
-
-
-def changed(event: ExampleEvent, **payload: Any) -> ExampleEvent:
-    """Return an example with other values in its payload, and another event id."""
-    number = int(event.event_id[:8], 16)
-    revision = payload.get("reward_revision", 1)
-    return event.model_copy(
-        update={
-            "event_id": _id(number, revision + 1),
-            "payload": event.payload.model_copy(update=payload),
-        }
-    )
-
-
 def run(
     learner: Learner[Any], examples: Sequence[ExampleEvent], state: Any = None
 ) -> tuple[bytes, list[NewCheckpoint]]:
@@ -419,22 +358,5 @@ def expect_effect(
         raise AssertionError(f"{what} change nothing, but the learner says that it takes them back")
 
 
-def inverted(event: ExampleEvent) -> ExampleEvent:
-    """Return an example with the opposite reward."""
-    return changed(event, reward=1.0 - event.payload.reward)
-
-
 def _corrections(learner: Learner[Any]) -> str:
     return getattr(learner, "corrections", "exact")
-
-
-def _replaced(event: ExampleEvent) -> Replaced:
-    return Replaced(reward=event.payload.reward, first=event.time)
-
-
-def _retraction(event: ExampleEvent) -> ExampleEvent:
-    return changed(event, reward_revision=2, retracted=True, replaces=_replaced(event))
-
-
-def _id(number: int, kind: int) -> str:
-    return f"{number:08x}-0000-7000-8000-{kind:012x}"
