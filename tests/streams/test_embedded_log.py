@@ -1,5 +1,6 @@
 """The embedded log keeps what Kafka keeps: order, offsets, headers, retention, compaction."""
 
+import random
 import sqlite3
 import threading
 from datetime import timedelta
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.clock import now
 from schemas.topics import REWARDS, ROUTES, SPANS
-from streams.storage.embedded.log import TOMBSTONE_GRACE, EmbeddedLog
+from streams.storage.embedded.log import PIECE_BYTES, TOMBSTONE_GRACE, EmbeddedLog
 from streams.storage.errors import LogUnavailableError, LogUnreadableError
 from streams.storage.log import read_all
 from streams.storage.partitions import partition_of
@@ -47,6 +48,15 @@ def test_keys_headers_and_large_values_come_back_as_they_went(log: EmbeddedLog) 
     assert (large.key, large.value, large.headers) == (None, b"x" * 2**20, headers)
     (tombstone,) = log.read(TOPIC, partition_of(b"\xff", REWARDS.partitions), 0, 1)
     assert tombstone.value is None
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES])
+def test_a_value_of_any_size_comes_back_as_it_went(log: EmbeddedLog, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    records = [value(1), NewRecord(TOPIC, b"k", content), value(2), NewRecord(TOPIC, b"k", None)]
+    log.append(records)
+    found = log.read(TOPIC, partition_of(b"k", REWARDS.partitions), 0, 10)
+    assert [record.value for record in found] == [b"1", content, b"2", None]
 
 
 def test_a_record_that_cannot_be_written_takes_none_of_its_batch_with_it(log: EmbeddedLog) -> None:

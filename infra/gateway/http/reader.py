@@ -7,8 +7,8 @@ the gateway closes the socket, or dies.
 import os
 import pickle
 import signal
+import socket
 import sys
-from multiprocessing.connection import Connection
 
 from infra.gateway.http.readers import read_message, write_message
 from infra.runtime.logger import configure_logging
@@ -22,10 +22,10 @@ def main() -> None:
     os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which ends this too
     configure_logging()
-    connection = Connection(int(sys.argv[1]))
+    gateway = socket.socket(fileno=int(sys.argv[1]))
     while True:
         try:
-            function, *arguments = read_message(connection)
+            function, *arguments = read_message(gateway)
         except (EOFError, OSError):
             return
         try:
@@ -35,7 +35,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - it is raised in the gateway
             message = (False, False, _picklable(error))
         try:
-            write_message(connection, message)
+            write_message(gateway, message)
         except OSError:
             return
 

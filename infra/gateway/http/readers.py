@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
+from struct import Struct
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
@@ -22,6 +22,9 @@ from infra.gateway.http.threads import LARGE_BYTES
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+PIECE_BYTES = 256 * 1024
+_SIZE = Struct("!Q")
 
 MOST_READERS = 2
 """Two, so that one request that takes long does not hold up all other large ones."""
@@ -69,8 +72,8 @@ class Readers:
         # work at once.
         reader = self._idle.pop() if self._idle else _Reader()
         try:
-            write_message(reader.connection, (function, *arguments))
-            succeeded, spread, *results = read_message(reader.connection)
+            write_message(reader.socket, (function, *arguments))
+            succeeded, spread, *results = read_message(reader.socket)
         except (EOFError, OSError) as error:
             reader.close()
             logger.error("a reader process died", work=function.__name__)
@@ -88,15 +91,14 @@ class _Reader:
     """One process."""
 
     def __init__(self) -> None:
-        ours, its = socket.socketpair()
+        self.socket, its = socket.socketpair()
         command = [sys.executable, "-m", "infra.gateway.http.reader", str(its.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[its.fileno()])  # noqa: S603 - our own
         its.close()
-        self.connection = Connection(ours.detach())
 
     def close(self) -> None:
         """End the process: it stops when nobody can ask it any more."""
-        self.connection.close()
+        self.socket.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -104,25 +106,41 @@ class _Reader:
             self._process.wait()
 
 
-def write_message(connection: Connection, message: tuple[Any, ...]) -> None:
+def write_message(to: socket.socket, message: tuple[Any, ...]) -> None:
     """Send a message. Large bytes in it are sent by themselves: `pickle` would copy them in one
     long step.
     """
     large = [isinstance(part, bytes) and len(part) >= LARGE_BYTES for part in message]
     small = [part for part, alone in zip(message, large, strict=True) if not alone]
-    connection.send_bytes(pickle.dumps((large, small)))
-    for part, alone in zip(message, large, strict=True):
-        if alone:
-            connection.send_bytes(part)
+    frames = [part for part, alone in zip(message, large, strict=True) if alone]
+    for frame in (pickle.dumps((large, small)), *frames):
+        to.sendall(_SIZE.pack(len(frame)))
+        to.sendall(frame)
 
 
-def read_message(connection: Connection) -> tuple[Any, ...]:
+def read_message(of: socket.socket) -> tuple[Any, ...]:
     """Return the next message.
 
     Raises:
         EOFError: the other end is closed.
     """
     # Only the gateway and its own reader hold the two ends.
-    large, small = pickle.loads(connection.recv_bytes())  # noqa: S301
+    large, small = pickle.loads(_read_frame(of))  # noqa: S301
     rest = iter(small)
-    return tuple(connection.recv_bytes() if alone else next(rest) for alone in large)
+    return tuple(_read_frame(of) if alone else next(rest) for alone in large)
+
+
+def _read_frame(of: socket.socket) -> bytes:
+    (size,) = _SIZE.unpack(_read(of, _SIZE.size))
+    return _read(of, size)
+
+
+def _read(of: socket.socket, size: int) -> bytes:
+    pieces = []
+    while size > 0:
+        piece = of.recv(min(size, PIECE_BYTES))
+        if not piece:
+            raise EOFError("the other end is closed")
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)  # Python's lock is free while many MiB are joined

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,7 @@ import structlog
 from infra.gateway.http.documents import Document
 from infra.gateway.http.egress import EndpointRefusedError, GuardedResolver, check_address
 from infra.gateway.http.problems import ProblemError
+from infra.gateway.http.threads import LARGE_BYTES
 from infra.gateway.routes.targets import Target
 from infra.gateway.settings import UpstreamSettings
 from schemas.clock import now
@@ -313,11 +315,13 @@ class Upstreams:
             sock_connect=self.config.connect_timeout_s,
             sock_read=endpoint.timeout_s or self._timeout_s,
         )
+        # aiohttp joins bytes with the head, in one long step. A file is sent in pieces.
+        data = BytesIO(content) if len(content) >= LARGE_BYTES else content
         breaker.inflight += 1
         try:
             return await self._session.post(
                 endpoint.base_url.rstrip("/") + request.path,
-                data=content,
+                data=data,
                 headers={**request.headers, **_authorization(endpoint)},
                 timeout=timeout,
                 allow_redirects=False,

@@ -31,6 +31,11 @@ TOMBSTONE_GRACE = timedelta(days=1)
 # `PRAGMA data_version` reads one page in memory, so asking 200 times a second costs little.
 _POLL_S = 0.005
 
+PIECE_BYTES = 1 << 20
+"""A longer value is written in pieces. `sqlite3` would copy it while it holds Python's lock, for
+milliseconds in which no other thread runs.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class _TopicRow:
@@ -83,7 +88,7 @@ class EmbeddedLog:
         """Write records inside the caller's transaction."""
         timestamp_ms = to_milliseconds(now())
         ends: dict[tuple[int, int], int] = {}
-        rows, positions = [], []
+        rows, positions, long = [], [], []
         for record in records:
             topic = self._topic(record.topic)
             partition = partition_of(record.key, topic.partitions)
@@ -93,28 +98,37 @@ class EmbeddedLog:
                 offset = self._end(topic.id, partition)
             ends[topic.id, partition] = offset + 1
             positions.append((partition, offset))
-            rows.append(
-                (
-                    topic.id,
-                    partition,
-                    offset,
-                    timestamp_ms,
-                    record.key,
-                    record.value,
-                    _pack_headers(record.headers),
-                )
-            )
+            place = topic.id, partition, offset
+            headers, value, room = _pack_headers(record.headers), record.value, 0
+            if value is not None and len(value) > PIECE_BYTES:
+                long.append((place, value))
+                room = len(value)
+                value = None
+            rows.append((*place, timestamp_ms, record.key, value, headers, room))
         self.connection.executemany(
             'INSERT INTO records (topic, "partition", "offset", timestamp_ms, key, value, headers)'
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            " VALUES (?1, ?2, ?3, ?4, ?5, iif(?8 > 0, zeroblob(?8), ?6), ?7)",
             rows,
         )
+        for place, content in long:
+            self._fill(place, content)
         self.connection.executemany(
             'INSERT INTO ends (topic, "partition", next) VALUES (?, ?, ?)'
             " ON CONFLICT DO UPDATE SET next = excluded.next",
             [(topic, partition, end) for (topic, partition), end in ends.items()],
         )
         return positions
+
+    def _fill(self, position: Sequence[int], value: bytes) -> None:
+        """Write a large value into the room that was made for it, in pieces."""
+        (sequence,) = self.connection.execute(
+            'SELECT sequence FROM records WHERE topic = ? AND "partition" = ? AND "offset" = ?',
+            position,
+        ).fetchone()
+        content = memoryview(value)
+        with self.connection.blobopen("records", "value", sequence) as blob:
+            for begin in range(0, len(content), PIECE_BYTES):
+                blob.write(content[begin : begin + PIECE_BYTES])
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """Return up to `limit` records at or after `offset`, in order."""
