@@ -1,6 +1,5 @@
 """Request bodies: of bounded size and depth, read in bounded time."""
 
-import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,7 +13,6 @@ from infra.gateway.http.threads import run_aside
 
 # Deeper JSON makes recursive code that reads it later run out of stack.
 MOST_DEPTH = 100
-_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
 
 
 async def read_body(request: Request) -> bytes:
@@ -52,12 +50,16 @@ def parse_json(body: bytes) -> Any:
     Raises:
         ProblemError: 400, it is no JSON, or nested too deeply.
     """
-    if body.count(b"[") + body.count(b"{") > MOST_DEPTH and _depth(body) > MOST_DEPTH:
-        raise ProblemError(400, "Malformed JSON", f"the body is nested more than {MOST_DEPTH} deep")
+    deep = f"the body is nested more than {MOST_DEPTH} deep"
     try:
-        return orjson.loads(body)
+        document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ProblemError(400, "Malformed JSON", f"the body is not JSON: {error}") from error
+        # orjson has a limit of its own, which is higher.
+        said = deep if "depth limit" in str(error) else f"the body is not JSON: {error}"
+        raise ProblemError(400, "Malformed JSON", said) from error
+    if body.count(b"[") + body.count(b"{") > MOST_DEPTH and _is_deep(document):
+        raise ProblemError(400, "Malformed JSON", deep)
+    return document
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -102,17 +104,14 @@ class BoundedRoute(APIRoute):
         return handle_bounded
 
 
-def _depth(body: bytes) -> int:
-    """Return how deep brackets are nested, or a number beyond `MOST_DEPTH`. Brackets within
-    strings do not count.
-    """
-    depth = deepest = 0
-    for token in _TOKENS.finditer(body):
-        if token[0] in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-            if depth > MOST_DEPTH:
-                break
-        elif token[0] in b"]}":
-            depth -= 1
-    return deepest
+def _is_deep(document: Any) -> bool:
+    """Return whether a document has more than `MOST_DEPTH` objects and lists within each other."""
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(MOST_DEPTH):
+        level = [
+            value
+            for outer in level
+            for value in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(value, dict | list)
+        ]
+    return bool(level)

@@ -131,6 +131,8 @@ class Redactor:
 
         The policy must see these, because learning from the log needs the texts that it decided on.
         """
+        if not self._rules:
+            return candidates
         return [
             candidate.model_copy(update={"text": self.text(candidate.text)})
             for candidate in candidates

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from infra.gateway.http.bodies import parse_json
 from infra.gateway.http.documents import Elsewhere, Here, document_of, is_large
 from infra.gateway.http.problems import ProblemError
 from infra.gateway.http.readers import ReaderDiedError, Readers
@@ -65,7 +66,11 @@ async def test_what_is_raised_elsewhere_is_raised_here(readers: Readers) -> None
     assert (raised.value.status_code, raised.value.detail) == (418, "no coffee")
     with pytest.raises(RuntimeError, match="LocalError: lost"):
         await document.apply(say_what_cannot_be_sent)
-    for content, says in ((b"[" * 200, "nested"), (b"{", "not JSON"), (b"[]", "JSON object")):
+    for content, says in (
+        (b"[" * 200 + b"]" * 200, "nested"),
+        (b"{", "not JSON"),
+        (b"[]", "JSON object"),
+    ):
         with pytest.raises(ProblemError, match=says):
             await Elsewhere(content, readers).apply(size_of, 1)
 
@@ -91,3 +96,22 @@ def test_a_document_of_many_parts_is_large_before_a_text_is(content: bytes, larg
     assert is_large(content) == large
     document = document_of(content, Readers())
     assert isinstance(document, Elsewhere if large else Here)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[" * 100 + b"]" * 100, None),
+        (b"[" * 101 + b"]" * 101, "nested more than 100 deep"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, "nested more than 100 deep"),
+        (b"[" + b'["[[[[", {}],' * 500 + b"1]", None),
+        (b"[" * 100_000, "nested more than 100 deep"),
+        (b"[" * 200, "not JSON"),
+    ],
+)
+def test_how_deep_a_body_may_be_nested(content: bytes, says: str | None) -> None:
+    if says is None:
+        assert parse_json(content) == orjson.loads(content)
+        return
+    with pytest.raises(ProblemError, match=says):
+        parse_json(content)
