@@ -132,6 +132,17 @@ def _candidates(small: bool = False) -> bytes:
     return orjson.dumps(body)
 
 
+def _spans(small: bool = False) -> bytes:
+    said = {"key": "input.value", "value": {"stringValue": "word " * 100}}
+    times = {"startTimeUnixNano": "1", "endTimeUnixNano": "2"}
+    spans = [
+        {"traceId": "0" * 31 + "1", "spanId": f"{number:016x}", "name": "work"}
+        | {"attributes": [said], **times}
+        for number in range(1, 3 if small else 10_001)
+    ]
+    return orjson.dumps({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]})
+
+
 def _long_stream(small: bool = False) -> bytes:
     return _chat(stream=True, user="short" if small else "long")
 
@@ -140,7 +151,7 @@ def _large_answer(small: bool = False) -> bytes:
     return _chat(user="short" if small else "large")
 
 
-CHAT, DECISIONS = "/v1/chat/completions", "/everloop/v1/decisions"
+CHAT, DECISIONS, TRACES = "/v1/chat/completions", "/everloop/v1/decisions", "/v1/traces"
 REQUESTS: dict[str, tuple[str, Callable[..., bytes]]] = {
     "small call": (CHAT, lambda small=False: _chat()),
     "16 MiB of text in one message": (CHAT, _text),
@@ -152,6 +163,7 @@ REQUESTS: dict[str, tuple[str, Callable[..., bytes]]] = {
     "1,000,000 numbers in one message, 2 MB": (CHAT, _numbers),
     "1,000 tools, 1.5 MB": (CHAT, _tools),
     "1,000 candidates of 10 kB": (DECISIONS, _candidates),
+    "an export of 10,000 spans, 7 MB": (TRACES, _spans),
     "20,000 chunks of a stream": (CHAT, _long_stream),
     "an answer of 8 MiB": (CHAT, _large_answer),
 }

@@ -5,10 +5,13 @@ attribute `everloop.rollout.id`, of the span or of its resource, names the rollo
 it belongs to the rollout of its trace.
 """
 
+import asyncio
 import base64
 import binascii
+import pickle
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -26,16 +29,27 @@ from infra.gateway.apis.conventions import span_attributes
 from infra.gateway.calls.rollouts import assign
 from infra.gateway.http.access import Agent, Caller
 from infra.gateway.http.bodies import BoundedRoute, parse_json, read_body
+from infra.gateway.http.documents import is_large
 from infra.gateway.http.problems import ProblemError
+from infra.gateway.http.threads import LARGE_BYTES
+from infra.gateway.records.encoding import encode_span
+from infra.gateway.records.redaction import Redactor
 from infra.gateway.state.conversations import AGENT
 from infra.gateway.state.services import Services, Shared
+from schemas.envelope import rollout_key
 from schemas.serialization import readable
 from schemas.spans import Attribute, Span, SpanEvent
 from schemas.topics import SPANS
+from streams.storage.records import Outgoing
 
 router = APIRouter(route_class=BoundedRoute)
 
 PROTOBUF = "application/x-protobuf"
+AT_ONCE = 100
+"""Spans that are handed over before other calls have a turn."""
+
+_GZIP = 31
+"""For zlib: 15 bits of window, and 16 for gzip's header."""
 _KINDS = ("internal", "internal", "server", "client", "producer", "consumer")
 _STATUSES = ("unset", "ok", "error")
 _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})
@@ -45,22 +59,19 @@ _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})
 async def export(request: Request, services: Shared, caller: Agent) -> Response:
     """Record a batch of spans. The answer counts the refused ones and says why."""
     body = await read_body(request)
-    if request.headers.get("content-encoding") == "gzip":
-        body = _inflate(body, services.settings.max_body_bytes)
     as_json = request.headers.get("content-type", "").startswith("application/json")
-    batch = _parse_json(body) if as_json else _parse_protobuf(body)
-    events: list[SpanEvent] = []
-    # One bad span must not cost the others: OTLP has a field for partial success.
-    refused: list[str] = []
-    for span, attributes in _spans(batch):
-        try:
-            events.append(_event(services, caller, span, span_attributes(attributes)))
-        except ValidationError as error:
-            refused.append(readable(error))
-        except ValueError as error:
-            refused.append(str(error))
-    if events:
-        services.record(SPANS, *events)
+    limit = services.settings.max_body_bytes
+    packed = limit if request.headers.get("content-encoding") == "gzip" else None
+    asked = body, packed, as_json, caller.tenant, services.redactor
+    if is_large(body) or (packed and _is_large_unpacked(body)):
+        refused, *pickled = await services.readers.run(_read_elsewhere, *asked)
+        for some in pickled:
+            _record(services, caller, pickle.loads(some))  # noqa: S301 - our own reader's
+            await asyncio.sleep(0)  # others have a turn
+    else:
+        refused, spans = read_spans(*asked)
+        if spans:
+            _record(services, caller, spans)
     answer = ExportTraceServiceResponse()
     if refused:
         answer.partial_success.rejected_spans = len(refused)
@@ -74,8 +85,81 @@ async def export(request: Request, services: Shared, caller: Agent) -> Response:
     return Response(answer.SerializeToString(), media_type=PROTOBUF)
 
 
+@dataclass(frozen=True)
+class Head:
+    """What the gateway must know of a span. `named` says whether it names its rollout."""
+
+    event_id: str
+    rollout_id: str
+    trace_id: str
+    named: bool
+
+
+def read_spans(
+    body: bytes, packed: int | None, as_json: bool, tenant: str, redactor: Redactor
+) -> tuple[list[str], list[tuple[Head, bytes]]]:
+    """Return why spans of a batch were refused, and the others, each with its head and as it may be
+    written. Any process may call it.
+
+    Args:
+        packed: most bytes of a body that is packed with gzip; None if it is not packed.
+
+    Raises:
+        ProblemError: 400, it is no batch; 413, it is too large when unpacked.
+    """
+    if packed is not None:
+        body = _inflate(body, packed)
+    spans: list[tuple[Head, bytes]] = []
+    # One bad span must not cost the others: OTLP has a field for partial success.
+    refused: list[str] = []
+    for span, attributes in _spans(_parse_json(body) if as_json else _parse_protobuf(body)):
+        try:
+            event = _event(tenant, span, span_attributes(attributes))
+        except ValidationError as error:
+            refused.append(readable(error))
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            named = bool(attributes.get(Attribute.ROLLOUT_ID))
+            head = Head(event.event_id, event.rollout_id, event.trace_id, named)
+            spans.append((head, encode_span(redactor, event)[1]))
+    return refused, spans
+
+
+def _read_elsewhere(*asked: Any) -> tuple[Any, ...]:
+    """Return, from a reader, why spans were refused, and the others, pickled some at a time."""
+    refused, spans = read_spans(*asked)
+    begins = range(0, len(spans), AT_ONCE)
+    return refused, *(pickle.dumps(spans[begin : begin + AT_ONCE]) for begin in begins)
+
+
+def _record(services: Services, caller: Caller, spans: Sequence[tuple[Head, bytes]]) -> None:
+    for head, _ in spans:
+        key = rollout_key(caller.tenant, head.rollout_id)
+        if not head.named:
+            services.conversations.note_span(caller.tenant, head.trace_id)
+            if not services.routing.knows_begun(key):
+                assign(services, caller.tenant, head.rollout_id, head.trace_id, {}, AGENT)
+    services.record_encoded_spans(
+        [
+            Outgoing(SPANS, rollout_key(caller.tenant, head.rollout_id), head.event_id, value)
+            for head, value in spans
+        ]
+    )
+
+
+def _is_large_unpacked(body: bytes) -> bool:
+    """Return whether a packed body may be large. No more of it is unpacked than that takes."""
+    inflater = zlib.decompressobj(wbits=_GZIP)
+    try:
+        content = inflater.decompress(body, LARGE_BYTES)
+    except zlib.error:
+        return False  # it is refused soon
+    return bool(inflater.unconsumed_tail) or is_large(content)
+
+
 def _inflate(body: bytes, limit: int) -> bytes:
-    inflater = zlib.decompressobj(wbits=31)  # 15 bits of window, + 16 for gzip's header
+    inflater = zlib.decompressobj(wbits=_GZIP)
     try:
         # With a limit, because a few bytes of gzip can unpack to gigabytes.
         content = inflater.decompress(body, limit)
@@ -130,11 +214,11 @@ def _spans(batch: ExportTraceServiceRequest) -> Iterator[tuple[Any, dict[str, An
                 yield span, shared | _attributes(span.attributes)
 
 
-def _event(services: Services, caller: Caller, span: Any, attributes: dict[str, Any]) -> SpanEvent:
+def _event(tenant: str, span: Any, attributes: dict[str, Any]) -> SpanEvent:
     if span.end_time_unix_nano < span.start_time_unix_nano:
         raise ValueError(f"span {span.name!r} ends before it starts")
-    event = SpanEvent(
-        tenant=caller.tenant,
+    return SpanEvent(
+        tenant=tenant,
         rollout_id=attributes.get(Attribute.ROLLOUT_ID) or span.trace_id.hex(),
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
@@ -151,11 +235,6 @@ def _event(services: Services, caller: Caller, span: Any, attributes: dict[str, 
             attributes=attributes,
         ),
     )
-    if not attributes.get(Attribute.ROLLOUT_ID):
-        services.conversations.note_span(caller.tenant, event.trace_id)
-        if not services.routing.knows_begun(event.rollout_key):
-            assign(services, event.tenant, event.rollout_id, event.trace_id, {}, AGENT)
-    return event
 
 
 def _attributes(pairs: Iterable[Any]) -> dict[str, Any]:

@@ -149,6 +149,14 @@ class Services:
         self._large.add(task)
         task.add_done_callback(self._large.discard)
 
+    def record_encoded_spans(self, spans: Sequence[Outgoing]) -> None:
+        """Hand over spans that are redacted and encoded without waiting for the disk."""
+        for span in spans:
+            self.routing.count(span.key, SPANS.name, 1)
+            if self.export is not None:
+                self.export.span(decode(SpanEvent, span.value))
+        self.publisher.publish(spans, urgent=False)
+
     async def _record_aside(self, size: int, span: Callable[[], SpanEvent]) -> None:
         self._publish_span(*await run_aside(size, self._encode_span, span))
 

@@ -3,6 +3,7 @@
 import gzip
 from typing import Any
 
+import orjson
 import pytest
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -12,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import StatusCode
 
+from infra.gateway.http.documents import is_large
 from schemas.rollouts import Recorded, RolloutEvent, RolloutState
 from schemas.spans import Attribute, SpanEvent
 from schemas.topics import ROLLOUTS, SPANS
@@ -187,6 +189,25 @@ def test_a_tool_of_openinference_is_a_tool_call(gateway: Gateway) -> None:
     found = gateway.soon(SPANS, SpanEvent)[0].payload.attributes
     assert (found[Attribute.OPERATION], found[Attribute.TOOL_NAME]) == ("execute_tool", "search")
     assert (found[Attribute.TOOL_ARGUMENTS], found[Attribute.TOOL_RESULT]) == ("x", "found")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_a_large_export_each_good_span_is_recorded_and_the_others_are_counted(
+    gateway: Gateway, packed: bool
+) -> None:
+    spans = [span(spanId=f"{number:016x}") for number in range(1, 251)]
+    bad = [span(endTimeUnixNano="0") for _ in range(3)]
+    content = orjson.dumps(exported([*spans[:120], *bad, *spans[120:]]))
+    assert is_large(content)
+    headers = {"content-type": "application/json"}
+    if packed:
+        content, headers = gzip.compress(content), headers | {"content-encoding": "gzip"}
+    answer = gateway.http.post("/v1/traces", content=content, headers=headers).json()
+    assert answer["partialSuccess"]["rejectedSpans"] == 3
+    assert "ends before it starts" in answer["partialSuccess"]["errorMessage"]
+    found = gateway.soon(SPANS, SpanEvent, 250)
+    assert [event.span_id for event in found] == [one["spanId"] for one in spans]
+    assert {event.rollout_id for event in found} == {"r1"}
 
 
 def test_protobuf_is_answered_in_protobuf(gateway: Gateway) -> None:
