@@ -32,10 +32,12 @@ class GateConfig(BaseModel):
             did not.
         failed_reward: what a failed rollout without a reward counts in comparisons, in [0, 1]. It
             teaches nothing.
-        canary_share: share of new rollouts that go to a candidate on trial; 0 promotes without a
-            trial.
-        baseline_share: the same beside the uniform baseline, which nobody has reason to prefer. A
-            greater share ends a trial sooner.
+        canary_share: share of new rollouts that go to a candidate on trial at first; 0 promotes
+            without a trial.
+        raised_share: the share that it gets when `raise_after` pairs have shown nothing against it.
+            It gets it at once beside the uniform baseline, which nobody has reason to prefer. A
+            trial takes the fewer rollouts the nearer the share is to a half.
+        raise_after: pairs of rollouts before the share is raised.
         canary_pairs: a trial without a verdict ends after this many pairs of rollouts; the
             candidate is rolled back. A watch ends after as many.
         control_share: share of new rollouts that stays on what was replaced while the promoted
@@ -56,15 +58,16 @@ class GateConfig(BaseModel):
     missing_tolerance: float = Field(default=0.1, ge=0.0, lt=1.0)
     failed_reward: float = Field(default=0.0, ge=0.0, le=1.0)
     canary_share: float = Field(default=0.2, ge=0.0, lt=1.0)
-    baseline_share: float = Field(default=0.5, gt=0.0, lt=1.0)
+    raised_share: float = Field(default=0.5, gt=0.0, lt=1.0)
+    raise_after: int = Field(default=20, ge=1)
     canary_pairs: int = Field(default=2000, ge=1)
     control_share: float = Field(default=0.05, ge=0.0, lt=1.0)
     drop: float = Field(default=0.05, ge=0.0, lt=1.0)
     maturity: timedelta | None = Field(default=None, gt=timedelta(0))
 
     def share_beside(self, champion: str) -> float:
-        """Return the share of new rollouts that a candidate on trial beside a version gets."""
-        return self.baseline_share if champion == UNIFORM_VERSION else self.canary_share
+        """Return the share of new rollouts that a candidate gets beside a version at first."""
+        return self.raised_share if champion == UNIFORM_VERSION else self.canary_share
 
     @property
     def error(self) -> float:

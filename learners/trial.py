@@ -8,13 +8,21 @@ not finishing where it would have been graded.
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import fsum, sqrt
 
 from pydantic import BaseModel, Field
 
 from learners.betting import Wager
 from learners.bounds import decisions_needed
 from learners.gate import GateConfig
+
+MOST_EACH = 20
+"""Values of one version in a pair, at most. More would hardly make their mean surer."""
+
+MOST_WAITING = 64
+"""Values that wait for those of the other version. Older ones fall out; what they were has no say
+in that.
+"""
 
 
 class Tally(BaseModel):
@@ -34,32 +42,77 @@ class Tally(BaseModel):
         self.total += value
 
 
-class Paired(BaseModel):
-    """The difference of two versions in one value, pair by pair.
+class Pairing(BaseModel):
+    """Makes pairs of two versions' values, in the order in which they come.
 
-    A pair is complete when both versions have a value; the version that serves more often then has
-    several, and their mean counts. So both sides of a pair are of the same time, and a world that
-    changes for both changes nothing here. Differences lie in [-1, 1].
+    A pair has one value of the version that serves less often, and as many of the other as come
+    meanwhile; their mean counts. So both sides of a pair are of nearly the same time, and a world
+    that changes for both changes nothing here.
 
     Attributes:
-        new, old: values since the last pair.
+        new_each, old_each: values of each version in a pair.
+        new, old: values that wait for the other version's, the oldest first.
+    """
+
+    new_each: int = 1
+    old_each: int = 1
+    new: list[float] = []
+    old: list[float] = []
+
+    @classmethod
+    def of(cls, share: float) -> "Pairing":
+        """Return a pairing for a new version that gets a share of rollouts, in (0, 1)."""
+        found = cls()
+        found.expect(share)
+        return found
+
+    def expect(self, share: float) -> None:
+        """Make pairs as the new version gets this share of rollouts, in (0, 1)."""
+        self.new_each = min(MOST_EACH, max(1, round(share / (1.0 - share))))
+        self.old_each = min(MOST_EACH, max(1, round((1.0 - share) / share)))
+
+    def take(self, is_new: bool, value: float) -> float | None:
+        """Add a value of one version; return the difference, new minus old, if a pair is made."""
+        (self.new if is_new else self.old).append(value)
+        complete = len(self.new) >= self.new_each and len(self.old) >= self.old_each
+        # The shares may be others than was thought. Then what waits is paired with what there is.
+        full = max(len(self.new), len(self.old)) >= MOST_WAITING and self.new and self.old
+        if not complete and not full:
+            self.new, self.old = self.new[-MOST_WAITING:], self.old[-MOST_WAITING:]
+            return None
+        new, self.new = self.new[: self.new_each], self.new[self.new_each :]
+        old, self.old = self.old[: self.old_each], self.old[self.old_each :]
+        return fsum(new) / len(new) - fsum(old) / len(old)
+
+
+class Paired(BaseModel):
+    """The difference of two versions in one value, pair by pair; in [-1, 1].
+
+    Attributes:
+        pairing: makes the pairs.
         no_worse: won when the difference is surely above minus the tolerance.
         worse: won when it is surely below.
         total, squares: of the differences.
     """
 
-    new: Tally = Field(default_factory=Tally)
-    old: Tally = Field(default_factory=Tally)
+    pairing: Pairing
     no_worse: Wager
     worse: Wager
     total: float = 0.0
     squares: float = 0.0
 
     @classmethod
-    def of(cls, tolerance: float) -> "Paired":
-        """Return a comparison without values."""
+    def of(cls, tolerance: float, share: float = 0.5, *, bold: bool = False) -> "Paired":
+        """Return a comparison without values.
+
+        Args:
+            share: of rollouts that the new version gets, in (0, 1).
+            bold: see `Wager`.
+        """
         return cls(
-            no_worse=Wager(mean=-tolerance, least=-1.0), worse=Wager(mean=tolerance, least=-1.0)
+            pairing=Pairing.of(share),
+            no_worse=Wager(mean=-tolerance, least=-1.0, bold=bold),
+            worse=Wager(mean=tolerance, least=-1.0),
         )
 
     @property
@@ -69,14 +122,17 @@ class Paired(BaseModel):
 
     def take(self, is_new: bool, value: float) -> None:
         """Add a value in [0, 1] of one of the two versions."""
-        (self.new if is_new else self.old).take(value)
-        if self.new.count and self.old.count:
-            difference = self.new.mean - self.old.mean
+        difference = self.pairing.take(is_new, value)
+        if difference is not None:
             self.no_worse.take(difference)
             self.worse.take(-difference)
             self.total += difference
             self.squares += difference * difference
-            self.new, self.old = Tally(), Tally()
+
+    @property
+    def promises(self) -> bool:
+        """Whether the new version has been no worse so far, surely or not."""
+        return self.total >= self.no_worse.mean * self.pairs
 
     def needed(self, level: float) -> int | None:
         """Return how many pairs `no_worse` is likely to need, at the difference seen so far; None
@@ -143,6 +199,7 @@ class Comparison(BaseModel):
 
     Attributes:
         new, old: the versions.
+        share: of rollouts that the new version gets, in (0, 1).
         level: probability of a wrong verdict: of a trial, that a worse version passes; of a watch,
             that a version is taken back that did not drop.
         worth, success, response: the three values, each with its tolerance.
@@ -156,6 +213,7 @@ class Comparison(BaseModel):
 
     new: str
     old: str
+    share: float
     level: float
     worth: Paired
     success: Paired
@@ -167,20 +225,22 @@ class Comparison(BaseModel):
 
     @classmethod
     def of(
-        cls, new: str, old: str, level: float, tolerance: float, config: GateConfig
+        cls, new: str, old: str, level: float, tolerance: float, share: float, config: GateConfig
     ) -> "Comparison":
         """Return a comparison without rollouts.
 
         Args:
             tolerance: of worth.
+            share: of rollouts that the new version gets, in (0, 1).
         """
         return cls(
             new=new,
             old=old,
+            share=share,
             level=level,
-            worth=Paired.of(tolerance),
-            success=Paired.of(config.failure_tolerance),
-            response=Paired.of(config.missing_tolerance),
+            worth=Paired.of(tolerance, share),
+            success=Paired.of(config.failure_tolerance, share, bold=True),
+            response=Paired.of(config.missing_tolerance, share, bold=True),
             arms={new: Arm(), old: Arm()},
         )
 
@@ -214,6 +274,19 @@ class Comparison(BaseModel):
     def words(self) -> str:
         """Both arms in words."""
         return f"{self.new}: {self.arms[self.new].words}; {self.old}: {self.arms[self.old].words}"
+
+    def get(self, share: float) -> None:
+        """Give the new version another share of rollouts. Wagers stay fair: whichever pairs come
+        later, their differences have the same mean.
+        """
+        self.share = share
+        for value in (self.worth, self.success, self.response):
+            value.pairing.expect(share)
+
+    @property
+    def promises(self) -> bool:
+        """Whether nothing that was seen so far speaks against the new version."""
+        return self.worth.promises and self.success.promises and self.response.promises
 
     def worse(self, error: float) -> str | None:
         """Return in which way the new version is surely worse; None while it is not.

@@ -19,7 +19,7 @@ def status_of(name: str, state: PromotionState, config: GateConfig) -> tuple[Gat
     if state.held:
         status = GateStatus(name=name, phase="held", text="a person decides what is served")
     elif state.comparison is not None:
-        status = _of_trial(name, state, state.comparison, config)
+        status = _of_trial(name, state, state.comparison)
     elif state.waiting is not None or state.watched is None:
         status = _waiting(name, state, config)
     else:
@@ -55,16 +55,14 @@ def _waiting(name: str, state: PromotionState, config: GateConfig) -> GateStatus
     )
 
 
-def _of_trial(
-    name: str, state: PromotionState, trial: Comparison, config: GateConfig
-) -> GateStatus:
+def _of_trial(name: str, state: PromotionState, trial: Comparison) -> GateStatus:
     each = [
         value.needed(trial.level / 2 if value is trial.worth else trial.level)
         for value in trial.unsure.values()
     ]
     known = [pairs for pairs in each if pairs is not None]
     needed = max(known) if known and len(known) == len(each) else None
-    rate = _share(state.evidence.per_hour, config.share_beside(trial.old))
+    rate = _share(state.evidence.per_hour, trial.share)
     unsure = ", ".join(trial.unsure)
     text = f"{trial.new} is on trial beside {trial.old}; not sure yet: {unsure} ({trial.words})"
     if needed is not None:

@@ -140,6 +140,16 @@ class Promotion(Processor[PromotionState]):
             decided = trial_verdict(state.comparison, self.config)
             if decided is not None:
                 self._end_trial(ruling, state.comparison, decided)
+            elif self._may_have_more(state.comparison):
+                state.comparison.get(self.config.raised_share)
+                ruling.write_route("nothing speaks against what is on trial, so it gets more")
+
+    def _may_have_more(self, trial: Comparison) -> bool:
+        return (
+            trial.share < self.config.raised_share
+            and trial.pairs >= self.config.raise_after
+            and trial.promises
+        )
 
     def _end_orphans(self, ruling: Ruling) -> None:
         """Roll back what serves a share and is on nobody's trial: a person released its route, or

@@ -67,6 +67,7 @@ class Ruling:
             heaviest(state.stable),
             state.trials.begin(self.config.error),
             self.config.tolerance,
+            self.config.share_beside(heaviest(state.stable)),
             self.config,
         )
         trial.worth_is_sure = sure
@@ -105,6 +106,7 @@ class Ruling:
                 heaviest(state.replaced),
                 state.watches.begin(self.config.error),
                 self.config.drop,
+                1.0 - self.config.control_share,
                 self.config,
             )
         served = {"targets": [target_of(candidate)], "fallbacks": behind(state)}
@@ -136,7 +138,7 @@ class Ruling:
         changes: dict[str, object] = {}
         if state.comparison is not None:
             candidate = state.checkpoints[state.comparison.new]
-            share = self.config.share_beside(state.comparison.old)
+            share = state.comparison.share
             total = sum(target.weight for target in state.stable.targets)
             changes["targets"] = [
                 *(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import log, sqrt
+from math import inf, log, sqrt
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +18,12 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from learners.betting import FRACTIONS
+from learners.betting import BOLD, FRACTIONS
 from learners.gate import GateConfig, judge
 from learners.logged import Logged
 from learners.online_error import OnlineError
 from learners.policies import UNIFORM_VERSION, UniformPolicy
+from learners.trial import Pairing
 from schemas.decisions import Candidate, Decision
 from streams.processors.evidence import COMMON_DELAY, DELAYS_REMEMBERED
 from tests.benchmarks.machine import machine
@@ -31,49 +32,72 @@ CONFIG = GateConfig()
 CHAMPION = 0.6
 PER_HOUR = 200
 ROLLOUTS = 12_000
-"""Rollouts of a trial at most; at a fifth for the candidate, it has some 2,000 pairs by then."""
+"""Rollouts of a trial at most; with a fifth for the candidate, there are some 2,000 pairs then."""
 
 Floats = NDArray[np.float64]
+Bits = NDArray[np.bool_]
 
 
-def won_at(differences: Floats, mean: float, error: float) -> int | None:
+def won_at(
+    differences: Floats, mean: float, error: float, shares: Sequence[float] = FRACTIONS
+) -> int | None:
     """Return after how many differences in [-1, 1] a wager on a mean above `mean` is won."""
     odds = (differences - mean) / (mean + 1.0)
-    stakes = np.cumsum(np.log1p(np.outer(FRACTIONS, odds)), axis=1)
+    stakes = np.cumsum(np.log1p(np.outer(shares, odds)), axis=1)
     most = stakes.max(axis=0)
     mixed = most + np.log(np.exp(stakes - most).mean(axis=0))
     won = np.flatnonzero(mixed >= log(1.0 / error))
     return int(won[0]) + 1 if won.size else None
 
 
-def pairs(is_new: NDArray[np.bool_], values: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the differences that `learners.trial.Paired` takes, and after which rollout each."""
-    found, at = [], []
-    sums, counts = [0.0, 0.0], [0, 0]
-    for number, (new, value) in enumerate(zip(is_new.tolist(), values.tolist(), strict=True)):
-        sums[new] += value
-        counts[new] += 1
-        if counts[0] and counts[1]:
-            found.append(sums[1] / counts[1] - sums[0] / counts[0])
-            at.append(number)
-            sums, counts = [0.0, 0.0], [0, 0]
-    return np.array(found), np.array(at, dtype=np.int64)
+class Pairs:
+    """The differences of one value that are compared, and after which rollout each was known."""
+
+    def __init__(self, share: float, tolerance: float) -> None:
+        self.pairing = Pairing.of(share)
+        self.tolerance = tolerance
+        self.differences: list[float] = []
+        self.at: list[int] = []
+        self.total = 0.0
+
+    def take(self, number: int, is_new: bool, value: float) -> None:
+        """Add the value of a rollout."""
+        difference = self.pairing.take(is_new, value)
+        if difference is not None:
+            self.differences.append(difference)
+            self.at.append(number)
+            self.total += difference
+
+    @property
+    def promises(self) -> bool:
+        """As `learners.trial.Paired.promises`."""
+        return self.total >= -self.tolerance * len(self.differences)
+
+    def won(
+        self, sign: float, mean: float, error: float, shares: Sequence[float] = FRACTIONS
+    ) -> float:
+        """Return after which rollout a wager on the differences, or on what is lost, is won."""
+        differences = sign * np.array(self.differences[: CONFIG.canary_pairs])
+        number = won_at(differences, mean, error, shares)
+        return inf if number is None else self.at[number - 1]
 
 
 @dataclass(frozen=True)
 class Rollouts:
     """Simulated rollouts, in the order in which they begin.
 
+    Each has two outcomes, one for each version that it may be assigned: first the old one's.
+
     Attributes:
-        is_new: whether it was assigned the newer version.
-        worth: 0 where it failed.
+        draws: shape (n,), in [0, 1); the new version gets a rollout if its share is greater.
+        worth: 0 where it failed; shape (2, n).
         failed, missing: whether it failed; whether its reward has not come at its age.
     """
 
-    is_new: NDArray[np.bool_]
+    draws: Floats
     worth: Floats
-    failed: NDArray[np.bool_]
-    missing: NDArray[np.bool_]
+    failed: Bits
+    missing: Bits
 
 
 @dataclass(frozen=True)
@@ -95,17 +119,17 @@ class World:
     known_h: float = 240.0
     drift: float = 0.0
 
-    def rollouts(self, random: np.random.Generator, share: float, count: int) -> Rollouts:
+    def rollouts(self, random: np.random.Generator, count: int) -> Rollouts:
         """Return simulated rollouts."""
-        is_new = random.random(count) < share
+        is_new = np.array([[False], [True]])
         mean = CHAMPION + self.gain * is_new + self.drift * np.arange(count) / count
         failed = is_new & (random.random(count) < self.fails)
         worth = ((random.random(count) < mean) & ~failed).astype(float)
-        missing = np.zeros(count, dtype=bool)
+        missing = np.zeros((2, count), dtype=bool)
         if self.bad_news_h:
             age = self._age(random)
             missing = self._delays(random, worth) > age
-        return Rollouts(is_new, worth, failed, missing & ~failed)
+        return Rollouts(random.random(count), worth, failed, missing & ~failed)
 
     def _delays(self, random: np.random.Generator, worth: Floats) -> Floats:
         return random.exponential(np.where(worth > 0, 0.1, self.bad_news_h))
@@ -121,57 +145,78 @@ class World:
         return float(np.quantile(delays[newest], COMMON_DELAY, method="higher"))
 
 
-def compared(world: Rollouts, tolerance: float, level: float, error: float) -> str:
-    """Return how a comparison ends: `passed`, `worse` or `open`."""
-    worth, worth_at = pairs(world.is_new[~world.missing], world.worth[~world.missing])
-    success, success_at = pairs(world.is_new, (~world.failed).astype(np.float64))
-    response, response_at = pairs(world.is_new, (~world.missing).astype(np.float64))
-    # Pairs of worths are numbered among the rewarded rollouts; bring them to the common clock.
-    worth_at = np.flatnonzero(~world.missing)[worth_at]
-    never = len(world.is_new)
+def compared(
+    world: Rollouts, tolerance: float, share: float, level: float, error: float, raised: float = 0.0
+) -> str:
+    """Return how a comparison ends: `passed`, `worse` or `open`.
 
-    def when(differences: Floats, at: NDArray[np.int64], mean: float, sure: float) -> int:
-        number = won_at(differences[: CONFIG.canary_pairs], mean, sure)
-        return never if number is None else int(at[number - 1])
-
+    Args:
+        share: of rollouts that the new version gets.
+        raised: what it gets once nothing speaks against it; 0 if that never changes.
+    """
+    worth = Pairs(share, tolerance)
+    success = Pairs(share, CONFIG.failure_tolerance)
+    response = Pairs(share, CONFIG.missing_tolerance)
+    values = (worth, success, response)
+    rows = zip(
+        world.draws.tolist(),
+        world.worth.T.tolist(),
+        world.failed.T.tolist(),
+        world.missing.T.tolist(),
+        strict=True,
+    )
+    for number, (draw, worths, failed, missing) in enumerate(rows):
+        new = draw < share
+        success.take(number, new, 1.0 - failed[new])
+        response.take(number, new, 1.0 - missing[new])
+        if not missing[new]:
+            worth.take(number, new, worths[new])
+        if (
+            share < raised
+            and len(success.differences) >= CONFIG.raise_after
+            and all(value.promises for value in values)
+        ):
+            share = raised
+            for value in values:
+                value.pairing.expect(share)
     passed = max(
-        when(worth, worth_at, -tolerance, level / 2),
-        when(success, success_at, -CONFIG.failure_tolerance, level),
-        when(response, response_at, -CONFIG.missing_tolerance, level),
+        worth.won(1, -tolerance, level / 2),
+        success.won(1, -CONFIG.failure_tolerance, level, BOLD),
+        response.won(1, -CONFIG.missing_tolerance, level, BOLD),
     )
     worse = min(
-        when(-worth, worth_at, tolerance, error / 2),
-        when(-success, success_at, CONFIG.failure_tolerance, error / 2),
+        worth.won(-1, tolerance, error / 2),
+        success.won(-1, CONFIG.failure_tolerance, error / 2),
     )
-    if passed == worse == never:
+    if passed == worse:
         return "open"
     return "passed" if passed < worse else "worse"
 
 
 def trial(world: World, seed: int) -> str:
     """Try a candidate, the first of its name."""
-    random = np.random.default_rng(seed)
-    rollouts = world.rollouts(random, CONFIG.canary_share, ROLLOUTS)
+    rollouts = world.rollouts(np.random.default_rng(seed), ROLLOUTS)
     level = OnlineError().begin(CONFIG.error)
-    return compared(rollouts, CONFIG.tolerance, level, CONFIG.error)
+    share, raised = CONFIG.canary_share, CONFIG.raised_share
+    return compared(rollouts, CONFIG.tolerance, share, level, CONFIG.error, raised)
 
 
 def watch(world: World, seed: int) -> str:
     """Watch what was promoted, beside a control that gets a twentieth."""
-    random = np.random.default_rng(seed)
-    rollouts = world.rollouts(random, 1.0 - CONFIG.control_share, 4 * ROLLOUTS)
+    rollouts = world.rollouts(np.random.default_rng(seed), 4 * ROLLOUTS)
     level = OnlineError().begin(CONFIG.error)
-    return compared(rollouts, CONFIG.drop, CONFIG.error, level)
+    return compared(rollouts, CONFIG.drop, 1.0 - CONFIG.control_share, CONFIG.error, level)
 
 
 def hundred(gain: float, seed: int) -> str:
     """Try a hundred candidates one after another; return whether any passed."""
     random, tests = np.random.default_rng(seed), OnlineError()
+    share, raised = CONFIG.canary_share, CONFIG.raised_share
     for _ in range(100):
         level = tests.begin(CONFIG.error)
-        rollouts = World(gain=gain).rollouts(random, CONFIG.canary_share, ROLLOUTS // 6)
-        differences, _ = pairs(rollouts.is_new, rollouts.worth)
-        if won_at(differences, -CONFIG.tolerance, level / 2) is not None:
+        rollouts = World(gain=gain).rollouts(random, ROLLOUTS // 6)
+        end = compared(rollouts, CONFIG.tolerance, share, level, CONFIG.error, raised)
+        if end == "passed":
             return "passed"
     return "open"
 

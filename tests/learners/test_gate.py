@@ -191,7 +191,7 @@ def test_a_verdict_is_told_with_its_numbers() -> None:
         assert number in verdict.reason
 
 
-def test_a_trial_beside_the_baseline_has_a_share_of_its_own() -> None:
-    config = GateConfig(canary_share=0.1, baseline_share=0.4)
+def test_a_trial_beside_the_baseline_has_the_raised_share_at_once() -> None:
+    config = GateConfig(canary_share=0.1, raised_share=0.4)
     assert config.share_beside(UNIFORM_VERSION) == 0.4
     assert config.share_beside("v1") == 0.1

@@ -9,13 +9,21 @@ from learners.betting import Wager
 from learners.drops import DropWatch, surely_above
 from learners.gate import GateConfig
 from learners.online_error import OnlineError
-from learners.trial import Comparison, Result, Tally, trial_verdict, watch_verdict
+from learners.trial import (
+    MOST_WAITING,
+    Comparison,
+    Pairing,
+    Result,
+    Tally,
+    trial_verdict,
+    watch_verdict,
+)
 
 CONFIG = GateConfig()
 
 
 def comparison(tolerance: float = CONFIG.tolerance, level: float = 0.05) -> Comparison:
-    return Comparison.of("new", "old", level, tolerance, CONFIG)
+    return Comparison.of("new", "old", level, tolerance, 0.5, CONFIG)
 
 
 def result(
@@ -77,7 +85,7 @@ def test_what_fails_or_misses_more_is_not_promoted_though_the_rest_earns_more(wa
 
 def test_a_trial_that_does_not_convince_is_given_up() -> None:
     config = GateConfig(canary_pairs=3)
-    trial = Comparison.of("new", "old", 0.05, config.tolerance, config)
+    trial = Comparison.of("new", "old", 0.05, config.tolerance, 0.5, config)
     for version in ("new", "old", "new", "new", "old", "old"):
         assert trial_verdict(trial, config) is None
         trial.take(Result(version, 0.5, failed=False))
@@ -177,3 +185,25 @@ def test_a_drop_by_half_shows_within_forty_rewards() -> None:
 def test_where_little_is_known_of_what_was_there_before_nothing_is_watched() -> None:
     assert DropWatch.of(Tally(count=1, total=1.0), 0.05, 0.05) is None
     assert DropWatch.of(Tally(), 0.0, 0.05) is None
+
+
+def test_a_pair_has_as_many_of_each_version_as_their_shares_say() -> None:
+    pairing = Pairing.of(0.25)
+    assert [pairing.take(False, value) for value in (0.1, 0.2, 0.3)] == [None] * 3
+    assert pairing.take(True, 0.5) == pytest.approx(0.3)
+    pairing.expect(0.5)
+    assert pairing.take(True, 0.9) is None
+    assert pairing.take(False, 0.4) == pytest.approx(0.5)
+
+
+def test_values_wait_for_those_of_the_other_version_and_the_oldest_fall_out() -> None:
+    pairing = Pairing.of(0.5)
+    for number in range(2 * MOST_WAITING):
+        assert pairing.take(False, number / 1000) is None
+    assert pairing.take(True, 0.0) == pytest.approx(-MOST_WAITING / 1000)
+
+
+def test_pairs_are_made_where_the_shares_are_others_than_was_thought() -> None:
+    pairing = Pairing.of(0.9)
+    made = [pairing.take(new, float(new)) for _ in range(200) for new in (True, False)]
+    assert made.count(1.0) > 100

@@ -3,14 +3,15 @@
 `make bench-evidence` plays a thousand of each and more of them.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
 import pytest
 
-from learners.betting import Wager
+from learners.betting import BOLD, FRACTIONS, Wager
 from learners.trial import Paired
-from tests.benchmarks.evidence import World, off_policy, pairs, trial, watch, won_at
+from tests.benchmarks.evidence import Pairs, World, off_policy, trial, watch, won_at
 
 WORLDS = 40
 MOST_WRONG = 7
@@ -18,20 +19,30 @@ MOST_WRONG = 7
 
 
 def test_the_simulation_pairs_and_bets_as_what_is_deployed_does() -> None:
-    random, paired, wager = Random(5), Paired.of(0.02), Wager(mean=-0.02, least=-1.0)
-    is_new = np.array([random.random() < 0.3 for _ in range(600)])
-    values = np.array([float(random.random() < (0.7 if new else 0.5)) for new in is_new])
-    differences, _ = pairs(is_new, values)
-    won = None
-    for number, difference in enumerate(differences, 1):
+    random, simulated, wager = Random(5), Pairs(0.3, 0.02), Wager(mean=-0.02, least=-1.0)
+    paired, won = Paired.of(0.02, 0.3), None
+    for number in range(600):
+        new = random.random() < 0.3
+        value = float(random.random() < (0.7 if new else 0.5))
+        simulated.take(number, new, value)
+        paired.take(new, value)
+    for number, difference in enumerate(simulated.differences, 1):
         wager.take(difference)
         won = won or (number if wager.won(0.05) else None)
-    for new, value in zip(is_new, values, strict=True):
-        paired.take(bool(new), float(value))
-    assert paired.pairs == len(differences)
-    assert paired.total == pytest.approx(differences.sum())
+    assert paired.pairs == len(simulated.differences)
+    assert paired.total == pytest.approx(simulated.total)
     assert won is not None
-    assert won_at(differences, -0.02, 0.05) == won
+    assert won_at(np.array(simulated.differences), -0.02, 0.05) == won
+
+
+@pytest.mark.parametrize("shares", [FRACTIONS, BOLD])
+def test_wagers_of_the_simulation_are_those_that_are_deployed(shares: Sequence[float]) -> None:
+    wager, won = Wager(mean=-0.05, least=-1.0, bold=shares is BOLD), None
+    for number in range(1, 400):
+        wager.take(0.0)
+        won = won or (number if wager.won(0.05) else None)
+    assert won is not None
+    assert won_at(np.zeros(400), -0.05, 0.05, shares) == won
 
 
 @pytest.mark.parametrize(

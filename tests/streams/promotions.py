@@ -30,8 +30,10 @@ from tests import events
 TARGET = "supervisor-policy"
 GOOD, BAD = "the effect was significant", "nothing is known"
 A_SECOND = timedelta(seconds=1)
-AT_ONCE = GateConfig(canary_share=0.0, tolerance=0.2, maturity=A_SECOND)
-ON_TRIAL = GateConfig(canary_share=0.25, baseline_share=0.25, maturity=A_SECOND)
+HALVES = GateConfig(canary_share=0.5, raised_share=0.5, control_share=0.5, maturity=A_SECOND)
+"""Versions that serve beside one another get as many rollouts, as those of `side_by_side` do."""
+AT_ONCE = HALVES.model_copy(update={"canary_share": 0.0, "tolerance": 0.2})
+ON_TRIAL = HALVES
 CLOCK = itertools.count(1)
 """Seconds of the test's world. Everything that a test makes is later than what it made before."""
 

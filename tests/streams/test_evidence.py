@@ -9,7 +9,7 @@ from learners.gate import GateConfig
 from learners.trial import Comparison
 from schemas.outcomes import OutcomeEvent
 from schemas.rollouts import RolloutState
-from streams.processors.evidence import MOST_YOUNG, Evidence, dated, failed, worth_of
+from streams.processors.evidence import MARGIN, MOST_YOUNG, Evidence, dated, failed, worth_of
 from streams.processors.gate_status import status_of
 from streams.processors.promotion import Promotion
 from streams.processors.promotion_state import PromotionState
@@ -60,7 +60,7 @@ def test_the_age_at_which_rollouts_count_is_learned_from_the_delays_of_rewards()
         assert isinstance(event, OutcomeEvent)
         evidence.take(event, lambda outcome: 1.0, config)
     evidence.learn_maturity(config)
-    assert evidence.maturity == 2.0
+    assert evidence.maturity == 2.0 * MARGIN
     evidence.learn_maturity(GateConfig(maturity=timedelta(hours=1)))
     assert evidence.maturity == 3600.0
 
@@ -101,7 +101,7 @@ def test_rollouts_of_a_gateway_whose_clock_is_behind_do_not_count_and_the_status
     hear("behind", -30.0, RolloutState.STARTED)
     hear("behind", -30.0, RolloutState.SUCCEEDED)
     assert (evidence.late, evidence.matured()) == (1, [])
-    trial = Comparison.of("v2", "v1", level=0.05, tolerance=0.02, config=config)
+    trial = Comparison.of("v2", "v1", level=0.05, tolerance=0.02, share=0.5, config=config)
     state = PromotionState(evidence=evidence, comparison=trial)
     status, _ = status_of("supervisor-policy", state, config)
     assert "too long after they began: 1 (the clock of a gateway is behind" in status.text

@@ -117,7 +117,7 @@ def test_a_world_that_falls_for_both_takes_nothing_back(log: EmbeddedLog, tmp_pa
     worlds = [*side_by_side(20, v1=0.9, uniform=0.8), *side_by_side(200, v1=0.2, uniform=0.1)]
     changes = promoted(log, store, *begin, *worlds)
     assert changes[-1][1] == "promoted"
-    assert controls(log) == [{"uniform": 0.05}, {}], "the control ends with the watch"
+    assert controls(log) == [{"uniform": 0.5}, {}], "the control ends with the watch"
 
 
 def test_what_cannot_be_loaded_is_rejected(log: EmbeddedLog, tmp_path: Path) -> None:

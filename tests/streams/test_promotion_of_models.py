@@ -33,7 +33,7 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
         store,
         RouteEvent(payload=BASE),
         adapter(store, "a1"),
-        *side_by_side(140, **{"a1": 0.9, base: 0.5}),
+        *side_by_side(116, **{"a1": 0.9, base: 0.5}),
         *side_by_side(60, **{"a1": 0.1, base: 0.5}),
         config=ON_TRIAL,
     )
@@ -50,8 +50,8 @@ def test_a_model_that_is_served_goes_on_trial_and_is_promoted_watched_and_taken_
         {"a1": "a1"},
         {base: "base"},
     ]
-    assert weights(log)[1] == {base: 0.75, "a1": 0.25}
-    assert controls(log)[2] == {base: 0.05}
+    assert weights(log)[1] == {base: 0.5, "a1": 0.5}
+    assert controls(log)[2] == {base: 0.5}
 
 
 def test_what_a_model_replaces_answers_where_it_does_not(log: EmbeddedLog, tmp_path: Path) -> None:

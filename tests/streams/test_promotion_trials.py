@@ -14,7 +14,9 @@ from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import read_all
 from tests.streams.promotions import (
     AT_ONCE,
+    BASE,
     ON_TRIAL,
+    adapter,
     candidate,
     controls,
     gate,
@@ -36,8 +38,8 @@ def test_on_trial_a_version_serves_its_share_until_it_is_surely_no_worse(
     changes = promoted(log, store, *begin, *side_by_side(140, v1=0.9, uniform=0.5), config=ON_TRIAL)
     assert [state for _, state, _ in changes] == ["candidate", "evaluated", "canary", "promoted"]
     assert "surely no worse than uniform" in changes[-1][2]
-    assert weights(log) == [{"uniform": 0.75, "v1": 0.25}, {"v1": 1.0}]
-    assert controls(log) == [{}, {"uniform": 0.05}]
+    assert weights(log) == [{"uniform": 0.5, "v1": 0.5}, {"v1": 1.0}]
+    assert controls(log) == [{}, {"uniform": 0.5}]
 
 
 def test_a_trial_begins_on_a_likely_gain_and_a_promotion_without_trial_does_not(
@@ -99,9 +101,9 @@ def test_on_trial_a_worse_version_is_rolled_back_and_the_newest_that_waited_is_j
         ("v3", "canary"),
     ]
     assert weights(log) == [
-        {"uniform": 0.75, "v1": 0.25},
+        {"uniform": 0.5, "v1": 0.5},
         {"uniform": 1.0},
-        {"uniform": 0.75, "v3": 0.25},
+        {"uniform": 0.5, "v3": 0.5},
     ]
 
 
@@ -180,3 +182,28 @@ def test_a_trial_to_which_no_rollout_comes_ends(log: EmbeddedLog, tmp_path: Path
     changes = promoted(log, store, *begin, *rewarded("uniform", 0.5, 25), config=config)
     assert changes[-1][1] == "rolled-back"
     assert "no rollout was ever assigned" in changes[-1][2]
+
+
+def test_a_trial_gets_a_greater_share_when_nothing_speaks_against_the_version(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    careful = ON_TRIAL.model_copy(update={"canary_share": 0.25})
+    begin: list[AnyEvent] = [RouteEvent(payload=BASE), adapter(store, "good")]
+    trial = side_by_side(100, good=0.9, **{"configured:base": 0.5})
+    promoted(log, store, *begin, *trial, config=careful)
+    assert weights(log)[1:3] == [
+        {"configured:base": 0.75, "good": 0.25},
+        {"configured:base": 0.5, "good": 0.5},
+    ]
+
+
+def test_a_trial_keeps_its_share_while_the_version_does_worse(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    careful = ON_TRIAL.model_copy(update={"canary_share": 0.25})
+    begin: list[AnyEvent] = [RouteEvent(payload=BASE), adapter(store, "bad")]
+    trial = side_by_side(100, bad=0.4, **{"configured:base": 0.5})
+    promoted(log, store, *begin, *trial, config=careful)
+    assert weights(log)[1:] == [{"configured:base": 0.75, "bad": 0.25}]

@@ -205,7 +205,7 @@ def _trials() -> dict[str, Any]:
 
 def _tried(config: GateConfig, gain: float, seed: int) -> bool:
     random = np.random.default_rng(seed)
-    trial = Comparison.of("new", "old", config.error, config.tolerance, config)
+    trial = Comparison.of("new", "old", config.error, config.tolerance, 0.5, config)
     for _ in range(20_000):
         version, mean = (
             ("new", 0.6 + gain) if random.random() < config.canary_share else ("old", 0.6)
@@ -220,7 +220,7 @@ def _tried(config: GateConfig, gain: float, seed: int) -> bool:
 def _dropped(config: GateConfig, drop: float, seed: int) -> bool:
     """Watch a version for 20,000 rollouts, beside a control of a twentieth."""
     random = np.random.default_rng(seed)
-    watch = Comparison.of("new", "old", config.error, config.drop, config)
+    watch = Comparison.of("new", "old", config.error, config.drop, 0.5, config)
     for _ in range(20_000):
         is_old = random.random() < config.control_share
         version, mean = ("old", 0.8) if is_old else ("new", 0.8 - drop)
