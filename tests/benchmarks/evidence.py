@@ -25,7 +25,7 @@ from learners.online_error import OnlineError
 from learners.policies import UNIFORM_VERSION, UniformPolicy
 from learners.trial import Pairing
 from schemas.decisions import Candidate, Decision
-from streams.processors.evidence import COMMON_DELAY, DELAYS_REMEMBERED
+from streams.processors.evidence import COMMON_DELAY, DELAYS_REMEMBERED, MARGIN
 from tests.benchmarks.machine import machine
 
 CONFIG = GateConfig()
@@ -142,7 +142,7 @@ class World:
         came = begun + delays
         known = np.flatnonzero(came <= self.known_h)
         newest = known[np.argsort(came[known])[-DELAYS_REMEMBERED:]]
-        return float(np.quantile(delays[newest], COMMON_DELAY, method="higher"))
+        return MARGIN * float(np.quantile(delays[newest], COMMON_DELAY, method="higher"))
 
 
 def compared(
