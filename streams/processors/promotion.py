@@ -124,6 +124,7 @@ class Promotion(Processor[PromotionState]):
             for comparison in comparisons:
                 if comparison.includes(result.version, began):
                     comparison.take(result)
+        self._look_again(state)
         self._conclude(ruling)
         self._judge_waiting(ruling)
 
@@ -143,6 +144,22 @@ class Promotion(Processor[PromotionState]):
             elif self._may_have_more(state.comparison):
                 state.comparison.get(self.config.raised_share)
                 ruling.write_route("nothing speaks against what is on trial, so it gets more")
+
+    def _look_again(self, state: PromotionState) -> None:
+        """See whether held-out rollouts show by now that what is on trial earns no less. Many of
+        them were choices of the candidate itself, so they tell more than those before the trial.
+        """
+        trial = state.comparison
+        if trial is None or trial.worth_is_sure or not self._is_new(state):
+            return
+        state.judged = max(1, state.evidence.usable)
+        if self._screen.is_sure(state, state.checkpoints[trial.new], trial.old):
+            trial.worth_is_sure = True
+            state.screens.win()
+
+    def _is_new(self, state: PromotionState) -> bool:
+        """Return whether there is enough new evidence since the last time that it was judged."""
+        return state.evidence.usable >= JUDGED_AGAIN * state.judged
 
     def _may_have_more(self, trial: Comparison) -> bool:
         return (
@@ -231,7 +248,7 @@ class Promotion(Processor[PromotionState]):
             ruling.change(candidate, CheckpointState.EVALUATED, "a person serves it")
             return
         is_policy = candidate.kind == "policy"
-        if is_policy and state.verdict and state.evidence.usable < JUDGED_AGAIN * state.judged:
+        if is_policy and state.verdict and not self._is_new(state):
             return
         if not is_policy and not state.evidence.knows_delays(self.config):
             state.verdict = "no reward has come yet, so nobody knows how long to wait for one"

@@ -74,7 +74,8 @@ class Screen:
             return False
         try:
             policy, other = self._policy(candidate), self._policy(promoted)
-            return judge(policy, other, evidence, self.config, state.level).passed
+            level = self._level(state, candidate)
+            return judge(policy, other, evidence, self.config, level).passed
         except (ValueError, RejectedRecordError):
             return False  # the champion is broken; its own rollouts are what is compared with
 

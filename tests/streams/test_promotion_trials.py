@@ -30,6 +30,16 @@ from tests.streams.promotions import (
 )
 
 
+def by_turns(count: int) -> list[AnyEvent]:
+    """Return rollouts of two versions of which each earns 1 where the other earns 0."""
+    return [
+        event
+        for number in range(count)
+        for version, value in (("v1", number % 2), ("uniform", (number + 1) % 2))
+        for event in rewarded(version, float(value), 1)
+    ]
+
+
 def test_on_trial_a_version_serves_its_share_until_it_is_surely_no_worse(
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
@@ -71,13 +81,18 @@ def test_held_out_rollouts_of_one_decision_spare_the_trial_the_proof_of_worth(
         for event in held_out(200)
     ]
     begin = [*held, *later(), candidate(store, "v1", policy(0.9))]
-    trial = [
-        event
-        for number in range(200)
-        for version, value in (("v1", number % 2), ("uniform", (number + 1) % 2))
-        for event in rewarded(version, float(value), 1)
-    ]
-    changes = promoted(log, store, *begin, *trial, *later(), config=ON_TRIAL)
+    changes = promoted(log, store, *begin, *by_turns(200), *later(), config=ON_TRIAL)
+    assert changes[-1][1] == ("promoted" if spared else "canary")
+
+
+@pytest.mark.parametrize(("more", "spared"), [(0, False), (180, True)])
+def test_rollouts_held_out_during_a_trial_spare_it_the_proof_of_worth_too(
+    log: EmbeddedLog, tmp_path: Path, more: int, spared: bool
+) -> None:
+    store = ArtifactStore(tmp_path)
+    first, during = held_out(12), held_out(12 + more)[12:]
+    begin = [*first, *later(), candidate(store, "v1", policy(0.51))]
+    changes = promoted(log, store, *begin, *during, *by_turns(200), *later(), config=ON_TRIAL)
     assert changes[-1][1] == ("promoted" if spared else "canary")
 
 
