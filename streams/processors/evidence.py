@@ -106,6 +106,7 @@ class Evidence(BaseModel):
         outcome, begun = event.payload, event.payload.begun.timestamp()
         self.latest = max(self.latest, event.time.timestamp())
         if outcome.state is RolloutState.STARTED and outcome.reward is None:
+            # Told when a name is first used, so once for each rollout.
             self.beginnings = [*self.beginnings, begun][-BEGINNINGS_REMEMBERED:]
         if outcome.rewarded == event.time and not outcome.corrected:  # told for its first reward
             delay = max(0.0, event.time.timestamp() - begun)

@@ -85,6 +85,7 @@ class Promotion(Processor[PromotionState]):
         """Take in an outcome or a change made by hand, or judge a candidate."""
         state = state or PromotionState()
         ruling = Ruling(state, self.config)
+        # An event of our own that has come back. It is in the state already.
         if event.event_id in state.own:
             state.own.remove(event.event_id)
         elif isinstance(event, OutcomeEvent):
@@ -94,6 +95,7 @@ class Promotion(Processor[PromotionState]):
         else:
             assert isinstance(event, CheckpointEvent)  # noqa: S101 - the topics hold nothing else
             self._register(ruling, event.payload)
+        # Last, when everything that follows from the event is known.
         ruling.tell(event.payload.name)
         return Outcome(ruling.outputs(self, source, event.time), trimmed(state))
 
@@ -189,6 +191,7 @@ class Promotion(Processor[PromotionState]):
         state.held, trial = route.held, state.comparison
         state.current = route.with_history_after(state.current)
         state.stable = route.model_copy(update={"control": None})
+        # A person, or the configuration, serves something else now: what was compared is over.
         state.watched = state.replaced = None
         versions = route.served.versions
         if trial is not None and (route.held or not {trial.new, trial.old} <= versions):
@@ -241,6 +244,7 @@ class Promotion(Processor[PromotionState]):
         """
         state = ruling.state
         candidate = state.checkpoints.get(state.waiting or "")
+        # One trial at a time: two would share the rollouts, and both would take longer.
         if candidate is None or state.comparison is not None:
             return
         if state.stable is not None and candidate.version in state.stable.served.versions:
@@ -250,9 +254,11 @@ class Promotion(Processor[PromotionState]):
         is_policy = candidate.kind == "policy"
         if is_policy and state.verdict and not self._is_new(state):
             return
+        # Without a known age, a trial would count rollouts whose reward is still to come.
         if not is_policy and not state.evidence.knows_delays(self.config):
             state.verdict = "no reward has come yet, so nobody knows how long to wait for one"
             return
+        # Here and not later: the age must not change while a trial counts by it.
         state.evidence.learn_maturity(self.config)
         state.judged = max(1, state.evidence.usable)
         try:
@@ -338,6 +344,7 @@ class Promotion(Processor[PromotionState]):
             return
         state.watches.win()
         if state.comparison is not None:
+            # The trial compared with a version that serves no more, so it says nothing now.
             reason = f"{watch.new}, which it was compared with, was taken back"
             ruling.stop_trial(state.comparison.new, reason)
         dropped = state.checkpoints[watch.new]
