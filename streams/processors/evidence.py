@@ -213,6 +213,11 @@ class Evidence(BaseModel):
         span = max(self.beginnings) - min(self.beginnings)
         return 3600.0 * (len(self.beginnings) - 1) / span if span > 0 else None
 
+    @property
+    def followed_per_hour(self) -> float | None:
+        """How many of them are followed in a comparison; see `thinning`."""
+        return None if self.per_hour is None else self.per_hour / (1 << self.thinning)
+
 
 def dated(event: OutcomeEvent, arrived: datetime) -> OutcomeEvent:
     """Return an outcome in which nothing lies in the future.

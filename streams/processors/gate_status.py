@@ -62,7 +62,7 @@ def _of_trial(name: str, state: PromotionState, trial: Comparison) -> GateStatus
     ]
     known = [pairs for pairs in each if pairs is not None]
     needed = max(known) if known and len(known) == len(each) else None
-    rate = _share(state.evidence.per_hour, trial.share)
+    rate = _share(state.evidence.followed_per_hour, trial.share)
     unsure = ", ".join(trial.unsure)
     text = f"{trial.new} is on trial beside {trial.old}; not sure yet: {unsure} ({trial.words})"
     if needed is not None:
@@ -74,7 +74,7 @@ def _of_watch(
     name: str, state: PromotionState, watch: Comparison, config: GateConfig
 ) -> GateStatus:
     needed = watch.worth.needed(config.error)
-    rate = _share(state.evidence.per_hour, config.control_share)
+    rate = _share(state.evidence.followed_per_hour, config.control_share)
     text = f"{watch.new} serves, and {watch.old} keeps a share beside it ({watch.words})"
     return _compared(name, "watch", state, watch, needed, rate, text)
 

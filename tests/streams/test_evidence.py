@@ -51,6 +51,8 @@ def test_of_more_rollouts_than_can_be_followed_a_share_is_chosen_by_name() -> No
         evidence.follow(event, lambda outcome: 1.0, config)
     assert evidence.thinning == 1
     assert MOST_YOUNG / 3 < len(evidence.young) < MOST_YOUNG
+    evidence.beginnings = [0.0, 3600.0]
+    assert (evidence.per_hour, evidence.followed_per_hour) == (1.0, 0.5)
 
 
 def test_the_age_at_which_rollouts_count_is_learned_from_the_delays_of_rewards() -> None:
