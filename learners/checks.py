@@ -42,7 +42,7 @@ EVERY = 5
 may keep a part: what it forgot meanwhile because of the wrong ones does not come back.
 """
 
-NEAR = 0.15
+NEAR = 0.05
 """Most by which a probability may differ where a learner takes rewards back approximately."""
 
 SETTLED = 600

@@ -176,6 +176,19 @@ class Beliefs:
                 variances, squares = variances + part, squares + part * part
         return Reach(loose, loose_gains, gains, variances, squares)
 
+    def gains(self, reach: Reach, spreads: Floats) -> tuple[Integers, Floats]:
+        """Return the weights that an example moves, and by how much for an error of 1.
+
+        Args:
+            spreads: variance of the reward that each member expects, shape (E,).
+
+        Returns:
+            Their slots, shape (m,), and gains, shape (E, m).
+        """
+        blocks = [self.blocks[block_id].slots for block_id in reach.gains]
+        gains = np.concatenate([reach.loose_gains, *reach.gains.values()], axis=1)
+        return np.concatenate([reach.loose, *blocks]), gains / spreads[:, None]
+
     def move(self, reach: Reach, steps: Floats) -> None:
         """Move the means along an example, by `steps` of shape (E,) times its gains."""
         wide = steps[:, None]

@@ -27,7 +27,8 @@ class BanditConfig(BaseModel):
             reward weighted by 1/propensity; `doubly-robust`, the doubly robust estimate (Dudík,
             Langford & Li, ICML 2011).
         most_weight: largest importance weight.
-        prior_mean, prior_variance, noise_share, forgetting, block, dense: see `RegressorConfig`.
+        prior_mean, prior_variance, noise_share, forgetting, noisier, block, dense: see
+            `RegressorConfig`.
         criteria: weights by criterion. If an example has scores for some of them, its reward is
             their weighted mean.
         cost_weight: reward that one unit of money is worth, >= 0. The policy subtracts the stated
@@ -35,8 +36,11 @@ class BanditConfig(BaseModel):
             cost of the rollout's model calls.
         tenant_share: 0 is one policy for all tenants. Above 0, each tenant has weights of its own,
             which differ from the shared ones by this share of the prior variance.
+        steps: bytes in which the learner keeps what the newest examples did, some 100 to 350
+            examples. A correction of these is carried through all that came later; of an older one
+            it is estimated. 0 keeps none.
         remembered: the newest examples of which the learner knows how much is left of what they
-            taught; 40 bytes each with two members. A correction of an older one is learned too,
+            taught; 56 bytes each with three members. A correction of an older one is learned too,
             with an estimate.
         drift_delta: probability of a false alarm of ADWIN on the prediction errors, in (0, 1).
         drift_reaction: share by which the beliefs return to the prior after an alarm, in [0, 1].
@@ -57,11 +61,15 @@ class BanditConfig(BaseModel):
     prior_variance: Positive = 0.25
     noise_share: Positive = 0.7
     forgetting: tuple[Share, ...] = Field(default=(1e-5, 2e-3), min_length=1, max_length=16)
+    noisier: tuple[Annotated[float, Field(ge=1.0, le=1e6)], ...] = Field(
+        default=(4.0,), max_length=16
+    )
     block: int = Field(default=96, ge=1, le=1024)
     dense: int = Field(default=768, ge=0, le=16_384)
     criteria: dict[str, Positive] = {}
     cost_weight: float = Field(default=0.0, ge=0.0)
     tenant_share: float = Field(default=0.0, ge=0.0)
+    steps: int = Field(default=2**18, ge=0, le=2**26)
     remembered: int = Field(default=4096, ge=1, le=1_000_000)
     drift_delta: Share = 0.05
     drift_reaction: float = Field(default=0.1, ge=0.0, le=1.0)
@@ -75,6 +83,7 @@ class BanditConfig(BaseModel):
             prior_variance=self.prior_variance,
             noise_share=self.noise_share,
             forgetting=self.forgetting[:1] * self.bags if bagged else self.forgetting,
+            noisier=() if bagged else self.noisier,
             block=self.block,
             dense=self.dense,
             bootstrap=bagged,

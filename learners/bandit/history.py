@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.bandit.arrays import finite, packed, unpacked
 from learners.bandit.beliefs import Floats
 from learners.bandit.regressor import Moment
-from learners.bandit.serialization import finite, packed, unpacked
 
 Keys = NDArray[np.uint64]
 
 MOST_MARKS = 512
-"""Beyond these, every second mark is dropped. A mark has 32 bytes with two members."""
+"""Beyond these, every second mark is dropped. A mark has 48 bytes with three members."""
 
 
 @dataclass

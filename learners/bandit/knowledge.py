@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from learners.bandit.arrays import finite, packed
 from learners.bandit.config import BanditConfig
 from learners.bandit.features import Features
 from learners.bandit.history import History
 from learners.bandit.regressor import BlockBayesianRegressor, Moment
-from learners.bandit.serialization import finite, packed, regressor_from_json, regressor_to_json
+from learners.bandit.serialization import regressor_from_json, regressor_to_json
+from learners.bandit.steps import Steps
 
 if TYPE_CHECKING:
     from river.drift import ADWIN
@@ -48,6 +50,7 @@ class Knowledge:
         drifts: how often ADWIN found that the errors had risen.
         errors: absolute errors that ADWIN has seen since its last restart.
         history: when the examples were learned.
+        steps: what the newest examples did.
     """
 
     regressor: BlockBayesianRegressor
@@ -57,6 +60,7 @@ class Knowledge:
     drifts: int = 0
     errors: list[float] = field(default_factory=list)
     history: History = field(default_factory=lambda: History(4096))
+    steps: Steps = field(default_factory=lambda: Steps(2**18, 4096))
     _detector: "ADWIN | None" = None
 
     def learn(
@@ -78,7 +82,9 @@ class Knowledge:
         self._watch(abs(error), config)
         self.history.note(observation.key, time_ms, regressor.moment(observation.x))
         target, weight = _lesson(observation, value, believed, config)
-        regressor.learn_one(observation.x, target, weight, observation.key)
+        step = regressor.take_step(observation.x, target, weight, observation.key)
+        if step is not None:
+            self.steps.note(step)
 
     def revise(
         self,
@@ -105,7 +111,11 @@ class Knowledge:
             for value in (old, new)
         )
         weight = _lesson(observation, 0.0, believed, config)[1]
-        if not self.regressor.revise(observation.x, moment, before, after, weight, observation.key):
+        if steps := self.steps.since(observation.key):
+            self.regressor.revise_step(steps, moment, after, weight)
+        elif not self.regressor.revise(
+            observation.x, moment, before, after, weight, observation.key
+        ):
             return None
         self.value_total += (new or 0.0) - (old or 0.0)
         self.examples += (new is not None) - (old is not None)
@@ -146,6 +156,7 @@ class Knowledge:
                 "drifts": self.drifts,
                 "errors": packed(self.errors, "<f8"),
                 "history": self.history.to_json(),
+                "steps": self.steps.to_json(),
             },
             option=orjson.OPT_SORT_KEYS,
         )
@@ -166,6 +177,7 @@ class Knowledge:
             drifts=document["drifts"],
             errors=finite(document["errors"]).tolist(),
             history=History.from_json(document["history"]),
+            steps=Steps.from_json(document["steps"]),
         )
 
 

@@ -16,6 +16,7 @@ from learners.bandit.knowledge import Knowledge, Observation
 from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.bandit.serialization import vocabulary_from_json, vocabulary_to_json
+from learners.bandit.steps import Steps
 from learners.bandit.vocabulary import Vocabulary
 from learners.bandit.worth import taught
 from learners.contract import Corrections, NewCheckpoint
@@ -74,7 +75,7 @@ class BanditLearner:
         target: logical name of the policy.
     """
 
-    identity = f"bandit@4.{FEATURE_VERSION}"
+    identity = f"bandit@5.{FEATURE_VERSION}"
     policy_type = BanditPolicy
     corrections: Corrections = "approximate"
 
@@ -88,7 +89,9 @@ class BanditLearner:
     def initial(self) -> BanditState:
         """Return the state before the first example: equal expected rewards for all candidates."""
         regressor = BlockBayesianRegressor(self.config.regressor())
-        return BanditState(Knowledge(regressor, history=History(self.config.remembered)))
+        history = History(self.config.remembered)
+        steps = Steps(self.config.steps, self.config.remembered)
+        return BanditState(Knowledge(regressor, history=history, steps=steps))
 
     def fold(self, state: BanditState, event: ExampleEvent) -> BanditState:
         """Learn one rewarded decision, or the correction or retraction of one.

@@ -11,15 +11,13 @@ import numpy as np
 import orjson
 
 from learners.bandit import features_before
+from learners.bandit.arrays import finite, packed, unpacked
 from learners.bandit.exploration import Exploration, bag, greedy, squarecb, thompson, with_floor
 from learners.bandit.features import BITS, FEATURE_VERSION, Features, features, names_of, slate_of
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.bandit.serialization import (
-    finite,
-    packed,
     regressor_from_json,
     regressor_to_json,
-    unpacked,
     vocabulary_from_json,
     vocabulary_to_json,
 )

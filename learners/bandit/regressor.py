@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
-from math import exp, factorial, fsum, isfinite
+from math import exp, factorial, fsum, inf, isfinite
 from typing import Any
 
 import numpy as np
 from river import base
 
-from learners.bandit.beliefs import LOOSE, TINY, UNMET, Beliefs, Floats, Reach, total
+from learners.bandit.beliefs import LOOSE, TINY, UNMET, Beliefs, Floats, Integers, Reach, total
 from learners.bandit.features import Features
+from learners.bandit.steps import LEAST_NOISE, Step, carry, judged
 
-LEAST_NOISE = 1e-4
-ERROR_RATE = 0.02
-EVIDENCE_KEPT = 0.99
 MOST_FADED = 100.0
 
 
@@ -35,6 +33,9 @@ class RegressorConfig:
         forgetting: one number in (0, 1) for each member: the share by which the variance of a
             weight returns to the prior whenever the weight is met. Small shares remember, large
             ones follow change. Members that predict well weigh more.
+        noisier: one number >= 1 for each further member. It expects so many times the noise, and
+            forgets as the first member does. It learns slowly from features that it seldom met, so
+            it predicts better where rewards are mostly chance.
         block: most features that share one covariance matrix, >= 1.
         dense: most features in all blocks together, >= 0; all others have a variance only.
         bootstrap: whether each member learns a random sample of the examples (online bagging; Oza &
@@ -45,6 +46,7 @@ class RegressorConfig:
     prior_variance: float = 0.25
     noise_share: float = 0.7
     forgetting: tuple[float, ...] = (1e-5, 2e-3)
+    noisier: tuple[float, ...] = ()
     block: int = 96
     dense: int = 768
     bootstrap: bool = False
@@ -56,10 +58,17 @@ class RegressorConfig:
             )
         if not self.forgetting or not all(0.0 < share < 1.0 for share in self.forgetting):
             raise ValueError(f"forgetting must be between 0 and 1, got {self.forgetting}")
+        if not all(1.0 <= times < inf for times in self.noisier):
+            raise ValueError(f"noisier must be at least 1, got {self.noisier}")
         if self.block < 1 or self.dense < 0:
             raise ValueError(
                 f"block must be at least 1 and dense at least 0, got {self.block} and {self.dense}"
             )
+
+    @property
+    def members(self) -> int:
+        """E, how many learn side by side."""
+        return len(self.forgetting) + len(self.noisier)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,8 @@ class BlockBayesianRegressor(base.Regressor):
     examples give the same weights bit for bit. Only deviations are computed with it: they matter
     for choosing, and choices are logged.
 
-    `revise` takes an earlier example back, or changes its target, in the time of one example.
+    `revise_step` takes an earlier example back, or changes its target, if what it moved is still
+    known. `revise` estimates that from what is known now, in the time of one example.
 
     Attributes:
         examples: how many were taken in; those taken back count.
@@ -113,7 +123,7 @@ class BlockBayesianRegressor(base.Regressor):
 
     def __init__(self, config: RegressorConfig | None = None) -> None:
         self.config = config or RegressorConfig()
-        members = len(self.config.forgetting)
+        members, noisier = self.config.members, self.config.noisier
         self.examples = 0
         self.energy = 1.0
         self.errors: Floats = np.full(members, 0.1)
@@ -121,7 +131,11 @@ class BlockBayesianRegressor(base.Regressor):
         self.shares: Floats = np.full(members, 1.0 / members)
         self.least = self.greatest = self.config.prior_mean
         self.beliefs = Beliefs(members, self.config.block, self.config.dense)
-        self._forgets: Floats = np.array(self.config.forgetting)[:, None]
+        forgetting = self.config.forgetting
+        self._forgets: Floats = np.array([*forgetting, *forgetting[:1] * len(noisier)])[:, None]
+        self._noises: Floats = self.config.noise_share * np.array(
+            [1.0] * len(forgetting) + [*noisier]
+        )
 
     @property
     def prior(self) -> float:
@@ -179,7 +193,14 @@ class BlockBayesianRegressor(base.Regressor):
     def learn_one(
         self, x: dict[Any, float], y: float, w: float = 1.0, key: int | None = None
     ) -> "BlockBayesianRegressor":
-        """Take in one example and return self.
+        """Take in one example and return self; see `take_step`."""
+        self.take_step(x, y, w, key)
+        return self
+
+    def take_step(
+        self, x: Features, y: float, w: float = 1.0, key: int | None = None
+    ) -> Step | None:
+        """Take in one example and return what it did; None if it has no features.
 
         Args:
             w: how much it counts, > 0; 2 is about as if it came twice.
@@ -197,7 +218,7 @@ class BlockBayesianRegressor(base.Regressor):
             )
         self.examples += 1
         if not x:
-            return self
+            return None
         # 2. Find the weights. A new feature gets one, with the prior's variance.
         self.energy += (max(1e-9, energy) - self.energy) / self.examples
         slots = self.beliefs.admit(x, self.prior, self.energy, self.examples)
@@ -205,15 +226,48 @@ class BlockBayesianRegressor(base.Regressor):
         self.beliefs.fade(slots, self._forgets, self.energy)
         # 4. Predict, and see by how much each member is wrong.
         reach = self.beliefs.reach(slots, values)
-        errors = y - self.config.prior_mean - total(self.beliefs.means[:, slots] * values)
+        predicted = self.config.prior_mean + total(self.beliefs.means[:, slots] * values)
         # 5. Move the weights towards the target, the further the less is known of them.
-        noise = self._noise(self.errors, w, self.examples if key is None else key)
-        self._step(reach, errors, noise)
+        key = self.examples if key is None else key
+        noise = self._noise(self.errors, w, key)
+        step = self._noted(slots, values, reach, noise, predicted, y, key)
+        self._step(reach, y - predicted, noise)
         self.beliefs.settle(slots, reach, noise)
         # 6. Give more say to members that were less wrong.
-        self._judge(errors * errors)
+        self._judge([step])
         self.least, self.greatest = min(self.least, y), max(self.greatest, y)
-        return self
+        return step
+
+    def revise_step(
+        self, steps: Sequence[Step], moment: Moment, new: float | None, w: float = 1.0
+    ) -> None:
+        """Replace the target of a step, as if it had had the new one at once.
+
+        The means are exactly what they would be if each later step had moved as far for its error
+        as it did (see `carry`). Variances are those of a belief that the example is taken out of,
+        or put into: how much is left of it is estimated, as in `revise`.
+
+        Args:
+            steps: the step, and all later ones; they are changed.
+            moment: when it was taken.
+            new: the target that it has now; None takes it back.
+            w: as it was taken.
+        """
+        first = steps[0]
+        known, values = first.target is not None, first.values.astype(np.float64)
+        if known != (new is not None):
+            noise = self._noise_left(first.slots, values, moment, w, first.key)
+            reach = self.beliefs.reach(first.slots, values)
+            if known:
+                prior = self.beliefs.prior_of(first.slots, values)
+                self._widen(reach, _leverage(reach, noise, prior))
+            else:
+                self.beliefs.narrow(reach, noise + np.maximum(reach.variances, 0.0))
+        self.beliefs.means += carry(steps, new, np.zeros_like(self.beliefs.means))
+        self.errors, self.evidence = np.array(first.errors), np.array(first.evidence)
+        self._judge(steps)
+        if new is not None:
+            self.least, self.greatest = min(self.least, new), max(self.greatest, new)
 
     def revise(
         self,
@@ -224,8 +278,8 @@ class BlockBayesianRegressor(base.Regressor):
         w: float = 1.0,
         key: int | None = None,
     ) -> bool:
-        """Replace the target of an example that was learned before; return whether it can have
-        been.
+        """Replace the target of an example whose step is not known any more; return whether it
+        can have been learned.
 
         A Gaussian belief is a sum over examples, so one of them can be taken out of the sum again,
         or be put into it (in the information form of the Kalman filter the precision is a sum of
@@ -244,15 +298,9 @@ class BlockBayesianRegressor(base.Regressor):
         slots, values = slots[slots != UNMET], values[slots != UNMET]
         if not len(slots):
             return False
-        # 2. See how much of it is left: its noise is that of then, and greater by what was
-        # forgotten.
-        if moment.faded is None:
-            before = self.beliefs.faded_until(slots, values, moment.example, self.examples)
-        else:
-            before = np.array(moment.faded)
-        faded = np.maximum(0.0, self.beliefs.faded_of(slots, values) - before)
-        noise = self._noise(np.array(moment.errors), w, moment.example if key is None else key)
-        noise = noise * np.array([exp(min(MOST_FADED, one)) for one in faded.tolist()])
+        # 2. See how much of it is left.
+        key = moment.example if key is None else key
+        noise = self._noise_left(slots, values, moment, w, key)
         # 3. Take it out, put it in, or move its target.
         reach = self.beliefs.reach(slots, values)
         means = self.config.prior_mean + total(self.beliefs.means[:, slots] * values)
@@ -260,7 +308,9 @@ class BlockBayesianRegressor(base.Regressor):
             self._step(reach, new - means, noise)
         elif old is not None and new is None:
             prior = self.beliefs.prior_of(slots, values)
-            self._take_back(reach, old - means, means, noise, prior)
+            leverage = _leverage(reach, noise, prior)
+            self._take_back(reach, old - means, means, leverage)
+            self._widen(reach, leverage)
         elif old is not None and new is not None:
             # No step may exceed the difference: an example is at most all that is known.
             self.beliefs.move(reach, (new - old) / np.maximum(noise, reach.variances))
@@ -287,7 +337,7 @@ class BlockBayesianRegressor(base.Regressor):
 
     def _noise(self, errors: Floats, w: float, key: int) -> Floats:
         """Return the noise that each member expects of a reward, shape (E,)."""
-        noise: Floats = np.maximum(LEAST_NOISE, self.config.noise_share * errors) / w
+        noise: Floats = np.maximum(LEAST_NOISE, self._noises * errors) / w
         if self.config.bootstrap:
             noise = noise / np.maximum(_poisson(key, len(noise)), 1e-9)
         return noise
@@ -298,32 +348,81 @@ class BlockBayesianRegressor(base.Regressor):
         self.beliefs.move(reach, errors / spreads)
         self.beliefs.narrow(reach, spreads)
 
-    def _take_back(
-        self, reach: Reach, errors: Floats, means: Floats, noise: Floats, prior: float
-    ) -> None:
-        """Undo a step of a Kalman filter.
+    def _noted(
+        self,
+        slots: Integers,
+        values: Floats,
+        reach: Reach,
+        noise: Floats,
+        predicted: Floats,
+        y: float,
+        key: int,
+    ) -> Step:
+        moved, gains = self.beliefs.gains(reach, noise + np.maximum(reach.variances, 0.0))
+        return Step(
+            example=self.examples,
+            key=key,
+            slots=slots,
+            values=values.astype(np.float32),
+            moved=moved,
+            gains=gains.astype(np.float16),
+            target=y,
+            predicted=predicted.tolist(),
+            errors=self.errors.tolist(),
+            evidence=self.evidence.tolist(),
+        )
 
-        Without the example, the prediction for it has the variance v / (1 - h), with the leverage
-        h = v / noise. Two limits hold where h is estimated too high: that variance stays below
-        `prior`, and the prediction within the range of all targets.
+    def _noise_left(
+        self, slots: Integers, values: Floats, moment: Moment, w: float, key: int
+    ) -> Floats:
+        """Return the noise of an earlier example: that of then, and greater by what was forgotten.
+
+        Args:
+            moment: when it was learned.
         """
-        variances = np.maximum(reach.variances, TINY)
-        most = np.maximum(0.0, 1.0 - variances / max(prior, TINY))
-        leverage = np.minimum(variances / noise, most)
+        if moment.faded is None:
+            before = self.beliefs.faded_until(slots, values, moment.example, self.examples)
+        else:
+            before = np.array(moment.faded)
+        faded = np.maximum(0.0, self.beliefs.faded_of(slots, values) - before)
+        noise = self._noise(np.array(moment.errors), w, key)
+        left: Floats = noise * np.array([exp(min(MOST_FADED, one)) for one in faded.tolist()])
+        return left
+
+    def _take_back(self, reach: Reach, errors: Floats, means: Floats, leverage: Floats) -> None:
+        """Undo what a step of a Kalman filter did to the means.
+
+        The prediction stays within the range of all targets, also where the leverage is estimated
+        too high.
+        """
         wanted = means - errors * leverage / (1.0 - leverage)
         without = np.clip(wanted, np.minimum(self.least, means), np.maximum(self.greatest, means))
-        self.beliefs.move(reach, (without - means) / variances)
+        self.beliefs.move(reach, (without - means) / np.maximum(reach.variances, TINY))
+
+    def _widen(self, reach: Reach, leverage: Floats) -> None:
+        """Undo what a step of a Kalman filter did to the covariances."""
         # Where nothing may be undone, nothing is added.
+        variances = np.maximum(reach.variances, TINY)
         spreads = variances * (1.0 - leverage) / np.maximum(leverage, TINY)
         self.beliefs.narrow(reach, spreads, sign=-1.0)
 
-    def _judge(self, squared: Floats) -> None:
-        """Note the squared errors of the members, and give each a share by them."""
-        self.evidence = EVIDENCE_KEPT * self.evidence - squared / (
-            2.0 * max(float(self.errors[0]), LEAST_NOISE)
-        )
-        self.errors += max(ERROR_RATE, 1.0 / (self.examples + 5)) * (squared - self.errors)
+    def _judge(self, steps: Sequence[Step]) -> None:
+        """Note the errors of the members in steps, and give each member a share by them."""
+        errors, evidence = judged(steps, self.errors.tolist(), self.evidence.tolist())
+        self.errors, self.evidence = np.array(errors), np.array(evidence)
         self.heed()
+
+
+def _leverage(reach: Reach, noise: Floats, prior: float) -> Floats:
+    """Return h = v / noise, where v is the variance of a prediction, shape (E,), in [0, 1).
+
+    Without the example, the variance is v / (1 - h). Where h is estimated too high, a limit holds:
+    that variance stays below `prior`.
+    """
+    variances = np.maximum(reach.variances, TINY)
+    most = np.maximum(0.0, 1.0 - variances / max(prior, TINY))
+    leverage: Floats = np.minimum(variances / noise, most)
+    return leverage
 
 
 def _poisson(key: int, members: int) -> Floats:

@@ -1,13 +1,11 @@
-"""A regressor as JSON, exact to the bit: arrays are little-endian and in base64."""
+"""A regressor and a vocabulary as JSON, exact to the bit."""
 
-import base64
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from learners.bandit.arrays import finite, packed, unpacked
 from learners.bandit.beliefs import BY_MEMBER
 from learners.bandit.regressor import BlockBayesianRegressor, RegressorConfig
 from learners.bandit.vocabulary import FrequentItems, Vocabulary
@@ -51,10 +49,10 @@ def regressor_from_json(document: dict[str, Any]) -> BlockBayesianRegressor:
         KeyError, TypeError: it is another kind of document.
     """
     config = document["config"]
-    regressor = BlockBayesianRegressor(
-        RegressorConfig(**config | {"forgetting": tuple(config["forgetting"])})
-    )
-    members = len(regressor.config.forgetting)
+    # Policies of an earlier version have no member that expects more noise.
+    lists = {name: tuple(config.get(name, ())) for name in ("forgetting", "noisier")}
+    regressor = BlockBayesianRegressor(RegressorConfig(**config | lists))
+    members = regressor.config.members
     regressor.examples = int(document["lessons"])
     regressor.energy = float(document["energy"])
     regressor.errors = np.array(document["errors"], dtype=float).reshape(members)
@@ -111,25 +109,3 @@ def _counts_to_json(counts: FrequentItems) -> list[str]:
 def _counts_from_json(document: list[str]) -> FrequentItems:
     counted, often = (unpacked(text, "<u4").tolist() for text in document)
     return FrequentItems(dict(zip(counted, often, strict=True)))
-
-
-def packed(numbers: Sequence[Any] | NDArray[Any], kind: str) -> str:
-    """Return numbers as an array in base64."""
-    return base64.b64encode(np.asarray(numbers, dtype=kind).tobytes()).decode()
-
-
-def unpacked(text: str, kind: str) -> NDArray[Any]:
-    """Return the array that `packed` wrote."""
-    return np.frombuffer(base64.b64decode(text, validate=True), dtype=kind)
-
-
-def finite(text: str) -> NDArray[np.float64]:
-    """Return an array of float64.
-
-    Raises:
-        ValueError: one of its numbers is not finite.
-    """
-    numbers = unpacked(text, "<f8").astype(np.float64)
-    if not np.isfinite(numbers).all():
-        raise ValueError("an array holds numbers that are not finite; the state is damaged")
-    return numbers

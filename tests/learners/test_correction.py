@@ -108,6 +108,27 @@ def test_without_forgetting_it_is_exact_within_a_block(
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
+def left_of_a_fifth(config: BanditConfig, retract: bool, context: int) -> float:
+    """Return how much remains of the error in expected rewards when a fifth of 600 rewards was
+    wrong, and each was corrected or retracted; as a share.
+    """
+    right, random = examples(600, context=context), Random(1)
+    bad = set(random.sample(range(600), 120))
+    learner = BanditLearner("p", config)
+    wrong = [flipped(event) if n in bad else event for n, event in enumerate(right)]
+    expected = folded(learner, [e for n, e in enumerate(right) if not (retract and n in bad)])
+    undone = [
+        correction(wrong[n], None if retract else right[n].payload.reward) for n in sorted(bad)
+    ]
+    after = folded(learner, [*wrong, *undone])
+    assert after.examples == expected.examples
+    assert (after.corrected, after.uncorrected) == (120, 0)
+    assert after.knowledge.value_total == pytest.approx(expected.knowledge.value_total)
+    about = right[:40]
+    before = distance(believed(folded(learner, wrong), about), believed(expected, about))
+    return distance(believed(after, about), believed(expected, about)) / before
+
+
 @pytest.mark.parametrize("retract", [False, True])
 @pytest.mark.parametrize("remembered", [4096, 64])
 @pytest.mark.parametrize(("context", "most"), [(0, 0.35), (8, 0.95)])
@@ -118,22 +139,8 @@ def test_a_fifth_of_the_rewards_is_undone_nearly_as_if_they_had_been_right(
 
     With words in the context, most of what they taught was overwritten or lies in several blocks.
     """
-    right, random = examples(600, context=context), Random(1)
-    bad = set(random.sample(range(600), 120))
-    learner = BanditLearner("p", BanditConfig(remembered=remembered))
-    wrong = [flipped(event) if n in bad else event for n, event in enumerate(right)]
-    expected = folded(learner, [e for n, e in enumerate(right) if not (retract and n in bad)])
-    undone = [
-        correction(wrong[n], None if retract else right[n].payload.reward) for n in sorted(bad)
-    ]
-    after = folded(learner, [*wrong, *undone])
-    about = right[:40]
-    before = distance(believed(folded(learner, wrong), about), believed(expected, about))
-    left = distance(believed(after, about), believed(expected, about))
-    assert left < most * before
-    assert after.examples == expected.examples
-    assert (after.corrected, after.uncorrected) == (120, 0)
-    assert after.knowledge.value_total == pytest.approx(expected.knowledge.value_total)
+    config = BanditConfig(remembered=remembered, steps=0)
+    assert left_of_a_fifth(config, retract, context) < most
 
 
 def test_when_all_is_taken_back_expected_rewards_stay_near_the_range_of_rewards() -> None:
@@ -171,12 +178,37 @@ def test_what_was_never_learned_cannot_be_corrected_and_is_counted(remembered: i
     assert checkpoint is None
 
 
-def test_a_correction_costs_as_much_work_however_many_examples_came_since() -> None:
-    """It does not look at any other example: the state holds no features and no rewards."""
-    learner = BanditLearner("p", BanditConfig(remembered=16))
+@pytest.mark.parametrize("retract", [False, True])
+@pytest.mark.parametrize(("context", "most"), [(0, 0.1), (8, 0.25)])
+def test_of_what_is_known_step_by_step_little_remains(
+    retract: bool, context: int, most: float
+) -> None:
+    """As above, with room for all steps."""
+    assert left_of_a_fifth(BanditConfig(steps=2**21), retract, context) < most
+
+
+def test_the_state_has_a_bound_however_many_examples_came() -> None:
+    learner = BanditLearner("p", BanditConfig(remembered=16, steps=2**15))
     sizes = [len(learner.encode(folded(learner, examples(count)))) for count in (100, 400)]
     # Marks grow to their bound; everything else has its size.
-    assert sizes[1] - sizes[0] < 300 * 64
+    assert sizes[1] - sizes[0] < 300 * 80
+
+
+def test_steps_are_the_same_after_they_were_stored() -> None:
+    learner, taught = BanditLearner("p"), examples(60, context=4)
+    state = folded(learner, taught)
+    stored = learner.decode(learner.encode(state))
+    assert stored.knowledge.steps.to_json() == state.knowledge.steps.to_json()
+    undone = [correction(taught[number], None) for number in (59, 20, 3)]
+    for event in undone:
+        state, stored = learner.fold(state, event), learner.fold(stored, event)
+    assert learner.encode(stored) == learner.encode(state)
+
+
+def test_a_learner_without_room_for_steps_estimates_all() -> None:
+    state = folded(BanditLearner("p", BanditConfig(steps=0)), examples(60))
+    assert not state.knowledge.steps.since(0)
+    assert state.knowledge.steps.to_json()["keys"] == ""
 
 
 def test_what_stood_in_all_contexts_stood_in_all_before_too() -> None:
