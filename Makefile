@@ -21,7 +21,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Python 3.12 and later count lines themselves, at no cost; tracing them takes a third more time.
 COUNTED = COVERAGE_CORE=$(shell $(RUN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')")
 
-.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-production bench-training bench-gateway bench-evidence users soak faults schemas clean
+.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-production bench-training bench-gateway bench-evidence bench-convergence users soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
@@ -36,6 +36,7 @@ help:
 	@echo "make bench-training  what SFT, DPO, GRPO and PPO earn over their parents, on served answers, three seeds each"
 	@echo "make bench-gateway  the gateway beside its peers, each in an environment of its own"
 	@echo "make bench-evidence  how often gates, trials and watches are wrong in a thousand worlds each; half an hour"
+	@echo "make bench-convergence  how many rollouts it takes until the better option serves, in simulated time; three minutes"
 	@echo "make users   six users' programs, until the better option serves them; five minutes"
 	@echo "make soak    half an hour of everything at once at the gateway, with its memory curve"
 	@echo "make faults  kill 120 processes under load, stop Kafka for two minutes; takes a quarter of an hour"
@@ -107,6 +108,9 @@ bench-gateway: setup
 
 bench-evidence: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.evidence --out bench-evidence.json
+
+bench-convergence: setup
+	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.convergence --out bench-convergence.json
 
 # Not among the tests: at ten rollouts a second it takes minutes, and how many rollouts it takes is chance.
 users: setup

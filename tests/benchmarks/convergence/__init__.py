@@ -1,0 +1,1 @@
+"""How many rollouts it takes until the better option serves, in simulated time."""
