@@ -21,7 +21,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Python 3.12 and later count lines themselves, at no cost; tracing them takes a third more time.
 COUNTED = COVERAGE_CORE=$(shell $(RUN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')")
 
-.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-production bench-training bench-gateway bench-evidence bench-convergence users soak faults schemas clean
+.PHONY: help setup learn demo test test-all mutants lint format bench bench-bandit bench-convergence bench-embeddings bench-evidence bench-gateway bench-production bench-training users soak faults schemas clean
 
 help:
 	@echo "make demo    run the whole loop on this machine and write report.html"
@@ -32,6 +32,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   measure, and write the figures to bench-results.json"
 	@echo "make bench-bandit  the bandit beside Vowpal Wabbit, and whether its evaluation and gate tell the truth"
+	@echo "make bench-embeddings  what embeddings of contexts earn the bandit, and what a decision costs with them"
 	@echo "make bench-production  the path of production beside Vowpal Wabbit, on fourteen problems; twenty minutes"
 	@echo "make bench-training  what SFT, DPO, GRPO and PPO earn over their parents, on served answers, three seeds each"
 	@echo "make bench-gateway  the gateway beside its peers, each in an environment of its own"
@@ -99,6 +100,9 @@ bench-bandit: setup
 
 bench-production: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.production --out bench-production.json --chart bench-production.png
+
+bench-embeddings: setup
+	OPENBLAS_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.embeddings --out bench-embeddings.json
 
 bench-training: $(LEARN)/.synced
 	$(LEARN)/bin/pytest -o junit_family=xunit1 --junit-xml=bench-training.xml tests/training/test_methods.py

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from learners.announcements import AnnouncementConfig
+from learners.bandit.embeddings import check_installed
 from learners.bandit.exploration import Exploration
 from learners.bandit.regressor import RegressorConfig
 
@@ -36,6 +37,8 @@ class BanditConfig(BaseModel):
             cost of the rollout's model calls.
         tenant_share: 0 is one policy for all tenants. Above 0, each tenant has weights of its own,
             which differ from the shared ones by this share of the prior variance.
+        embeddings: whether the policy also reads what a context means; needs the extra of this name
+            in every process that learns or serves it. See `learners.bandit.embeddings`.
         steps: bytes in which the learner keeps what the newest examples did, some 100 to 350
             examples. A correction of these is carried through all that came later; of an older one
             it is estimated. 0 keeps none.
@@ -69,11 +72,19 @@ class BanditConfig(BaseModel):
     criteria: dict[str, Positive] = {}
     cost_weight: float = Field(default=0.0, ge=0.0)
     tenant_share: float = Field(default=0.0, ge=0.0)
+    embeddings: bool = False
     steps: int = Field(default=2**18, ge=0, le=2**26)
     remembered: int = Field(default=4096, ge=1, le=1_000_000)
     drift_delta: Share = 0.05
     drift_reaction: float = Field(default=0.1, ge=0.0, le=1.0)
     error_halflife: Positive = 50.0
+
+    @field_validator("embeddings")
+    @classmethod
+    def _are_installed(cls, value: bool) -> bool:
+        if value:
+            check_installed()
+        return value
 
     def regressor(self) -> RegressorConfig:
         """Return the configuration of the regression."""

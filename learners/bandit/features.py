@@ -19,10 +19,14 @@ from learners.bandit.vocabulary import Vocabulary
 FEATURE_VERSION = 4
 """Raised whenever the same candidates would give other features."""
 
+EMBEDDED_VERSION = 5
+"""The features of version 4, and the embedding of the context for each candidate."""
+
 # How much the groups weigh against each other: what did best in `make bench-bandit`.
 PAIR_WEIGHT = 0.3
 CONTEXT_BY_CANDIDATE = 2.0
 CONTEXT_BY_WORD = 2.0
+MEANING_BY_CANDIDATE = 2.0
 
 # Bounds, so that a decision stays cheap. See docs/bandit.md, "What it reads".
 TEXT_CHARACTERS = 16_384
@@ -61,9 +65,10 @@ def features(
     tenant: str = "",
     tenant_share: float = 0.0,
     vocabulary: Vocabulary | None = None,
+    meaning: Floats | None = None,
 ) -> list[Features]:
     """Return the features of each candidate; see `slate_of`."""
-    slate = slate_of(context, candidates, tenant, tenant_share, vocabulary)
+    slate = slate_of(context, candidates, tenant, tenant_share, vocabulary, meaning)
     return [slate.features(row) for row in range(slate.count)]
 
 
@@ -73,6 +78,7 @@ def slate_of(
     tenant: str = "",
     tenant_share: float = 0.0,
     vocabulary: Vocabulary | None = None,
+    meaning: Floats | None = None,
 ) -> Slate:
     """Return the features of choosing each of the candidates in this context.
 
@@ -84,6 +90,7 @@ def slate_of(
     4. Its words and numbers, crossed with those words of the context that weigh most, and with the
        numbers that are the same for all candidates. What all share cannot by itself make one better
        than another.
+    5. The candidate itself, crossed with what the context means, if that is given.
 
     Each group is scaled to a fixed norm, so that long texts do not shout.
 
@@ -93,6 +100,7 @@ def slate_of(
             taught is believed as of all (a hierarchical prior; Daumé III, Frustratingly Easy Domain
             Adaptation, ACL 2007).
         vocabulary: which words of contexts and which candidates were met; none if None.
+        meaning: embedding of the context, of norm 1; see `learners.bandit.embeddings`.
 
     Returns:
         Features with indices in [0, 2**18). The hash is CRC-32, the same on every machine.
@@ -129,6 +137,10 @@ def slate_of(
             known.crossed(state, values),
         ]
     )
+    if meaning is not None:
+        by_meaning = known.crossed(_dimensions(len(meaning)), meaning)
+        scaled = by_meaning.scaled(np.full(count, MEANING_BY_CANDIDATE))
+        part = Part.joined([part, scaled])
     if tenant_share > 0.0:
         own = np.array([_index("tenant", tenant)])
         part = Part.joined([part, part.crossed(own, np.array([sqrt(tenant_share)]))])
@@ -152,9 +164,13 @@ def names_of(
     candidates: Sequence[Described],
     tenant: str = "",
     vocabulary: Vocabulary | None = None,
+    dimensions: int = 0,
 ) -> dict[int, str]:
     """Return what the features of these candidates stand for, such as `word effect` or `context
     pain × word drug`.
+
+    Args:
+        dimensions: of the context's embedding.
     """
     shared = shared_numbers([candidate.numbers for candidate in candidates])
     lefts = [("context", word) for word in set(tokens(context[:TEXT_CHARACTERS]))] + [
@@ -167,8 +183,12 @@ def names_of(
             ("number", name) for name in candidate.numbers
         ]
         found = {_index(*right): " ".join(right) for right in rights}
-        if (vocabulary or Vocabulary()).knows(identity_of(candidate)):
-            found[identity_of(candidate)] = f"candidate {candidate.id or candidate.text[:40]}"
+        if (vocabulary or Vocabulary()).knows(identity := identity_of(candidate)):
+            found[identity] = f"candidate {candidate.id or candidate.text[:40]}"
+            names |= {
+                _cross(index, identity): f"meaning {number} × {found[identity]}"
+                for number, index in enumerate(_dimensions(dimensions).tolist())
+            }
         names |= {_pair(*pair): f"pair {' '.join(pair)}" for pair in pairwise(words)}
         names |= {_index("value", word): f"number after {word}" for word in words}
         names |= found
@@ -297,6 +317,12 @@ def _pair(first: str, second: str) -> int:
 
 def _hash(text: str) -> int:
     return crc32(text.encode(errors="surrogatepass")) & MASK
+
+
+@lru_cache
+def _dimensions(count: int) -> Integers:
+    """Return what stands for the dimensions of an embedding."""
+    return np.array([_index("meaning", str(number)) for number in range(count)], dtype=np.int64)
 
 
 def _context_word(word: str) -> int:

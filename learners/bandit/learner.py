@@ -10,7 +10,14 @@ import orjson
 
 from learners.announcements import Announcements
 from learners.bandit.config import BanditConfig
-from learners.bandit.features import FEATURE_VERSION, identity_of, slate_of, words_of
+from learners.bandit.embeddings import embedding
+from learners.bandit.features import (
+    EMBEDDED_VERSION,
+    FEATURE_VERSION,
+    identity_of,
+    slate_of,
+    words_of,
+)
 from learners.bandit.history import History
 from learners.bandit.knowledge import Knowledge, Observation
 from learners.bandit.policy import MEDIA_TYPE, BanditPolicy, Weights
@@ -37,6 +44,7 @@ def policy_of(
         epsilon=config.epsilon,
         cost_weight=config.cost_weight,
         tenant_share=config.tenant_share,
+        feature_version=EMBEDDED_VERSION if config.embeddings else FEATURE_VERSION,
         vocabulary=vocabulary or Vocabulary(),
     )
 
@@ -178,7 +186,9 @@ class BanditLearner:
     ) -> Observation:
         """Return the choice with the features that it has by a vocabulary."""
         decision, share = body.decision, self.config.tenant_share
-        slate = slate_of(decision.context, decision.candidates, event.tenant, share, vocabulary)
+        meaning = embedding(decision.context) if self.config.embeddings else None
+        asked = decision.context, decision.candidates, event.tenant, share, vocabulary
+        slate = slate_of(*asked, meaning)
         return Observation(
             x=slate.features(decision.choice),
             propensity=decision.propensity,

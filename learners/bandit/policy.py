@@ -10,10 +10,18 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import orjson
 
-from learners.bandit import features_before
+from learners.bandit import embeddings, features_before
 from learners.bandit.arrays import finite, packed, unpacked
 from learners.bandit.exploration import Exploration, bag, greedy, squarecb, thompson, with_floor
-from learners.bandit.features import BITS, FEATURE_VERSION, Features, features, names_of, slate_of
+from learners.bandit.features import (
+    BITS,
+    EMBEDDED_VERSION,
+    FEATURE_VERSION,
+    Features,
+    features,
+    names_of,
+    slate_of,
+)
 from learners.bandit.regressor import BlockBayesianRegressor
 from learners.bandit.serialization import (
     regressor_from_json,
@@ -96,8 +104,9 @@ class BanditPolicy:
     ) -> list[float]:
         """Return the probability of each candidate, in their order."""
         costs = [self.cost_weight * (candidate.cost or 0.0) for candidate in candidates]
-        if self.feature_version == FEATURE_VERSION and isinstance(self.beliefs, Weights):
-            slate = slate_of(context, candidates, tenant, self.tenant_share, self.vocabulary)
+        if self._is_present and isinstance(self.beliefs, Weights):
+            asked = context, candidates, tenant, self.tenant_share, self.vocabulary
+            slate = slate_of(*asked, self._meaning(context))
             believed, found = self.beliefs.predict_slate(slate), []
         else:
             found = self.features(context, candidates, tenant)
@@ -122,8 +131,9 @@ class BanditPolicy:
         self, context: str, candidates: Sequence[Candidate], tenant: str = ""
     ) -> list[Features]:
         """Return the features of each candidate, of the policy's own version."""
-        if self.feature_version == FEATURE_VERSION:
-            return features(context, candidates, tenant, self.tenant_share, self.vocabulary)
+        if self._is_present:
+            asked = context, candidates, tenant, self.tenant_share, self.vocabulary
+            return features(*asked, self._meaning(context))
         version, share = self.feature_version, self.tenant_share
         return features_before.features(version, context, candidates, tenant, share)
 
@@ -131,17 +141,30 @@ class BanditPolicy:
         self, context: str, candidates: Sequence[Candidate], tenant: str = ""
     ) -> dict[int, str]:
         """Return what the features of these candidates stand for."""
-        if self.feature_version == FEATURE_VERSION:
-            return names_of(context, candidates, tenant, self.vocabulary)
+        if self._is_present:
+            dimensions = embeddings.DIMENSIONS if self._embeds else 0
+            return names_of(context, candidates, tenant, self.vocabulary, dimensions)
         return features_before.names_of(self.feature_version, context, candidates, tenant)
+
+    @property
+    def _embeds(self) -> bool:
+        return self.feature_version == EMBEDDED_VERSION
+
+    @property
+    def _is_present(self) -> bool:
+        """Whether it reads the features that are learned now."""
+        return self.feature_version in (FEATURE_VERSION, EMBEDDED_VERSION)
+
+    def _meaning(self, context: str) -> Floats | None:
+        return embeddings.embedding(context) if self._embeds else None
 
     def to_bytes(self) -> bytes:
         """Return the policy as JSON; equal policies give equal bytes."""
-        before = self.feature_version != FEATURE_VERSION
-        vocabulary = {} if before else {"vocabulary": vocabulary_to_json(self.vocabulary)}
+        vocabulary = vocabulary_to_json(self.vocabulary)
         return orjson.dumps(
             {
-                **vocabulary,
+                **({"vocabulary": vocabulary} if self._is_present else {}),
+                **({"embeddings": embeddings.MODEL} if self._embeds else {}),
                 "exploration": self.exploration,
                 "greed": self.greed,
                 "epsilon": self.epsilon,
@@ -163,18 +186,20 @@ class BanditPolicy:
         """Return the policy that `to_bytes` wrote.
 
         Raises:
-            ValueError: it is not a bandit policy, is damaged, or reads features of a version that
-                this program does not compute. Versions 2 and 3 are still computed for the policies
-                that read them.
+            ValueError: it is not a bandit policy, is damaged, or reads features of a version, or
+                embeddings of a model, that this program does not compute. Versions 2 and 3 are
+                still computed for the policies that read them.
         """
         try:
             document = orjson.loads(value)
             version = document["feature_version"]
-            if version not in (*features_before.TOKENS, FEATURE_VERSION):
+            if version not in (*features_before.TOKENS, FEATURE_VERSION, EMBEDDED_VERSION):
                 raise ValueError(
                     f"the policy reads features of version {version}, this program computes"
-                    f" {min(features_before.TOKENS)} to {FEATURE_VERSION}"
+                    f" {min(features_before.TOKENS)} to {EMBEDDED_VERSION}"
                 )
+            if version == EMBEDDED_VERSION:
+                embeddings.load(document["embeddings"])
             if document["exploration"] not in get_args(Exploration):
                 raise ValueError(f"unknown exploration {document['exploration']!r}")
             beliefs = _beliefs_from_json(document["beliefs"])
@@ -192,7 +217,7 @@ class BanditPolicy:
                 float(document["tenant_share"]),
                 version,
                 vocabulary_from_json(document["vocabulary"])
-                if version == FEATURE_VERSION
+                if version in (FEATURE_VERSION, EMBEDDED_VERSION)
                 else Vocabulary(),
             )
         except (KeyError, TypeError, IndexError) as error:

@@ -21,6 +21,7 @@ CONFIGURATIONS: list[dict[str, Any]] = [
     {"exploration": "bag"},
     {"update": "importance"},
     {"update": "doubly-robust", "tenant_share": 0.3},
+    {"embeddings": True},
 ]
 
 

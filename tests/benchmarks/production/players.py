@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vowpalwabbit import Workspace
 
 from learners.bandit.config import BanditConfig
+from learners.bandit.embeddings import embedding
 from learners.bandit.features import identity_of, slate_of, words_of
 from learners.bandit.knowledge import Knowledge, Observation
 from learners.bandit.learner import policy_of
@@ -104,7 +105,9 @@ class Ungated:
 
     def learn(self, turn: Turn, index: int, propensity: float) -> None:
         self._vocabulary.take(words_of(turn.context), identity_of(turn.candidates[index]))
-        slate = slate_of(turn.context, turn.candidates, vocabulary=self._vocabulary)
+        meaning = embedding(turn.context) if self._config.embeddings else None
+        asked = turn.context, turn.candidates
+        slate = slate_of(*asked, vocabulary=self._vocabulary, meaning=meaning)
         self._knowledge.learn(
             Observation(slate.features(index), propensity, slate.count),
             turn.rewards[index],
