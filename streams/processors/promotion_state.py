@@ -1,6 +1,8 @@
 """What promotion knows of one logical name."""
 
-from pydantic import BaseModel, Field
+from typing import Any
+
+from pydantic import BaseModel, Field, field_validator
 
 from learners.online_error import OnlineError
 from learners.policies import UNIFORM_VERSION
@@ -57,6 +59,15 @@ class PromotionState(BaseModel):
     own: list[str] = Field(default_factory=list)
     held: bool = False
     told: str = ""
+
+    @field_validator("comparison", "watched", mode="before")
+    @classmethod
+    def _drop_earlier(cls, value: Any) -> Any:
+        """Drop a comparison that an earlier release began: it paired rollouts otherwise. The
+        version that was on trial is rolled back, as one that nobody tries.
+        """
+        is_earlier = isinstance(value, dict) and "share" not in value
+        return None if is_earlier else value
 
     @property
     def registry(self) -> Registry:

@@ -2,20 +2,25 @@
 
 from pathlib import Path
 
+import orjson
 import pytest
 
+from schemas.checkpoints import CheckpointState
 from schemas.envelope import AnyEvent
 from schemas.identifiers import new_event_id
 from schemas.routes import RouteEvent
 from schemas.serialization import decode
 from schemas.topics import ROUTES
+from streams.processors.promotion import Promotion
 from streams.storage.artifacts import ArtifactStore
 from streams.storage.embedded.log import EmbeddedLog
 from streams.storage.log import read_all
+from tests import events
 from tests.streams.promotions import (
     AT_ONCE,
     BASE,
     ON_TRIAL,
+    TARGET,
     adapter,
     candidate,
     controls,
@@ -222,3 +227,22 @@ def test_a_trial_keeps_its_share_while_the_version_does_worse(
     trial = side_by_side(100, bad=0.4, **{"configured:base": 0.5})
     promoted(log, store, *begin, *trial, config=careful)
     assert weights(log)[1:] == [{"configured:base": 0.75, "bad": 0.25}]
+
+
+def test_a_trial_that_an_earlier_release_began_is_ended(tmp_path: Path) -> None:
+    """It paired rollouts otherwise, and its state has another form."""
+    store = ArtifactStore(tmp_path)
+    promotion, state = Promotion(ON_TRIAL, store), None
+    begin: list[AnyEvent] = [RouteEvent(payload=BASE), adapter(store, "a1")]
+    for offset, event in enumerate(begin):
+        state = promotion.handle(state, event, events.record(event, offset, TARGET)).state
+    assert state is not None
+    document = orjson.loads(promotion.encode_state(state))
+    del document["comparison"]["share"]
+    (event,) = rewarded("a1", 0.9, 1)
+    outcome = promotion.handle(
+        promotion.decode_state(orjson.dumps(document)), event, events.record(event, 9, TARGET)
+    )
+    assert outcome.state is not None
+    assert outcome.state.comparison is None
+    assert outcome.state.checkpoints["a1"].state is CheckpointState.ROLLED_BACK
