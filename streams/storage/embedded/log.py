@@ -104,10 +104,10 @@ class EmbeddedLog:
                 long.append((place, value))
                 room = len(value)
                 value = None
-            rows.append((*place, timestamp_ms, record.key, value, headers, room))
+            rows.append((*place, timestamp_ms, record.key, room, room, value, headers))
         self.connection.executemany(
             'INSERT INTO records (topic, "partition", "offset", timestamp_ms, key, value, headers)'
-            " VALUES (?1, ?2, ?3, ?4, ?5, iif(?8 > 0, zeroblob(?8), ?6), ?7)",
+            " VALUES (?, ?, ?, ?, ?, iif(? > 0, zeroblob(?), ?), ?)",
             rows,
         )
         for place, content in long:
