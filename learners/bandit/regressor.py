@@ -244,8 +244,11 @@ class BlockBayesianRegressor(base.Regressor):
         """Replace the target of a step, as if it had had the new one at once.
 
         The means are exactly what they would be if each later step had moved as far for its error
-        as it did (see `carry`). Variances are those of a belief that the example is taken out of,
-        or put into: how much is left of it is estimated, as in `revise`.
+        as it did (see `carry`). One that is taken back counts as if its target had been what was
+        predicted then. So what came next keeps the smaller gains that it had beside it; in return,
+        what was forgotten because of many wrong targets in a row comes back. Variances are those of
+        a belief that the example is taken out of, or put into: how much is left of it is estimated,
+        as in `revise`.
 
         Args:
             steps: the step, and all later ones; they are changed.
