@@ -98,7 +98,8 @@ def test_a_policy_is_evaluated_on_decisions_that_were_made_anyway(demo: dict[str
     # The version learned from most of these decisions, so its own bounds may be far too good.
     for evaluation in found["policies"].values():
         assert evaluation["interval"]["low"] <= evaluation["interval"]["high"]
-        assert evaluation["diagnostics"]["mean_weight"] == pytest.approx(1, abs=0.5)
+        # 1 in the mean of many decisions; here are some dozens, and single weights are above 10.
+        assert 0.25 < evaluation["diagnostics"]["mean_weight"] < 4.0
     assert found["difference"]["interval"]["low"] < found["difference"]["difference"]
     assert found["decisions_needed_to_tell"]["0.05"] > 100
     assert (
